@@ -1,6 +1,6 @@
 """Train the first bundled model: GFP-GAN at 128 px by reconstruction alone (no prior, no discriminator yet).
 
-python figures/first_model.py train --data DIR --minutes 100    # DIR holds ffhq128/, ffhq256/, stylegan256/; resumes from runs/first/state.pt
+python figures/first_model.py train --data DIR --minutes 119    # DIR holds ffhq128/, ffhq256/, stylegan256/; resumes from runs/first/state.pt
 python figures/first_model.py ship  --data DIR                  # validate on FFHQ 04700-04999, write gfpgan_edu/bundled/ and figures/first_model.json
 """
 import argparse, datetime, json, math, os, pathlib, time
@@ -100,7 +100,7 @@ def ship(data):
               "4x bicubic": [cv2.resize(cv2.resize(y, (half, half), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC) for y in gt]}
     with torch.inference_mode():
         restored = {k: np.concatenate([to_images(net(tensor(v[i:i + 20]))[0]) for i in range(0, len(v), 20)]) for k, v in inputs.items()}
-    result = dict(command="python figures/first_model.py train --data DIR --minutes 105; python figures/first_model.py ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
+    result = dict(command="python figures/first_model.py train --data DIR --minutes 119; python figures/first_model.py ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
                   steps=s["step"], images=s["step"] * BATCH, minutes=round(s["spent"] / 60, 1), hardware=f"{os.cpu_count()} CPU cores, bf16 autocast", torch=torch.__version__, date=datetime.date.today().isoformat(),
                   train_faces=len(faces(data, train=True)), validation_faces=len(gt), parameters=sum(p.numel() for p in net.parameters()), file_kb=path.stat().st_size // 1000,
                   validation={k: dict(input=scores(inputs[k], gt), restored=scores(restored[k], gt)) for k in inputs})
@@ -141,6 +141,6 @@ if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("what", choices=["train", "ship"])
     ap.add_argument("--data", type=pathlib.Path, required=True)
-    ap.add_argument("--minutes", type=float, default=105)
+    ap.add_argument("--minutes", type=float, default=119)
     a = ap.parse_args()
     train(a.data, a.minutes) if a.what == "train" else ship(a.data)

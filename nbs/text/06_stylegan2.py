@@ -1,8 +1,23 @@
 # %% [markdown]
 # # StyleGAN2, the prior {#sec-stylegan2}
+#
+# > A generator of faces whose layers can be steered from outside.
+#
+# **You will build** the StyleGAN2 generator [@karras2020stylegan2] in plain PyTorch: modulated convolutions, noise inputs, RGB skips, the mapping network, truncation, style mixing, and the hook through which GFP-GAN steers it.
+# **Needs** the equalised layers and the FIR resampling of @sec-layers.
+# **Runs in** about 15 s on a laptop CPU.
 
 # %%
 #| default_exp stylegan2
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from fastcore.test import test_fail
+from torch.testing import assert_close
+
+from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.layers import fir_kernel, upfirdn
 
 # %%
 #| export
@@ -13,6 +28,67 @@ import torch.nn.functional as F
 from torch import nn
 
 from gfpgan_edu.layers import SLOPE, SQRT2, EqualizedLinear, Resample
+
+# %% [markdown]
+# @fig-stylegan2-map shows where this chapter sits. The prior receives codes from one side and scales and shifts from the other. Its output is the restored face.
+
+# %%
+#| label: fig-stylegan2-map
+#| fig-cap: "This chapter builds the box on the right: a generator that knows what faces look like."
+#| fig-alt: "The method as boxes and arrows; the StyleGAN2 box is coloured."
+draw_map("stylegan2");
+
+
+# %% [markdown]
+# ## Why a restorer wants a generator
+#
+# A blurred thumbnail of a face has lost its eyelashes. Many sharp faces shrink to the same thumbnail, and nothing in the thumbnail says which of them is the right one.
+# A network trained with a squared error alone gives one answer to all of them, and the best such answer is their mean $\bar y$:
+#
+# $$\frac1n\sum_{i=1}^n\lVert c-y_i\rVert^2=\lVert c-\bar y\rVert^2+\frac1n\sum_{i=1}^n\lVert \bar y-y_i\rVert^2$$ {#eq-stylegan2-mean}
+#
+# Here $y_1,\dots,y_n$ are the faces that fit the input equally well and $c$ is any answer. The second term does not depend on $c$, so $c=\bar y$ wins. A mean of sharp pictures is not sharp.
+
+# %%
+def to_tensor(pictures):
+    "uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+torch.set_num_threads(1)                                          # quickest for small nets, and the same sums on every machine
+
+candidates = to_tensor(example_faces(16, 64))
+mean = candidates.mean(0)
+for c in (candidates[3], torch.zeros(3, 64, 64)):                 # any other answer pays its distance to the mean
+    assert_close((c - candidates).square().mean(), (c - mean).square().mean() + (mean - candidates).square().mean(), rtol=1e-5, atol=0)
+
+edges = lambda x: x.diff(dim=-1).abs().mean().item()
+print(f"mean edge strength: one candidate {edges(candidates[0]):.2f}, the average {edges(mean):.2f}")
+assert edges(mean) < 0.7 * min(edges(c) for c in candidates)
+
+# %%
+#| label: fig-stylegan2-mean
+#| fig-cap: "Three of sixteen candidate answers, and the answer with the smallest mean squared error to all of them."
+#| fig-alt: "Three sharp crops of a face and their blurred average."
+show([*candidates[:3], mean], ["candidate 1", "candidate 2", "candidate 3", "best in squared error"], height=1.8);
+
+
+# %% [markdown]
+# In @fig-stylegan2-mean the candidates differ only by a small shift, a flip and a zoom, and their mean has already lost the eyes.
+#
+# A *generative prior* replaces the mean by a choice. A generator $G$ turns random numbers $z$ into pictures. It is trained against a discriminator [@goodfellow2014gan] until its pictures look like photographs of faces. After that its weights hold what faces look like: skin, teeth, hair, and how they go together.
+# A restorer that draws through such a network draws from a supply of plausible detail.
+#
+# Earlier methods searched for the $z$ whose picture, once degraded, matches the input [@menon2020pulse; @gu2020mganprior]. That takes hundreds of steps per photo, and a code of a few hundred numbers cannot hold a particular person.
+# GFP-GAN [@wang2021gfpgan] takes the generator apart instead. It computes the codes in one step and also changes the features *inside* the generator, position by position. This chapter builds that generator and leaves the door open where @sec-csft enters.
+#
+# Training the prior has a chapter of its own, later in the book. Every picture below comes from **untrained, random weights**, unless it says otherwise. Such pictures show what the architecture does by itself. They do not look like faces.
+
+# %% [markdown]
+# ## Width at each resolution
+#
+# The generator starts from a 4×4 map and doubles its side until it reaches the picture's size. A wide network costs memory most at the fine end, where the maps are large. So the widths are constant up to 32 px and then halve with each doubling.
+# Two factors scale them: the *channel multiplier* acts above 32 px only, `narrow` acts everywhere.
 
 # %%
 #| export
@@ -30,6 +106,132 @@ def widths(size, channel_multiplier=1.0, narrow=1.0):
             raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
     return out
 
+
+# %%
+assert widths(512) == {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32}            # the paper's prior
+assert widths(512, 2) == {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}        # the released clean models
+assert widths(64, narrow=1 / 16) == {4: 32, 8: 32, 16: 32, 32: 32, 64: 16}
+test_fail(lambda: widths(96), exc=ValueError, contains="power of two")
+test_fail(lambda: widths(1024, narrow=1 / 16), exc=ValueError, contains="width at 1024 px is 1")
+
+# %%
+#| label: fig-stylegan2-widths
+#| fig-cap: "Channels at each resolution for the paper's prior (channel multiplier 1) and for the released clean models (2)."
+#| fig-alt: "Two step curves over resolution: 512 channels up to 32 or 64 px, then halving."
+fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+for cm, colour, mark in ((1, "#0072B2", "o"), (2, "#D55E00", "s")):
+    w = widths(1024, cm)
+    ax.plot(list(w), list(w.values()), mark + "-", color=colour, label=f"channel multiplier {cm}")
+ax.set_xscale("log", base=2), ax.set_yscale("log", base=2)
+ax.set_xticks(list(w), list(w)), ax.set_yticks([16, 64, 256, 512], [16, 64, 256, 512])
+ax.set(xlabel="resolution, px", ylabel="channels"), ax.legend();
+
+
+# %% [markdown]
+# @fig-stylegan2-widths shows the two curves. They depend on the resolution, not on the final size: a 512 px prior and a 1024 px prior have the same layers up to 512 px.
+
+# %% [markdown]
+# ## A style scales the input channels
+#
+# One generator has to draw many faces with the same weights. What changes from face to face is a *style* $s$: one number per input channel of a convolution. It says how much of that channel enters.
+# The style is a learned affine function of a code $w$, here `EqualizedLinear` with its bias starting at 1. Modulation multiplies the kernel by it:
+#
+# $$W'_{jik}=s_i\,W_{jik},\qquad s=A\,w+b$$ {#eq-modulate}
+#
+# $W_{jik}$ is the weight from input channel $i$ to output channel $j$ at kernel position $k$ (nine positions for a 3×3 kernel). $A$ and $b$ belong to the layer. Each face of a batch has its own $s$, so each has its own kernel $W'$.
+# The readable version builds all these kernels. It also contains the second half of the story, the demodulation of the next section.
+
+# %%
+def modulated_weight(weight, s, demodulate=True):
+    "weight (cout, cin, k, k), s (b, cin) -> one kernel per sample, (b, cout, cin, k, k): @eq-modulate, then @eq-demod."
+    weight = weight[None] * s[:, None, :, None, None]
+    if demodulate:
+        weight = weight * (weight.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+    return weight
+
+
+g = torch.Generator().manual_seed(0)
+weight, s = torch.randn(3, 2, 3, 3, generator=g), torch.tensor([[1.0, 0.0], [2.0, -1.0]])
+kernels = modulated_weight(weight, s, demodulate=False)
+assert_close(kernels[1, 2, 1], -weight[2, 1], rtol=0, atol=0)                                    # by hand: sample 1, input channel 1
+x = torch.randn(1, 2, 8, 8, generator=g)
+assert_close(F.conv2d(x, kernels[0]), F.conv2d(x[:, :1], weight[:, :1]), rtol=1e-5, atol=1e-6)   # s = (1, 0): channel 1 is out
+
+# %%
+#| label: fig-stylegan2-style
+#| fig-cap: "A 1×1 modulated convolution with two input channels and one output: three styles weight the channels differently."
+#| fig-alt: "Two input patterns, bars and rings, then outputs showing mostly bars, mostly rings, and both."
+axis = torch.linspace(-1, 1, 48)
+bars = torch.sin(12 * axis).expand(48, 48)
+rings = torch.sin(14 * (axis[:, None] ** 2 + axis**2).sqrt())
+styles = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.7, 0.7]])
+drawn = [F.conv2d(torch.stack([bars, rings])[None], k)[0, 0] for k in modulated_weight(torch.ones(1, 2, 1, 1), styles)]
+show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles], vmin=-1.5, vmax=1.5, height=1.5);
+
+# %% [markdown]
+# In @fig-stylegan2-style nothing but $s$ changes. A style selects among the patterns that the channels carry. It cannot say *where*: the same two numbers hold at every position. That limit is the reason for @sec-csft.
+
+# %% [markdown]
+# ## Demodulation keeps the variance
+#
+# A style of all twos would double the output, the next layer would double it again, and after a dozen layers the feature would have exploded. Small styles would let it die. So the effect of $s$ on the *size* of the output is divided out, and its effect on the *mixture* stays.
+#
+# Write one output value as $y_j=\sum_{i,k}s_iW_{jik}\,x_{ik}$. If the inputs $x_{ik}$ are uncorrelated, with mean 0 and variance 1, then the variances of the terms add up:
+# $\operatorname{Var}(y_j)=\sum_{i,k}(s_iW_{jik})^2$. Multiplying by the inverse root of that sum brings the variance back to 1:
+#
+# $$d_j=\Big(\sum_{i,k}(s_iW_{jik})^2+\varepsilon\Big)^{-1/2},\qquad W''_{jik}=d_j\,s_i\,W_{jik}$$ {#eq-demod}
+#
+# $d_j$ is one number per face and output channel; $\varepsilon=10^{-8}$ guards against a division by zero. No batch statistics are needed: the layer normalises by what the data *should* look like, not by what it looks like.
+# The check measures the output's standard deviation over styles of very different strength.
+
+# %%
+g = torch.Generator().manual_seed(1)
+cin, cout = 48, 32
+weight = torch.randn(cout, cin, 3, 3, generator=g) / math.sqrt(cin * 9)
+style = 1 + 0.5 * torch.randn(1, cin, generator=g)
+white = torch.randn(1, cin, 64, 64, generator=g)
+smooth = upfirdn(white, fir_kernel(), pad=(1, 2))
+smooth = smooth / smooth.std()                                           # unit variance again, but neighbours agree
+scales = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def stds(x, demodulate):
+    "Standard deviation of each output channel for each strength of the style, (5, cout)."
+    return np.array([F.conv2d(x, modulated_weight(weight, style * c, demodulate)[0]).std((0, 2, 3)).numpy() for c in scales])
+
+
+std = {"not demodulated": stds(white, False), "demodulated": stds(white, True), "demodulated, smooth input": stds(smooth, True)}
+for name, v in std.items():
+    print(f"{name:26} channels at the weakest style {v[0].min():.2f} to {v[0].max():.2f}, at the strongest {v[-1].min():.2f} to {v[-1].max():.2f}")
+np.testing.assert_allclose(std["demodulated"], 1, atol=0.05)                                          # the promise of the derivation
+np.testing.assert_allclose(std["not demodulated"], np.outer(scales, std["not demodulated"][2]), rtol=1e-4)   # proportional to the style
+assert_close(modulated_weight(weight, style).square().sum((2, 3, 4)), torch.ones(1, cout), rtol=1e-5, atol=0)
+assert std["demodulated, smooth input"].std() > 5 * std["demodulated"].std()                          # where the assumption fails
+
+# %%
+#| label: fig-stylegan2-demod
+#| fig-cap: "Standard deviation of a modulated convolution's output channels (mean and range) against the strength of its style."
+#| fig-alt: "One rising band without demodulation; with it a thin flat band at 1 and a wider flat band around it."
+fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+for (name, v), colour, mark in reversed(list(zip(std.items(), ("#D55E00", "#0072B2", "#E69F00"), "sov"))):
+    ax.loglog(scales, v.mean(1), mark + "-", color=colour, label=name)
+    ax.fill_between(scales, v.min(1), v.max(1), color=colour, alpha=0.3, lw=0)
+ax.set_xticks(scales, scales), ax.set_yticks([0.25, 0.5, 1, 2, 4], [0.25, 0.5, 1, 2, 4]), ax.minorticks_off()
+ax.set(xlabel="factor on the style s", ylabel="output std"), ax.legend();
+
+
+# %% [markdown]
+# The flat blue line of @fig-stylegan2-demod is @eq-demod at work. The yellow band shows what its assumption is worth: in a smooth feature neighbours are correlated, the cross terms do not cancel, and single channels land about a tenth off 1. Still nothing depends on the style's strength, and that is what matters in a deep network.
+
+# %% [markdown]
+# ## One shared convolution for the whole batch
+#
+# The kernels of @eq-demod differ from face to face, so the direct implementation needs one convolution group per face. Such a convolution has its weights computed at run time, which many exporters and compilers refuse.
+# But $s$ belongs to the input channel and $d$ to the output channel, and a convolution is linear. Both factors can leave the sum:
+#
+# $$y_j=\sum_{i,k}d_j\,s_i\,W_{jik}\,x_{ik}=d_j\sum_{i,k}W_{jik}\,(s_i\,x_{ik})$$ {#eq-stylegan2-scaling}
+#
+# So: scale the input channels, run *one* convolution with shared weights, scale the output channels. Upsampling does not disturb this, because it treats all channels alike. With `up=True` the layer doubles the size: in `"fir"` mode by a convolution of stride 2 transposed, followed by the low-pass filter; in `"bilinear"` mode by interpolating first.
 
 # %%
 #| export
@@ -56,11 +258,75 @@ class ModulatedConv2d(nn.Module):
             y = self.resample.smooth(y, pad=1, gain=4.0)                   # 2h; 4 replaces the zeros that the stride put in
         else:
             y = F.conv2d(self.resample.up(x) if self.up else x, weight, padding=pad)
-        if self.demodulate:
-            norm = (s.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()   # d: (b, cout)
-            y = y * (norm * self.gain)[:, :, None, None]
-        return y
+        if not self.demodulate:
+            return y * self.gain
+        d = (s.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()  # (b, cout)
+        return y * (d * self.gain)[:, :, None, None]
 
+
+# %% [markdown]
+# The readable twin uses the kernels of `modulated_weight` and one group per face, and filters with the reference `upfirdn` of @sec-layers. In double precision the two must agree far below the last digit that float32 has.
+
+# %%
+def grouped(layer, x, w):
+    "The same layer with one kernel per sample: b groups of cin -> cout."
+    kernel = modulated_weight(layer.weight * layer.weight_gain, layer.modulation(w), layer.demodulate)
+    b, cout, cin, k, _ = kernel.shape
+    if layer.up and layer.resample.mode == "fir":
+        kernel = kernel.transpose(1, 2).reshape(b * cin, cout, k, k)
+        y = upfirdn(F.conv_transpose2d(x.reshape(1, b * cin, *x.shape[2:]), kernel, stride=2, groups=b), 4 * fir_kernel(), pad=(1, 1))
+    else:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False) if layer.up else x
+        y = F.conv2d(x.reshape(1, b * cin, *x.shape[2:]), kernel.reshape(b * cout, cin, k, k), padding=k // 2, groups=b)
+    return y.reshape(b, cout, *y.shape[2:]) * layer.gain
+
+
+# %%
+worst = 0.0
+for up, mode in ((False, "fir"), (True, "fir"), (True, "bilinear")):
+    for demodulate in (True, False):
+        for b in (1, 2, 5):
+            layer = ModulatedConv2d(6, 4, 3, 8, demodulate=demodulate, up=up, resample=mode, gain=SQRT2).double()
+            x, w = torch.randn(b, 6, 8, 8, dtype=torch.float64), torch.randn(b, 8, dtype=torch.float64)
+            got, want = layer(x, w), grouped(layer, x, w)
+            side = 16 if up else 8
+            assert got.shape == (b, 4, side, side)
+            assert_close(got, want, rtol=0, atol=1e-10)
+            worst = max(worst, (got - want).abs().max().item())
+assert worst > 0                                                          # two computations, not one compared with itself
+
+s = layer.modulation(w)                                                   # one element by hand: sample 1, channel 2, pixel (3, 3)
+layer.up = False
+by_hand = sum(layer.weight[2, i, p, q] * layer.weight_gain * s[1, i] * x[1, i, 2 + p, 2 + q] for i in range(6) for p in range(3) for q in range(3))
+assert_close(layer(x, w)[1, 2, 3, 3], by_hand * SQRT2, rtol=1e-10, atol=1e-12)
+assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2, rtol=0, atol=1e-12)   # limit: s starts at 1
+
+# %% [markdown]
+# The grouped form also has to hold its kernels in memory. For a batch of four the widest layers of the paper's prior need this many numbers:
+
+# %%
+#| label: fig-stylegan2-memory
+#| fig-cap: "Kernel values held during one 3×3 layer of the widest kind (512 to 512 channels), for growing batches."
+#| fig-alt: "A line rising with the batch for one kernel per sample, a flat line for one shared kernel."
+batches, one = np.arange(1, 9), 512 * 512 * 9
+assert modulated_weight(torch.empty(512, 512, 3, 3, device="meta"), torch.empty(4, 512, device="meta")).numel() == 4 * one == 9_437_184
+fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
+ax.plot(batches, batches * one / 1e6, "s-", color="#D55E00", label="one kernel per sample")
+ax.plot(batches, np.full(8, one / 1e6), "o-", color="#0072B2", label="one shared kernel")
+ax.set(xlabel="batch", ylabel="million values", ylim=(0, 20)), ax.legend();
+
+
+# %% [markdown]
+# @fig-stylegan2-memory: 9.4 million kernel values for a batch of four in place of 2.4 million. The two forms are the same function, so the package keeps the second one only.
+
+# %% [markdown]
+# ## Noise for the details that no code should decide
+#
+# The exact place of a freckle or a strand of hair is random, and it would be a waste to store it in the code. So every convolution adds one channel of Gaussian noise $n$, scaled by one learned number $\sigma$, before its bias $b$ and activation:
+#
+# $$h=\sqrt2\;\operatorname{lrelu}\big(\operatorname{modconv}(x,w)+\sigma\,n+b\big)=\operatorname{lrelu}\big(\sqrt2\operatorname{modconv}(x,w)+\sqrt2\,\sigma\,n+\sqrt2\,b\big)$$ {#eq-stylegan2-noise}
+#
+# The factor $\sqrt2$ makes up for the variance that the leaky ReLU (slope 0.2) takes away. It may move inside because $\operatorname{lrelu}(ct)=c\operatorname{lrelu}(t)$ for $c>0$; the class uses the right-hand side, which costs one multiplication less per feature value.
 
 # %%
 #| export
@@ -84,6 +350,63 @@ class StyleConv(nn.Module):
         return F.leaky_relu(y + (self.bias * self.bias_gain)[:, None, None], SLOPE)
 
 
+# %% [markdown]
+# A layer takes the noise as an argument. Where it comes from is decided in one place, by name: the stored maps (`"fixed"`, the default here), fresh draws (`"random"`), or none (`"zero"`).
+
+# %%
+#| export
+NOISE_MODES = ("fixed", "random", "zero")
+
+
+def layer_noise(stored, mode, b):
+    'The noise of one layer: its `stored` map (1, 1, s, s) for "fixed", a fresh draw (b, 1, s, s) for "random", None for "zero".'
+    if mode not in NOISE_MODES:
+        raise ValueError(f"noise is {mode!r}, needs one of {NOISE_MODES}")
+    if mode == "random":
+        return stored.new_empty(b, *stored.shape[1:]).normal_()
+    return stored if mode == "fixed" else None
+
+
+# %% [markdown]
+# The first check is the left-hand side of @eq-stylegan2-noise, with the strength and the bias set to values that would show a mistake (both start at 0).
+
+# %%
+torch.manual_seed(2)
+layer = StyleConv(6, 4, 8).double()
+layer.noise_strength.data.fill_(0.3), layer.bias.data.normal_()
+x, w, n = torch.randn(2, 6, 8, 8).double(), torch.randn(2, 8).double(), torch.randn(1, 1, 8, 8).double()
+outside = SQRT2 * F.leaky_relu(layer.conv(x, w) / SQRT2 + 0.3 * n + layer.bias[:, None, None], 0.2)
+assert_close(layer(x, w, n), outside, rtol=0, atol=1e-7)                  # 0.3 is stored in float32
+assert_close(layer(x, w), layer(x, w, 0 * n), rtol=0, atol=0)             # no noise is noise of zeros
+
+draws = [layer_noise(n, "random", 2) for _ in range(2)]
+assert draws[0].shape == (2, 1, 8, 8) and not torch.equal(draws[0][0], draws[0][1]) and not torch.equal(*draws)
+assert layer_noise(n, "fixed", 2) is n and layer_noise(n, "zero", 2) is None
+test_fail(lambda: layer_noise(n, "off", 2), exc=ValueError, contains="noise is 'off'")
+
+# %%
+#| label: fig-stylegan2-noise
+#| fig-cap: "One channel of an untrained StyleConv on a smooth input, with growing noise strength σ."
+#| fig-alt: "The same smooth pattern four times, from clean to grainy."
+pattern = F.interpolate(torch.randn(1, 6, 5, 5, generator=g), size=48, mode="bicubic").double()
+grain, maps = torch.randn(1, 1, 48, 48, generator=g).double(), []
+for strength in (0.0, 0.1, 0.3, 1.0):
+    layer.noise_strength.data.fill_(strength)
+    maps.append(layer(pattern, w[:1], grain)[0, 0].detach())
+show(maps, [f"σ = {v}" for v in (0, 0.1, 0.3, 1.0)], vmin=-2, vmax=4, height=1.7);
+
+
+# %% [markdown]
+# @fig-stylegan2-noise: the same code and the same grain, with more and more of it. A trained prior learns one $\sigma$ per layer. When a restorer freezes the prior, it freezes these strengths too.
+
+# %% [markdown]
+# ## RGB layers that add up
+#
+# Each resolution proposes its own share of the picture. A 1×1 modulated convolution turns the feature into three channels, and these are added to the upsampled picture so far.
+# There is no demodulation here: an RGB layer ends a path, nothing can explode behind it, and the style may set how strong the contribution is.
+
+# %%
+#| export
 class ToRGB(nn.Module):
     """Modulated 1×1 convolution to a picture, added to the upsampled picture so far: (b, cin, h, w), (b, 3, h/2, w/2) -> (b, 3, h, w)."""
 
@@ -97,6 +420,25 @@ class ToRGB(nn.Module):
         y = self.conv(x, w) + self.bias[:, None, None]
         return y if image is None else y + self.resample.up(image)
 
+
+# %%
+layer = ToRGB(6, 8).double()
+layer.bias.data.normal_()
+image = torch.randn(2, 3, 4, 4).double()
+by_hand = torch.einsum("bihw,bi,ji->bjhw", x, layer.conv.modulation(w), layer.conv.weight[:, :, 0, 0] / math.sqrt(6)) + layer.bias.view(1, 3, 1, 1)
+assert_close(layer(x, w), by_hand, rtol=0, atol=1e-12)
+assert_close(layer(x, w, image), by_hand + upfirdn(image, 4 * fir_kernel(), up=2, pad=(2, 1)), rtol=0, atol=1e-12)
+
+
+# %% [markdown]
+# ## From z to w
+#
+# The numbers that one draws at random, $z\sim\mathcal N(0,I)$, fill a ball evenly. Real faces do not: some combinations hardly occur. A *mapping network* bends the ball into a space of codes $w$ in which the affine maps of @eq-modulate have an easier task [@karras2019stylegan].
+# It first removes the length of $z$, which carries no information, and then applies `n_mlp` linear layers with leaky ReLU:
+#
+# $$w=f_n(\dots f_1(\hat z)),\qquad \hat z=z\Big/\sqrt{\tfrac1D\textstyle\sum_i z_i^2+\varepsilon},\qquad f_l(t)=\sqrt2\operatorname{lrelu}(W_lt+b_l)$$ {#eq-stylegan2-mapping}
+#
+# $D$ is the length of a code (512 in the paper). The layers learn a hundred times slower than the rest (`lr_mul=0.01`, see @sec-layers), because a small step here moves every face at once.
 
 # %%
 #| export
@@ -116,10 +458,76 @@ class Mapping(nn.Module):
 
 
 # %%
+torch.manual_seed(3)
+mapping = Mapping(64, 8).double().requires_grad_(False)
+z = torch.randn(1000, 64).double()
+t = z.numpy() / np.sqrt((z.numpy() ** 2).mean(1, keepdims=True))                 # @eq-stylegan2-mapping once more, in numpy
+for layer in mapping.layers:
+    t = t @ layer.weight.numpy().T * 0.01 / np.sqrt(64) + layer.bias.numpy() * 0.01
+    t = np.sqrt(2) * np.where(t > 0, t, 0.2 * t)
+np.testing.assert_allclose(mapping(z).numpy(), t, atol=1e-7)
+assert_close(mapping(5 * z), mapping(z), rtol=0, atol=1e-6)                      # the length of z does not matter
+assert z.mean(0).abs().max() < 0.15 and mapping(z).mean(0).abs().max() > 1       # z is centred, w is not
+
+# %%
+#| label: fig-stylegan2-mapping
+#| fig-cap: "Two coordinates of a thousand draws: z, z at unit mean square, and w after an untrained mapping of eight layers."
+#| fig-alt: "Two round clouds and a third one bent into an asymmetric shape."
+clouds = {"z": z, "normalised z": z / z.square().mean(1, keepdim=True).sqrt(), "w": mapping(z)}
+fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.7), layout="constrained")
+for ax, (name, points) in zip(axes, clouds.items()):
+    ax.scatter(*points[:, :2].T, s=3, color="#0072B2", alpha=0.5)
+    ax.set_title(name), ax.set_aspect("equal", "datalim")
+
+
+# %% [markdown]
+# In @fig-stylegan2-mapping the cloud of $w$ is no longer round and no longer centred at zero. Training decides the shape; here only the architecture shows.
+#
+# GFP-GAN does not use this network when it restores a photo: its codes come from the U-Net (@sec-gfpgan). The prior needs it to be trained and to be sampled.
+
+# %% [markdown]
+# ## Truncation trades variety for safety
+#
+# Codes far from the centre of the cloud were rare in training, and their pictures are the least reliable. Truncation pulls a code towards the mean code $\bar w$:
+#
+# $$w_\psi=\bar w+\psi\,(w-\bar w)$$ {#eq-truncation}
+#
+# $\psi=1$ leaves $w$ as it is, $\psi=0$ gives the same mean face to everyone, and values between trade variety for quality. $\bar w$ is estimated by averaging the codes of a few thousand draws.
+
+# %%
 #| export
-NOISE_MODES = ("fixed", "random", "zero")
+def truncate(w, w_mean, psi):
+    "w_mean + psi·(w - w_mean): psi = 1 leaves w (b, style_dim), psi = 0 gives the mean (@eq-truncation)."
+    if psi == 1:
+        return w
+    if w_mean is None:
+        raise ValueError("truncation needs w_mean: pass StyleGAN2.mean_w()")
+    return w_mean + psi * (w - w_mean)
 
 
+# %%
+w, w_mean = mapping(z), mapping(z).mean(0, keepdim=True)
+assert truncate(w, None, 1) is w                                                           # limit: identity
+assert_close(truncate(w, w_mean, 0), w_mean.expand_as(w), rtol=0, atol=0)                  # limit: the mean
+assert_close(truncate(w, w_mean, 0.5), (w + w_mean) / 2, rtol=0, atol=1e-12)               # linear in between
+spread = lambda v: (v - w_mean).norm(dim=1).mean()
+assert_close(spread(truncate(w, w_mean, 0.3)), 0.3 * spread(w), rtol=1e-10, atol=0)
+test_fail(lambda: truncate(w, None, 0.7), exc=ValueError, contains="needs w_mean")
+
+
+# %% [markdown]
+# ## Synthesis
+#
+# Now the parts become a picture. The synthesis network starts from a learned constant, 4×4 pixels and the same for every face. Each further resolution is a block of three layers: an upsampling convolution, a second convolution, and an RGB layer.
+# A picture of size $S$ takes $n=2\log_2S-2$ codes. With $r_k$ for the RGB layer's own share at level $k$ and $U$ for doubling the size, the picture is a plain sum:
+#
+# $$\hat y=\sum_{k=0}^{K}U^{K-k}\,r_k,\qquad K=\log_2S-2$$ {#eq-stylegan2-levels}
+#
+# There is no squashing at the end. Values outside $[-1,1]$ are possible and are clipped when the picture is written.
+# The argument `modulate` is the door for @sec-csft: a function that sees the feature after the first convolution of each block and may replace it.
+
+# %%
+#| export
 class Synthesis(nn.Module):
     """w (b, n_codes, style_dim) -> picture (b, 3, size, size), from a learned 4×4 constant; n_codes = 2·log2(size) - 2.
 
@@ -130,9 +538,8 @@ class Synthesis(nn.Module):
 
     def __init__(self, channels, style_dim=512, *, resample="fir", equalized=True):
         super().__init__()
-        sizes = sorted(channels)
-        opts = dict(resample=resample, equalized=equalized)
-        self.n_codes = 2 * len(sizes)
+        sizes, opts = sorted(channels), dict(resample=resample, equalized=equalized)
+        self.n_codes, self.style_dim = 2 * len(sizes), style_dim
         self.constant = nn.Parameter(torch.randn(1, channels[4], 4, 4))
         self.convs = nn.ModuleList([StyleConv(channels[4], channels[4], style_dim, **opts)])
         self.to_rgbs = nn.ModuleList([ToRGB(channels[4], style_dim, **opts)])
@@ -143,27 +550,110 @@ class Synthesis(nn.Module):
         for i, s in enumerate([4] + [s for s in sizes[1:] for _ in (0, 1)]):
             self.register_buffer(f"noise{i}", torch.randn(1, 1, s, s))
 
-    def _noise(self, i, mode, b):
-        fixed = getattr(self, f"noise{i}")
-        if mode == "random":
-            return fixed.new_empty(b, *fixed.shape[1:]).normal_()
-        return fixed if mode == "fixed" else None
-
     def forward(self, w, noise="fixed", modulate=None):
-        if noise not in NOISE_MODES:
-            raise ValueError(f"noise is {noise!r}, needs one of {NOISE_MODES}")
-        b = w.shape[0]
-        h = self.convs[0](self.constant.expand(b, -1, -1, -1), w[:, 0], self._noise(0, noise, b))
+        if w.ndim != 3 or w.shape[1:] != (self.n_codes, self.style_dim):
+            raise ValueError(f"w is {tuple(w.shape)}, needs (b, {self.n_codes}, {self.style_dim})")
+        b = w.shape[0]                                     # len(w) would fix the batch when the net is exported
+        n = lambda i: layer_noise(getattr(self, f"noise{i}"), noise, b)
+        h = self.convs[0](self.constant.expand(b, -1, -1, -1), w[:, 0], n(0))
         image = self.to_rgbs[0](h, w[:, 1])
-        for k in range(len(self.to_rgbs) - 1):
+        for k, to_rgb in enumerate(self.to_rgbs[1:]):
             i = 2 * k + 1
-            h = self.convs[i](h, w[:, i], self._noise(i, noise, b))
-            if modulate is not None:
-                h = modulate(h, k)
-            h = self.convs[i + 1](h, w[:, i + 1], self._noise(i + 1, noise, b))
-            image = self.to_rgbs[k + 1](h, w[:, i + 2], image)
+            h = self.convs[i](h, w[:, i], n(i))
+            h = h if modulate is None else modulate(h, k)
+            h = self.convs[i + 1](h, w[:, i + 1], n(i + 1))
+            image = to_rgb(h, w[:, i + 2], image)
         return image
 
+
+# %% [markdown]
+# The check collects each RGB layer's own share with PyTorch hooks, brings all of them to full size, and compares their sum with the output. It also asks for something that a wrong `view` in a grouped convolution would break: a picture must depend on its own code and on no other code of the batch.
+
+# %%
+def shares(net, w):
+    "Each RGB layer's own picture at full size, and the output: @eq-stylegan2-levels."
+    own = []
+    hooks = [t.conv.register_forward_hook(lambda m, i, y, t=t: own.append(y + t.bias[:, None, None])) for t in net.to_rgbs]
+    out = net(w)
+    for h in hooks:
+        h.remove()
+    for k in range(len(own)):
+        while own[k].shape[-1] < out.shape[-1]:
+            own[k] = net.to_rgbs[0].resample.up(own[k])
+    return own, out
+
+
+torch.manual_seed(4)
+net = Synthesis(widths(64, narrow=1 / 8), 64)
+w = torch.randn(2, net.n_codes, 64, requires_grad=True)
+own, out = shares(net, w)
+assert net.n_codes == 10 == 2 * math.log2(64) - 2 and len(own) == 5 and out.shape == (2, 3, 64, 64)
+assert_close(sum(own), out, rtol=1e-5, atol=1e-5)
+grad, = torch.autograd.grad(out[1].sum(), w)
+assert (grad[1] != 0).any(-1).all() and not grad[0].any()           # every own code matters, the neighbour's never
+test_fail(lambda: net(w[:, :8]), exc=ValueError, contains="needs (b, 10, 64)")
+
+# %%
+#| label: fig-stylegan2-levels
+#| fig-cap: "Untrained synthesis at 64 px: the share of each RGB layer, and their sum, which is the picture. Each drawn at full size."
+#| fig-alt: "Five colour patterns from coarse to fine and their sum."
+with torch.no_grad():
+    own, out = shares(net, w)
+show([(r[0] - r[0].mean()) / r[0].std() / 2 for r in [*own, out]], [f"{4 * 2**k} px" for k in range(5)] + ["sum"], height=1.3);
+
+# %% [markdown]
+# In @fig-stylegan2-levels each share is drawn at equal contrast. The 4 px share can hold nothing but blobs; each further level can add detail twice as fine. A trained prior divides its labour accordingly: pose and face shape in the first levels, then features, then skin and hair.
+#
+# Which code reaches which layer? There are fewer codes than layers, so some layers share. The table in @fig-stylegan2-codes is not copied from anywhere: it is the set of non-zero gradients of each layer's style with respect to each code.
+
+# %%
+styles, hooks = {}, []
+names = ["4 px conv", "4 px RGB"] + [f"{s} px {part}" for s in (8, 16, 32, 64) for part in ("conv up", "conv", "RGB")]
+layers = [net.convs[0], net.to_rgbs[0]] + [m for k in range(4) for m in (net.convs[2 * k + 1], net.convs[2 * k + 2], net.to_rgbs[k + 1])]
+for name, layer in zip(names, layers):
+    hooks.append(layer.conv.modulation.register_forward_hook(lambda m, i, s, name=name: styles.update({name: s})))
+net(w)
+for h in hooks:
+    h.remove()
+reaches = np.array([(torch.autograd.grad(styles[n].sum(), w, retain_graph=True)[0] != 0).any(-1).any(0).numpy() for n in names])
+
+codes_of = {n: list(np.flatnonzero(r)) for n, r in zip(names, reaches)}
+assert all(len(c) == 1 for c in codes_of.values())                                     # one code per layer
+for k, s in enumerate((8, 16, 32, 64)):                                                # block k: i, i+1, i+2 with i = 2k + 1
+    assert [codes_of[f"{s} px {part}"] for part in ("conv up", "conv", "RGB")] == [[2 * k + 1], [2 * k + 2], [2 * k + 3]]
+    assert codes_of[f"{s // 2} px RGB"] == codes_of[f"{s} px conv up"]                 # the shared one
+
+# %%
+#| label: fig-stylegan2-codes
+#| fig-cap: "Which code (column) reaches which layer (row) in a 64 px synthesis, found by gradients."
+#| fig-alt: "A staircase of filled cells; each RGB layer is in the same column as the next upsampling convolution."
+fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+ax.imshow(reaches, cmap="Blues", vmax=1.4, aspect="auto")
+ax.set_xticks(range(10), [f"w{i}" for i in range(10)]), ax.set_yticks(range(len(names)), names, fontsize=8)
+ax.set_xticks(np.arange(-0.5, 10), minor=True), ax.set_yticks(np.arange(-0.5, len(names)), minor=True)
+ax.grid(which="minor", color="white"), ax.tick_params(which="minor", length=0);
+
+
+# %% [markdown]
+# Each RGB layer shares its code with the upsampling convolution of the next level. Two layers that read the same feature get the same style.
+
+# %% [markdown]
+# ## The generator and style mixing
+#
+# A code per layer means that a picture may take its coarse layers from one face and its fine layers from another. This *style mixing* is used when a prior is trained, so that neighbouring layers do not rely on each other, and it shows what each level is responsible for.
+# Codes $0\dots c-1$ come from the first face and the rest from the second; $c$ is the *crossover*.
+
+# %%
+#| export
+def mix(w1, w2, crossover):
+    "Style mixing of two (b, n_codes, style_dim): codes 0 … crossover-1 from w1 (coarse), the rest from w2 (fine)."
+    if crossover is None or not 0 <= crossover <= w1.shape[1]:
+        raise ValueError(f"crossover is {crossover}, needs 0 … {w1.shape[1]}")
+    return torch.cat([w1[:, :crossover], w2[:, crossover:]], dim=1)
+
+
+# %% [markdown]
+# The generator puts mapping, truncation, mixing and synthesis behind one call.
 
 # %%
 #| export
@@ -190,21 +680,210 @@ class StyleGAN2(nn.Module):
     def mean_w(self, n=4096, generator=None):
         "Mean of w over n draws of z, (1, style_dim): the centre that truncation moves towards."
         p = next(self.parameters())
-        z = torch.randn(n, self.mapping.layers[0].weight.shape[1], generator=generator, dtype=p.dtype).to(p.device)
+        z = torch.randn(n, self.synthesis.style_dim, generator=generator, dtype=p.dtype).to(p.device)
         return self.mapping(z).mean(0, keepdim=True)
 
 
-def truncate(w, w_mean, psi):
-    "w_mean + psi·(w - w_mean): psi = 1 leaves w (b, style_dim), psi = 0 gives the mean (@eq-truncation)."
-    if psi == 1:
-        return w
-    if w_mean is None:
-        raise ValueError("truncation needs w_mean: pass StyleGAN2.mean_w()")
-    return w_mean + psi * (w - w_mean)
+# %%
+torch.manual_seed(5)
+gan = StyleGAN2(64, 64, 4, narrow=1 / 8).requires_grad_(False)
+z1, z2 = torch.randn(2, 1, 64)
+same = dict(rtol=0, atol=1e-5)
+assert_close(gan(z1, mix_with=z2, crossover=0), gan(z2), **same)                           # limit: all from the second
+assert_close(gan(z1, mix_with=z2, crossover=10), gan(z1), **same)                          # limit: all from the first
+test_fail(lambda: gan(z1, mix_with=z2, crossover=11), exc=ValueError, contains="crossover is 11")
+test_fail(lambda: gan(z1, mix_with=z2), exc=ValueError, contains="crossover is None")
+first, mixed = shares(gan.synthesis, gan.codes(gan.mapping(z1)))[0], shares(gan.synthesis, mix(*(gan.codes(gan.mapping(v)) for v in (z1, z2)), 6))[0]
+assert all(torch.equal(a, b) for a, b in zip(first[:3], mixed[:3])) and not torch.equal(first[3], mixed[3])   # 6 codes: up to 16 px
+w_mean = gan.mean_w(2048, torch.Generator().manual_seed(0))
+assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=w_mean), **same)              # one mean picture for all
+
+# %%
+#| label: fig-stylegan2-mix
+#| fig-cap: "An untrained generator. Top: truncation from the mean picture (ψ = 0) to the full one. Bottom: mixing two codes at growing crossover."
+#| fig-alt: "Two rows of abstract colour patterns that change gradually from left to right."
+psis, crossovers = (0, 0.25, 0.5, 0.75, 1), (0, 2, 4, 6, 10)
+top = [gan(z1, truncation=p, w_mean=w_mean)[0] / 3 for p in psis]
+bottom = [gan(z1, mix_with=z2, crossover=c)[0] / 3 for c in crossovers]
+show(top + bottom, [f"ψ = {p}" for p in psis] + [f"{c} codes of z1" for c in crossovers], cols=5, height=1.6);
+
+# %% [markdown]
+# The last pictures of both rows of @fig-stylegan2-mix are the same one: full $\psi$, and all codes from $z_1$. The bottom row replaces the codes of $z_2$ by those of $z_1$, starting at the coarse end.
+
+# %% [markdown]
+# ## The hook that a restorer uses
+#
+# GFP-GAN leaves this network as it is and acts on the features between two layers. `modulate(h, k)` receives the feature of block $k$ (8 px for $k=0$) and returns what goes on. The checks: doing nothing changes nothing, the hook is called once per block with the right shape, and a change at one position stays near that position.
+
+# %%
+w, calls = gan.codes(gan.mapping(z1)), []
+watch = lambda h, k: calls.append((k, tuple(h.shape))) or h
+plain = gan.synthesis(w)
+assert torch.equal(gan.synthesis(w, modulate=watch), plain)
+assert calls == [(0, (1, 64, 8, 8)), (1, (1, 64, 16, 16)), (2, (1, 64, 32, 32)), (3, (1, 32, 64, 64))]
 
 
-def mix(w1, w2, crossover):
-    "Style mixing of two (b, n_codes, style_dim): codes 0 … crossover-1 from w1 (coarse), the rest from w2 (fine)."
-    if crossover is None or not 0 <= crossover <= w1.shape[1]:
-        raise ValueError(f"crossover is {crossover}, needs 0 … {w1.shape[1]}")
-    return torch.cat([w1[:, :crossover], w2[:, crossover:]], dim=1)
+def bump(level):
+    "Add 5 to every channel at the centre position of one level."
+    def modulate(h, k):
+        centre = torch.zeros(h.shape[-2:])
+        centre[h.shape[-2] // 2, h.shape[-1] // 2] = 5
+        return h + centre if k == level else h
+    return modulate
+
+
+changes = [(gan.synthesis(w, modulate=bump(k)) - plain).abs().amax((0, 1)) for k in range(4)]
+rows, cols = np.nonzero(changes[3].numpy())                         # at 64 px only one 3×3 convolution follows
+assert (rows.min(), rows.max(), cols.min(), cols.max()) == (31, 33, 31, 33) and len(rows) == 9
+touched = [(c > 0).float().mean().item() for c in changes]
+print("share of pixels touched:", [f"{t:.2g}" for t in touched])
+assert touched == sorted(touched, reverse=True) and touched[2] < 0.25
+
+# %%
+#| label: fig-stylegan2-hook
+#| fig-cap: "Change of the picture when the hook adds a bump at the centre of one level's feature (black: none)."
+#| fig-alt: "Four bright spots at the centre, from most of the picture down to three by three pixels."
+show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)], cmap="magma", vmin=0, vmax=1, height=1.7);
+
+
+# %% [markdown]
+# @fig-stylegan2-hook is the property that codes lack. A change of the feature has a place, and the coarser the level, the wider its effect. A restorer that knows where an eye is can act there and nowhere else.
+
+# %% [markdown]
+# ## All sizes, counted
+#
+# The same class builds every power of two from 8 to 1024 px. PyTorch's `meta` device keeps shapes and no data, so even the large ones can be built and run here at no cost. The counts are compared with a sum written from the layer list.
+
+# %%
+def by_hand(size, d=512, n_mlp=8, cm=1):
+    "Parameters of StyleGAN2, from the list of layers."
+    w = widths(size, cm)
+    affine = lambda c: d * c + c                                                 # A and b of @eq-modulate
+    conv = lambda a, b: 9 * a * b + affine(a) + 1 + b                            # kernel, style, noise strength, bias
+    rgb = lambda a: 3 * a + affine(a) + 3
+    blocks = {4: 16 * w[4] + conv(w[4], w[4]) + rgb(w[4])}
+    blocks |= {s: conv(w[s // 2], w[s]) + conv(w[s], w[s]) + rgb(w[s]) for s in sorted(w)[1:]}
+    return blocks, n_mlp * (d * d + d)
+
+
+print("size  codes  parameters")
+for size in (2**i for i in range(3, 11)):
+    with torch.device("meta"):
+        big = StyleGAN2(size)
+        assert big(torch.empty(2, 512)).shape == (2, 3, size, size)
+    blocks, mlp = by_hand(size)
+    count = sum(p.numel() for p in big.parameters())
+    assert count == sum(blocks.values()) + mlp and big.synthesis.n_codes == 2 * math.log2(size) - 2
+    print(f"{size:4}  {big.synthesis.n_codes:5}  {count:>10,}")
+blocks, mlp = by_hand(512)
+assert sum(blocks.values()) + mlp == 24_860_935                                  # the paper's prior
+coarse = sum(n for s, n in blocks.items() if s <= 32) / sum(blocks.values())
+print(f"share of the synthesis at 32 px and below: {coarse:.2f}")
+
+# %%
+#| label: fig-stylegan2-count
+#| fig-cap: "Where the parameters of the 512 px prior are: by resolution, and in the mapping network."
+#| fig-alt: "Bars: large and equal from 8 to 32 px, then shrinking quickly."
+fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+bars_ = {"mapping": mlp} | {f"{s} px": n for s, n in blocks.items()}
+ax.bar(list(bars_), [n / 1e6 for n in bars_.values()], color=["#E69F00"] + ["#0072B2"] * len(blocks))
+ax.set(ylabel="million parameters");
+
+# %% [markdown]
+# The prior at 512 px has 24,860,935 parameters, and @fig-stylegan2-count shows that going from 64 px to 512 px costs few of them. Most of the knowledge sits at 32 px and below; most of the *computing* is done above.
+
+# %% [markdown]
+# ## Put together
+#
+# Can this network hold a face at all? The cell below fits the weights of a small synthesis network to two `example_faces`, with one fixed random code for each. This is not how a prior is trained. It is the shortest way to see real content in the network, and it teaches what a prior is *not*.
+
+# %%
+torch.manual_seed(6)
+faces = to_tensor(example_faces(2, 32))
+small = StyleGAN2(32, 64, 2, narrow=1 / 8)
+w = small.codes(small.mapping(torch.randn(2, 64))).detach()
+optimiser = torch.optim.Adam(small.synthesis.parameters(), lr=0.02, betas=(0.9, 0.99))
+for step in range(150):
+    loss = (small.synthesis(w) - faces).square().mean()
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+assert loss < 0.15 * faces.var()                              # the faces are in, not only their mean colour
+with torch.no_grad():
+    own, fitted = shares(small.synthesis, w)
+    between = small.synthesis(w.mean(0, keepdim=True))
+    error = lambda y: min((y - f).square().mean().item() for f in faces)
+assert error(between[0]) > 3 * loss.item()                    # halfway between two faces there is no face
+
+# %%
+#| label: fig-stylegan2-face
+#| fig-cap: "Top: two faces, the fitted pictures, and the picture halfway between their codes. Bottom: the first fitted face, built up from its RGB shares."
+#| fig-alt: "Two astronaut crops, their reproductions and a broken in-between; below, the face appearing from coarse blobs."
+sums = [sum(r[0] for r in own[:k + 1]) for k in range(4)]
+show([*faces, *fitted, between[0], *sums, own[3][0]], ["face 1", "face 2", "fitted 1", "fitted 2", "halfway", "4 px share", "+ 8 px", "+ 16 px", "+ 32 px", "32 px share alone"], cols=5, height=1.6);
+
+# %% [markdown]
+# @fig-stylegan2-face: the network has learned the two pictures, and its levels share the work from coarse to fine. Yet halfway between the two codes it draws no third face. Fitting pictures one by one fills points of the code space and leaves the rest empty.
+# A prior needs many thousands of faces and a discriminator that judges *every* drawn picture. Only then is the space between the faces full of faces.
+
+# %% [markdown]
+# ## Paper, official code, ours
+#
+# | what | paper | official code | ours | why |
+# |---|---|---|---|---|
+# | modulated convolution | as in StyleGAN2 | one kernel per sample, grouped convolution | input scaling, one shared kernel | same function (checked to $10^{-10}$), no run-time weights, easier to export |
+# | $\sqrt2$ of the activation | not stated | after the leaky ReLU | inside, on kernel, noise and bias | one multiplication less per value, equal by @eq-stylegan2-noise |
+# | FIR filter, bias and activation | not stated | CUDA extensions | plain PyTorch | runs everywhere, nothing to compile |
+# | channel multiplier | 1 | 1 in the first model, 2 in the released clean ones | a parameter | loads both |
+# | resampling | not stated | FIR, or bilinear in the clean models | `resample=` | one class for all families |
+# | noise | not stated | drawn anew unless switched off | `"fixed"` by default | the same photo gives the same result |
+# | mapping network | codes come from the U-Net | stored in the checkpoint, never run | the same | keeps the prior whole |
+# | access for CS-SFT | "each resolution scale" | a copy of the generator's forward pass | the hook `modulate` | one generator class for prior and restorer |
+# | wrong number of codes | – | surplus codes ignored | ValueError | a 512 px code in a 256 px net is a mistake |
+#
+# : Where the three versions of the prior differ {#tbl-stylegan2-versions}
+#
+# @tbl-stylegan2-versions lists what a reader of the official code will notice first.
+
+# %% [markdown]
+# ## What users trip over
+#
+# ::: {.callout-warning}
+# **FIR and bilinear weights have the same shapes.** A checkpoint of one kind loads into a network of the other without an error and draws something else; users of the official converter have met this as red or broken faces. The cell below measures it.
+#
+# **Noise drawn inside the forward pass** makes two runs differ and breaks exports. Compare implementations with `noise="fixed"` or `"zero"`.
+#
+# **A frozen prior that was never loaded** trains without complaint. Check a checksum or a picture of the prior before a long run.
+# :::
+
+# %%
+with torch.no_grad():
+    twin = Synthesis(widths(64, narrow=1 / 8), 64, resample="bilinear")
+    twin.load_state_dict(gan.synthesis.state_dict())                        # no complaint
+    w = gan.codes(gan.mapping(z1))
+    difference = (twin(w) - plain).std() / plain.std()
+print(f"same weights, other resampling: pictures differ by {difference:.1f} of their own standard deviation")
+assert difference > 0.3
+assert torch.equal(gan.synthesis(w, noise="random"), plain)                 # noise strength starts at 0: nothing to see yet
+gan.synthesis.convs[6].noise_strength.fill_(0.2)
+assert not torch.equal(gan.synthesis(w, noise="random"), gan.synthesis(w, noise="random"))
+assert torch.equal(gan.synthesis(w, noise="fixed"), gan.synthesis(w, noise="fixed"))
+
+# %% [markdown]
+# ## Summary
+#
+# * A restorer trained on squared error alone gives the mean of all plausible faces. A generative prior gives one of them.
+# * A style scales the input channels of a convolution; demodulation divides out its strength, so depth is safe.
+# * Both scalings can leave the convolution. The package uses one shared kernel, and it equals one kernel per face.
+# * The picture is the sum of the RGB shares of all levels; $2\log_2S-2$ codes steer the layers, and neighbours share them.
+# * A code acts everywhere at once. The hook `modulate` acts at a place, and GFP-GAN is built on that.
+#
+# ## Exercises
+#
+# 1. **Compute.** The demodulated `up=True` layer in `"fir"` mode does not return variance 1 for white noise. Derive the value from the FIR taps $(1,3,3,1)$, then measure it.
+# 2. **Modify.** Load the first layers of a 64 px `Synthesis` into a 32 px one and show that its picture equals the sum of the first four shares of the larger one, before the last upsampling.
+# 3. **Break.** Remove the demodulation from every `StyleConv` of an untrained 256 px generator with `narrow=1/16`, multiply the code by 2, and plot the standard deviation of the features by depth, with and without.
+#
+# ## References
+#
+# The generator is that of @karras2020stylegan2; the mapping network, truncation in $w$ and style mixing come from @karras2019stylegan, and equalised layers from @karras2018progressive. Using its features as a prior for restoration is the idea of @wang2021gfpgan; @menon2020pulse and @gu2020mganprior are the optimisation-based alternatives.

@@ -1,16 +1,49 @@
 # %% [markdown]
 # # Weights {#sec-weights}
+#
+# > Numbers and names: how a trained network is stored, recognised, converted, fetched, and kept from running a stranger's code.
+#
+# **You will build** a file format for our own weights, a translator between our names and those of the official code, the conversion into the
+# clean form, a registry of the released models, and a download that survives a broken line.
+# **Needs** @sec-gfpgan and, for the scales, @sec-layers. **Runs in** about 15 s on a laptop CPU, without a network.
 
 # %%
 #| default_exp weights
 
 # %%
+import struct
+import tempfile
+import threading
+from contextlib import redirect_stderr
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch.nn.functional as F
+from IPython.display import Markdown
+from fastcore.test import test_fail
+from torch.testing import assert_close
+
+from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.layers import Resample
+
+# %% [markdown]
+# @fig-weights-map shows which parts carry weights. At 512 px these are 285 tensors, in the narrow model as in the wide one.
+
+# %%
+#| label: fig-weights-map
+#| fig-cap: "The parts whose weights a file holds."
+#| fig-alt: "Block diagram of the method with the U-Net, the codes, scale and shift, and StyleGAN2 coloured."
+draw_map("unet", "latent", "csft", "stylegan2");
+
+# %%
 #| export
 import hashlib
+import http.client
 import json
 import math
 import os
-import pickle
 import re
 import sys
 import urllib.error
@@ -21,12 +54,50 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
 from gfpgan_edu.layers import EqualizedConv2d, EqualizedLinear
 from gfpgan_edu.stylegan2 import ModulatedConv2d, StyleConv, StyleGAN2
+
+
+# %% [markdown]
+# ## A weights file can run code {#sec-weights-pickle}
+#
+# Every released GFP-GAN is a `.pth` file, and a `.pth` file is a *pickle*. A pickle is not a table of numbers. It is a small program that rebuilds
+# objects, and one of its instructions is "call this function with these arguments". Whoever makes the file chooses the function. People fetch such
+# files from forums and mirrors, and then load them with all the rights of their account.
+#
+# The next cell plays the attacker, harmlessly: its file, when unpickled, writes a marker file of ours into a temporary folder. The plain pickle module
+# obeys. `torch.load(weights_only=True)` knows only a short list of functions that rebuild tensors, and refuses.
+
+# %%
+class Attack:
+    "Unpickling one calls Path.write_text, which stands for anything an attacker might call."
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.write_text, (self.marker, "your account, my code")
+
+
+# %%
+folder = Path(tempfile.mkdtemp())
+marker, bad_file = folder / "marker.txt", folder / "GFPGANv9.pth"
+torch.save({"params_ema": {"conv_body_first.weight": Attack(marker)}}, bad_file)
+
+torch.load(bad_file, weights_only=False)                     # the old default
+assert marker.read_text() == "your account, my code"
+marker.unlink()
+test_fail(lambda: torch.load(bad_file, weights_only=True), contains="Weights only load failed")
+assert not marker.exists()
+
+
+# %% [markdown]
+# So this package reads foreign pickles with `weights_only=True` and nothing else, and it writes none. Anything that is wrong with a file becomes one kind of
+# error, and its message names the file, because a user who restores four hundred photos with a script wants to know which file to look at.
 
 # %%
 #| export
@@ -34,17 +105,62 @@ class WeightsError(ValueError):
     "A weights file that cannot be read, trusted or matched; the message names the file and the reason."
 
 
+# %% [markdown]
+# ## A file that cannot {#sec-weights-format}
+#
+# The safetensors format holds no program. Its layout fits in one line: eight bytes with the length $n$ of a header, $n$ bytes of JSON that
+# say for each tensor its type, shape and place, then the bare numbers. A field for free text is part of the header, and there goes what a `.pth` lacks:
+# the configuration of the network (@sec-gfpgan). A file of ours rebuilds its network with no further information.
+#
+# Writing is atomic. The file grows under another name and takes its own name when it is complete, so a crash leaves the old file or the new one, never half of one.
+
+# %%
+#| export
 def save(net, path, dtype=None, **metadata):
     """Write `net` (GFPGAN) to a safetensors file with its config in the header, atomically; `dtype=torch.float16` halves the size.
 
-    Further keyword arguments are kept as strings in the header.
+    Further keyword arguments are kept as strings in the header. Weights that are not finite, or become so in `dtype`, are a WeightsError.
     """
     state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone() for k, v in net.state_dict().items()}
-    header = {"format": "gfpgan_edu", "config": json.dumps(net.config.to_dict()), **{k: str(v) for k, v in metadata.items()}}
+    for k, v in state.items():
+        if not torch.isfinite(v).all():
+            raise WeightsError(f"{path}: not written, {k} holds NaN or infinity in {v.dtype}")
+    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "config": json.dumps(net.config.to_dict())}
     tmp = Path(path).with_name(Path(path).name + ".part")
-    save_file(state, tmp, metadata=header)
-    os.replace(tmp, path)
+    try:
+        tmp.write_bytes(to_bytes(state, metadata=header))     # safetensors' save_file would make it readable for its owner only
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
+
+# %% [markdown]
+# To see that there is nothing behind the format, the check reads a file back with `struct` and `json` alone, finds the config, and takes one tensor out of the bytes by hand.
+
+# %%
+torch.manual_seed(0)
+tiny = GFPGAN(GFPGANConfig.tiny())
+path = folder / "tiny.safetensors"
+save(tiny, path, run="demo", step=1)
+
+# %%
+raw = path.read_bytes()
+n = struct.unpack("<Q", raw[:8])[0]                           # little-endian, 64 bits
+header = json.loads(raw[8:8 + n])
+entry = header["to_w.weight"]
+start, end = entry["data_offsets"]
+by_hand = np.frombuffer(raw[8 + n + start:8 + n + end], "<f4").reshape(entry["shape"])
+assert np.array_equal(by_hand, tiny.to_w.weight.detach().numpy())
+assert GFPGANConfig.from_dict(json.loads(header["__metadata__"]["config"])) == tiny.config
+assert len(raw) == 8 + n + 4 * sum(v.numel() for v in tiny.state_dict().values())     # and not a byte more
+print(entry["dtype"], entry["shape"], {k: header["__metadata__"][k] for k in ("format", "run", "step")})
+
+
+# %% [markdown]
+# ## Loading without trust {#sec-weights-load}
+#
+# A loader that copies what fits and skips the rest produces a network that runs and is wrong. `load` is strict: the same names, the same shapes, only finite
+# numbers. It checks names and shapes before it builds anything, against a network on the `meta` device, so a header that lies about the size costs no memory.
 
 # %%
 #| export
@@ -62,31 +178,149 @@ def read_header(path):
     return meta
 
 
-def load(path):
-    "Read a safetensors file written by `save` -> GFPGAN in float32, eval mode. Raises WeightsError that names the file and the reason."
-    net = GFPGAN(read_header(path)["config"])
-    try:
-        with safe_open(path, "pt") as f:
-            state = {k: f.get_tensor(k).float() for k in f.keys()}
-    except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: {e}") from e
-    return _fill(net, state, path).eval()
-
-
-def _fill(net, state, source):
-    "Copy `state` into `net`, strictly: same names, same shapes, finite numbers."
-    own = net.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+def _compare(given, wanted, source):
+    "Raise WeightsError unless the two {name: shape} agree."
+    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or unexpected:
         raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}")
+    for k, shape in wanted.items():
+        if tuple(given[k]) != tuple(shape):
+            raise WeightsError(f"{source}: {k} is {tuple(given[k])}, needs {tuple(shape)}")
+
+
+def _outline(build, source):
+    "The state dict of `build()` on the meta device: names and shapes, no memory. A network beyond all measure is a WeightsError."
+    try:
+        with torch.device("meta"):
+            return build().state_dict()
+    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
+        raise WeightsError(f"{source}: describes a network that cannot be built ({e})") from e
+
+
+# %%
+#| export
+def _fill(net, state, source):
+    "Copy `state`, whose names and shapes agree with `net`'s, into it; every number must be a finite float."
     for k, v in state.items():
-        if v.shape != own[k].shape:
-            raise WeightsError(f"{source}: {k} is {tuple(v.shape)}, needs {tuple(own[k].shape)}")
+        if not v.is_floating_point():
+            raise WeightsError(f"{source}: {k} holds {v.dtype}, needs floating-point numbers")
         if not torch.isfinite(v).all():
             raise WeightsError(f"{source}: {k} holds NaN or infinity")
     net.load_state_dict(state)
-    return net
+    return net.eval()
 
+
+def load(path):
+    "Read a safetensors file written by `save` -> GFPGAN in float32, eval mode. Raises WeightsError that names the file and the reason."
+    config = read_header(path)["config"]
+    try:
+        with safe_open(path, "pt") as f:
+            given = {k: f.get_slice(k).get_shape() for k in f.keys()}
+            if config.n_mlp > len(given):                     # the one number that could make even the outline endless
+                raise WeightsError(f"{path}: {len(given)} tensors for {config.n_mlp} mapping layers")
+            _compare(given, {k: v.shape for k, v in _outline(lambda: GFPGAN(config), path).items()}, path)
+            state = {k: f.get_tensor(k) for k in given}
+    except (SafetensorError, OSError) as e:
+        raise WeightsError(f"{path}: {e}") from e
+    return _fill(GFPGAN(config), {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path)
+
+
+# %% [markdown]
+# The round trip is exact to the last bit. The other half of the check forges files: a key too few, one too many, a wrong shape, a NaN, a cut-off end, a header that describes another network or a monstrous one.
+
+# %%
+loaded = load(path)
+assert loaded.config == tiny.config and not loaded.training
+assert all(torch.equal(a, b) for a, b in zip(tiny.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+# %%
+def forge(name, state=None, **changes):
+    "A file whose tensors or config were tampered with."
+    config = json.dumps(tiny.config.to_dict() | changes)
+    forged = folder / f"{name}.safetensors"
+    forged.write_bytes(to_bytes(state or tiny.state_dict(), metadata={"config": config}))
+    return forged
+
+
+# %%
+state = tiny.state_dict()
+first = state["unet.first.weight"]
+lies = {"1 keys missing": forge("less", {k: v for k, v in state.items() if k != "to_w.bias"}), "1 unexpected": forge("more", state | {"extra": first.clone()}),
+        "needs (8, 3, 1, 1)": forge("shape", state | {"unet.first.weight": first[:4].clone()}), "NaN": forge("nan", state | {"unet.first.weight": first * float("nan")}),
+        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4), "cannot be built": forge("vast", narrow=1e6), "mapping layers": forge("deep", n_mlp=10**9)}
+lies["not a readable"] = folder / "cut.safetensors"
+lies["not a readable"].write_bytes(raw[:-1000])
+for reason, forged in lies.items():
+    test_fail(lambda: load(forged), exc=WeightsError, contains=reason)
+    test_fail(lambda: load(forged), exc=WeightsError, contains=str(forged))
+
+# %% [markdown]
+# One model comes inside the package, so that everything works without a network. It is found beside the code, also in an installed copy.
+
+# %%
+#| export
+BUNDLED = "first128"
+
+
+def bundled_path():
+    "Where the model that comes with the package lies."
+    return Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED}.safetensors"))
+
+
+# %%
+bundled = load(bundled_path())
+assert bundled.config == read_header(bundled_path())["config"] and "licence" in read_header(bundled_path())
+print(bundled_path().name, {k: v for k, v in bundled.config.to_dict().items() if v != getattr(GFPGANConfig(), k)})
+
+# %% [markdown]
+# ## Half the bytes {#sec-weights-half}
+#
+# Weights are trained in 32 bits, but need they be shipped so? A 16-bit float keeps 11 significant bits. Rounding to it changes a number by at most a
+# part in $2^{11}$, about 0.05 %, unless it is so small (below $2^{-14}$) that the spacing stops shrinking. `save(..., dtype=torch.float16)` halves the file, and `load` returns to 32 bits for the arithmetic.
+# The model that comes with this package is stored that way. The check holds every weight of a tiny net to that bound, and @fig-weights-half shows what the rounding does to a picture.
+
+# %%
+half_path = folder / "half.safetensors"
+save(tiny, half_path, dtype=torch.float16)
+half = load(half_path)
+assert half_path.stat().st_size < 0.55 * path.stat().st_size
+for a, b in zip(tiny.parameters(), half.parameters(), strict=True):
+    assert b.dtype == torch.float32 and ((a - b).abs() <= a.abs() * 2**-11 + 2**-25).all()
+
+# %%
+huge = GFPGAN(GFPGANConfig.tiny(8))
+huge.to_w.weight.data[0, 0] = 1e6                            # 16 bits end at 65,504: better no file than one that cannot be loaded
+test_fail(lambda: save(huge, folder / "huge.safetensors", dtype=torch.float16), exc=WeightsError, contains="to_w.weight")
+assert not (folder / "huge.safetensors").exists()
+
+# %%
+#| label: fig-weights-half
+#| fig-cap: "Left: relative rounding error of the weights of a tiny net in 16 bits, with the bound. Right: the same network's output on a face, with 32-bit and with rounded weights, and their difference enlarged 100 times."
+#| fig-alt: "A histogram that ends at the bound of 2 to the power of minus 11, and three pictures; the first two look the same, the third shows faint noise."
+face = torch.from_numpy(example_faces(1, 64)).permute(0, 3, 1, 2) / 127.5 - 1
+with torch.no_grad():
+    a, b = tiny(face)[0][0], half(face)[0][0]
+weights, rounded = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (tiny, half))
+usual = weights.abs() > 2**-14
+fig, axes = plt.subplots(1, 4, figsize=(8.4, 2.1), layout="constrained", width_ratios=[2, 1, 1, 1])
+axes[0].hist(((weights - rounded).abs() / weights.abs())[usual].numpy() * 2**11, bins=40, color="#0072B2")
+axes[0].axvline(1, color="#D55E00"), axes[0].set(xlabel="relative error, in units of $2^{-11}$", yticks=[])
+scale = a.abs().max()                                        # a random net's values leave [-1, 1]
+for ax, image, title in zip(axes[1:], [a / scale, b / scale, 100 * (a - b) / scale], ["32 bits", "16 bits", "difference × 100"]):
+    ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0)), ax.set_title(title, fontsize=9), ax.axis("off")
+assert (a - b).abs().max() < 0.01 * a.abs().max()
+
+# %% [markdown]
+# ## Two sets of names {#sec-weights-names}
+#
+# The official code names its tensors after the history of its classes: `conv_body_first.0.weight`, `stylegan_decoder.style_convs.3.modulated_conv.modulation.bias`. Ours are named after the parts of the method. A translation needs one list of pairs,
+# and nearly all of it follows from four rules:
+#
+# - An official convolution is a little chain. Its weight sits at index 0 (or 1, after a resampling step), its bias belongs to the activation behind it. In the clean classes it is a plain layer.
+# - The official lists leave out the first element: `style_conv1` and `to_rgb1` stand outside `style_convs` and `to_rgbs`. Ours do not.
+# - The official noise strength is called `weight`, next to the convolution's own weight.
+# - Official modulated weights have a leading dimension of 1, and a bias added to a feature map has shape $(1, c, 1, 1)$.
 
 # %%
 #| export
@@ -101,6 +335,17 @@ def _conv_names(ours, theirs, index, equalized, act):
     return [(f"{ours}.weight", f"{theirs}.{index}weight"), (f"{ours}.bias", f"{theirs}.{act}.bias")]
 
 
+def _as_official(name, v):
+    "A tensor of ours in the shape that the official code gives it under `name`."
+    if name.endswith("modulated_conv.weight"):
+        return v[None]                                        # (1, cout, cin, k, k)
+    if re.search(r"(to_rgb1|to_rgbs\.\d+|style_conv1|style_convs\.\d+)\.bias$", name):
+        return v[None, :, None, None]                         # added to a feature map as it is
+    return v
+
+
+# %%
+#| export
 def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
     "(our key, official key) for every tensor of a StyleGAN2 with `n_blocks` = log2(size) - 2 blocks above 4 px."
     pairs = []
@@ -121,6 +366,8 @@ def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
     return pairs
 
 
+# %%
+#| export
 def generator_names(config):
     "(our key, official key) for every tensor of a GFPGAN of this config."
     n, eq = int(math.log2(config.size)) - 2, config.equalized
@@ -132,20 +379,53 @@ def generator_names(config):
         pairs += [(f"unet.down.{i}.skip.weight", f"{d}.skip.{'1.' if eq else ''}weight"), (f"unet.up.{i}.skip.weight", f"{u}.skip.weight")]
         for p in ("weight", "bias"):
             pairs.append((f"unet.to_rgb.{i}.{p}", f"toRGB.{i}.{p}"))
-            if config.sft != "none":
-                pairs += [(f"heads.{i}.{head}.{j}.{p}", f"condition_{head}.{i}.{2 * j}.{p}") for head in ("scale", "shift") for j in (0, 1)]
+            pairs += [(f"heads.{i}.{head}.{j}.{p}", f"condition_{head}.{i}.{2 * j}.{p}") for head in ("scale", "shift") for j in (0, 1)]
     pairs += [(f"to_w.{p}", f"final_linear.{p}") for p in ("weight", "bias")]
     return pairs + prior_names(n, config.n_mlp, eq, "decoder.", "stylegan_decoder.")
 
 
+# %% [markdown]
+# The list must cover both sides exactly: every tensor of our network appears once, no official name appears twice. For the paper's model and for the released clean model these are 285 pairs. The printed rows are those whose two names differ most.
+
+# %%
+for config in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4(), GFPGANConfig.tiny(8), GFPGANConfig(size=1024, n_mlp=3, sft="full", w="one")):
+    pairs = generator_names(config)
+    ours, theirs = zip(*pairs)
+    with torch.device("meta"):
+        assert sorted(ours) == sorted(GFPGAN(config).state_dict())
+    assert len(set(theirs)) == len(theirs)
+    assert len(pairs) == 285 or config.size != 512
+
+# %%
+both = [dict(generator_names(c)) for c in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4())]
+rows = ["| ours | official v1 and bilinear | official clean |", "|---|---|---|"]
+for key in ("unet.first.weight", "unet.first.bias", "unet.down.0.conv2.weight", "unet.up.3.conv2.bias", "unet.to_rgb.6.weight", "to_w.weight", "heads.6.shift.1.bias",
+            "decoder.mapping.layers.1.weight", "decoder.synthesis.convs.0.conv.weight", "decoder.synthesis.convs.3.noise_strength", "decoder.synthesis.convs.3.bias",
+            "decoder.synthesis.noise12", "decoder.synthesis.to_rgbs.1.bias"):
+    v1, clean = (names[key].replace("stylegan_decoder", "…") for names in both)
+    rows.append(f"| `{key.replace('decoder.synthesis', '…')}` | `{v1}` | {'the same' if clean == v1 else f'`{clean}`'} |")
+Markdown("\n".join(rows))
+
+
+# %% [markdown]
+# In the rows that start with an ellipsis, ours begins with `decoder.synthesis` and the official name with `stylegan_decoder`.
+
+# %% [markdown]
+# ## Which family is it? {#sec-weights-recognise}
+#
+# A file from the network says nothing about its class, size or width, and users rename files. So the configuration is read from the names and shapes themselves. The number of `toRGB` layers gives the size,
+# the width of the constant gives `narrow`, the width at 64 px the channel multiplier, the number of rows of the linear layer tells one code from many, and a plain `conv_body_first.weight` marks the clean family.
+#
+# Real files wrap the tensors: in `params_ema`, the running average that is meant for use, or in `params`, and sometimes in the prefix `module.` that parallel training leaves behind. The wrapping comes off first.
+
 # %%
 #| export
-def _unwrap(state):
-    "The plain state dict inside an official file: prefers the averaged weights, drops DataParallel's `module.`."
-    for key in ("params_ema", "params"):
-        if key in state and isinstance(state[key], dict):
-            state = state[key]
-            break
+def _unwrap(state, source):
+    "The plain {name: tensor} inside an official file: prefers the averaged weights, drops DataParallel's `module.`."
+    if isinstance(state, dict):
+        state = next((state[k] for k in ("params_ema", "params") if isinstance(state.get(k), dict)), state)
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided for k, v in state.items()):
+        raise WeightsError(f"{source}: needs a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
@@ -154,59 +434,60 @@ def recognise(state, family=None):
 
     GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean") decides; None means v1 for both.
     """
-    missing = [k for k in ("final_linear.weight", "stylegan_decoder.constant_input.weight", "stylegan_decoder.to_rgb1.modulated_conv.modulation.weight") if k not in state]
+    d = "stylegan_decoder"
+    needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight", f"{d}.constant_input.weight", f"{d}.to_rgb1.modulated_conv.modulation.weight"]
+    missing = [k for k in needed if k not in state or state[k].ndim < 2]
     if missing:
         raise WeightsError(f"not an official GFPGAN generator: {missing[0]} is missing")
     found = "clean" if "conv_body_first.weight" in state else "v1"
     family = family or found
     if family not in FAMILIES or (family == "clean") != (found == "clean"):
         raise WeightsError(f"these are weights of a {found} network, not of family {family!r}; known: {sorted(FAMILIES)}")
-    size = 4 * 2 ** sum(k.startswith("toRGB.") and k.endswith(".weight") for k in state)
-    style_dim = state["stylegan_decoder.to_rgb1.modulated_conv.modulation.weight"].shape[1]
-    narrow = state["stylegan_decoder.constant_input.weight"].shape[1] / 512
-    at64 = state.get("stylegan_decoder.style_convs.6.modulated_conv.weight")      # first convolution at 64 px
-    scale, cond = state.get("condition_scale.0.2.weight"), state["toRGB.0.weight"].shape[1]
-    sft = "none" if scale is None else "half" if scale.shape[0] == cond else "full"
-    return GFPGANConfig(size=size, style_dim=style_dim, narrow=narrow, channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow, sft=sft,
+    rows, cond, scale, constant, mod = (state[k].shape for k in needed)
+    narrow = constant[1] / 512
+    at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")               # first convolution at 64 px
+    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state), style_dim=mod[1], narrow=narrow,
+                        channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow, sft="half" if scale[0] == cond[1] else "full",
                         n_mlp=sum("style_mlp" in k and k.endswith(".weight") for k in state),
-                        w="one" if state["final_linear.weight"].shape[0] == style_dim else "per_layer", **FAMILIES[family])
+                        w="one" if rows[0] == mod[1] else "per_layer", **FAMILIES[family])
 
 
-def _translate(net, pairs, state, source):
-    own, got = net.state_dict(), {}
-    missing = [theirs for _, theirs in pairs if theirs not in state]
-    unexpected = sorted(state.keys() - {theirs for _, theirs in pairs})
-    if missing or unexpected:
-        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}")
-    for ours, theirs in pairs:
-        v, want = state[theirs], own[ours].shape
-        if v.numel() != want.numel():                   # the official shapes only add dimensions of size 1
-            raise WeightsError(f"{source}: {theirs} is {tuple(v.shape)}, needs {tuple(want)}")
-        got[ours] = v.reshape(want)
-    return _fill(net.to(next(iter(got.values())).dtype), got, source).eval()
+# %% [markdown]
+# Translating is then a renaming, with strict checks: all official names present, none left over, every shape as the official class would have it.
+
+# %%
+#| export
+def _translate(build, pairs, state, source):
+    "`build()` filled with the official `state`; `pairs` are (our key, official key). 64-bit weights stay so, all others become float32."
+    own = _outline(build, source)
+    _compare({k: v.shape for k, v in state.items()}, {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
+    state = {ours: state[theirs].reshape(own[ours].shape) for ours, theirs in pairs}
+    double = any(v.dtype == torch.float64 for v in state.values())
+    return _fill(build().to(torch.float64 if double else torch.float32), state, source)
 
 
 def from_official(state, family=None, source="state dict"):
     "An official GFPGANv1, GFPGANBilinear or GFPGANv1Clean state dict -> GFPGAN with the same outputs. Raises WeightsError."
-    state = _unwrap(state)
+    state = _unwrap(state, source)
     try:
         config = recognise(state, family)
-    except ValueError as e:
+    except (ValueError, IndexError, ArithmeticError) as e:
         raise WeightsError(f"{source}: {e}") from e
-    return _translate(GFPGAN(config), generator_names(config), state, source)
+    return _translate(lambda: GFPGAN(config), generator_names(config), state, source)
 
 
 def prior_from_official(state, resample="fir", source="state dict"):
-    "An official StyleGAN2 generator (equalised; FIR or bilinear resampling) -> StyleGAN2 with the same outputs."
-    state = _unwrap(state)
-    if "constant_input.weight" not in state or "style_mlp.1.weight" not in state:
+    "An official StyleGAN2 generator (equalised; FIR or bilinear resampling) -> StyleGAN2 with the same outputs. Raises WeightsError."
+    state = _unwrap(state, source)
+    if any(k not in state or state[k].ndim < 2 for k in ("constant_input.weight", "style_mlp.1.weight")):
         raise WeightsError(f"{source}: not an official StyleGAN2 generator")
     n = sum(k.startswith("to_rgbs.") and k.endswith("modulated_conv.weight") for k in state)
     narrow = state["constant_input.weight"].shape[1] / 512
     at64 = state.get("style_convs.6.modulated_conv.weight")
     n_mlp = sum(k.startswith("style_mlp") and k.endswith(".weight") for k in state)
-    net = StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, 1 if at64 is None else at64.shape[1] / 256 / narrow, narrow, resample=resample)
-    return _translate(net, prior_names(n, n_mlp, True), state, source)
+    multiplier = 1 if at64 is None or not narrow else at64.shape[1] / 256 / narrow
+    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow, resample=resample)
+    return _translate(build, prior_names(n, n_mlp, True), state, source)
 
 
 # %%
@@ -214,21 +495,49 @@ def prior_from_official(state, resample="fir", source="state dict"):
 def to_official(net):
     "The state dict that the official class of this net's family loads (`GFPGANv1`, `GFPGANBilinear` or `GFPGANv1Clean`)."
     c = net.config
-    if not c.use_prior:
-        raise ValueError("the official code has no generator without the prior")
+    if not c.use_prior or c.sft == "none":
+        raise ValueError("the official code has no generator without the prior or without the maps")
     if (c.resample, c.equalized) == ("fir", False):
         raise ValueError("no official class has FIR resampling with baked scales")
-    own, out = net.state_dict(), {}
-    for ours, theirs in generator_names(c):
-        v = own[ours].detach().clone()
-        if theirs.endswith("modulated_conv.weight"):
-            v = v[None]                                  # (1, cout, cin, k, k)
-        elif re.search(r"(to_rgb1|to_rgbs\.\d+|style_conv1|style_convs\.\d+)\.bias$", theirs):
-            v = v[None, :, None, None]                   # added to a feature map as it is
-        out[theirs] = v
-    return out
+    own = net.state_dict()
+    return {theirs: _as_official(theirs, own[ours].detach().clone()) for ours, theirs in generator_names(c)}
 
 
+# %% [markdown]
+# Round trips check both directions: out and back gives the same bits, in every family and variant that has an official class, also at odd sizes and widths. That the official classes really compute the same picture is checked
+# against the official code itself, in the tests that need it installed (`tests/peer`), and in the ordinary tests against stored outputs of it.
+
+# %%
+for changes in (dict(), dict(resample="bilinear", channel_multiplier=2), dict(resample="bilinear", equalized=False), dict(sft="full", w="one"), dict(size=16, narrow=3 / 64, n_mlp=5)):
+    net = GFPGAN(GFPGANConfig.tiny().replace(**changes))
+    family = next(k for k, v in FAMILIES.items() if (v["resample"], v["equalized"]) == (net.config.resample, net.config.equalized))
+    official = to_official(net)
+    again = from_official({"params_ema": {f"module.{k}": v for k, v in official.items()}}, family)
+    assert again.config == net.config
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+
+# %%
+official = to_official(tiny)
+test_fail(lambda: from_official(official, "clean"), exc=WeightsError, contains="not of family 'clean'")
+test_fail(lambda: from_official({k: v for k, v in official.items() if "condition" not in k}), exc=WeightsError, contains="condition_scale.0.2.weight is missing")
+turned = official | {"stylegan_decoder.to_rgb1.modulated_conv.weight": official["stylegan_decoder.to_rgb1.modulated_conv.weight"].transpose(1, 2)}
+test_fail(lambda: from_official(turned, source="mirror.pth"), exc=WeightsError, contains="mirror.pth: stylegan_decoder.to_rgb1")
+test_fail(lambda: to_official(GFPGAN(GFPGANConfig.tiny().replace(sft="none"))), exc=ValueError, contains="without the maps")
+
+
+# %% [markdown]
+# ## Scales baked in {#sec-weights-clean}
+#
+# Our equalised layers multiply their weights by a constant at every call (@eq-equalized). That helps training and is wasted work afterwards. The released models v1.2 to v1.4 are "clean": their scales are multiplied into the weights once and for all.
+# With $c$ the scale of a layer, $g$ its gain (the $\sqrt 2$ that belongs to a leaky ReLU) and $\phi$ the leaky ReLU,
+#
+# $$g\,\phi\big(\tfrac{c}{g} W x + b\big) = \phi(c\,W x + g\,b) = \phi(W' x + b'), \qquad W' = c\,W, \quad b' = g\,b .$$ {#eq-weights-baked}
+#
+# The first step is allowed because $\phi(g z) = g\,\phi(z)$ for $g > 0$; our layers compute the middle form from the start, the official ones the left. A noise strength goes with the bias, as it is added at the same place. In the modulated convolution, demodulation
+# divides the scale out again, but for the $10^{-8}$ that guards against a division by zero; baking the scale in leaves that in its place too, so the identity is exact there as well.
+
+# %%
+#| export
 def to_clean(net):
     """A bilinear, equalised GFPGAN -> the same function with every scale baked into the weights (`equalized=False`), ready to deploy.
 
@@ -249,6 +558,152 @@ def to_clean(net):
     clean.load_state_dict(state)
     return clean.train(net.training)
 
+
+# %% [markdown]
+# First one layer. The left form of @eq-weights-baked, written out as the official code computes it, and the baked right form differ by rounding alone: the error shrinks from 32 to 64 bits by the factor between the two precisions.
+
+# %%
+layer = EqualizedConv2d(8, 16, gain=2**0.5, activate=True)
+torch.nn.init.normal_(layer.bias)
+for dtype in (torch.float64, torch.float32):
+    c, h = layer.to(dtype), torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    left = 2**0.5 * F.leaky_relu(F.conv2d(h, layer.weight, padding=1) / (8 * 9) ** 0.5 + layer.bias[:, None, None], 0.2)
+    right = F.leaky_relu(F.conv2d(h, layer.weight * layer.weight_gain, layer.bias * layer.bias_gain, padding=1), 0.2)
+    error = (left - right).abs().max().item() / left.abs().max().item()
+    assert 0 < error < 8 * torch.finfo(dtype).eps
+    print(f"{str(dtype):14} the two forms differ by less than 8 units of rounding ({torch.finfo(dtype).eps:.0e})")
+
+
+# %% [markdown]
+# Then the whole network. Our layers compute the middle form, in which $c\,W$ is rounded once, whether at run time or beforehand. So here the clean net must give the same *bits*, at either precision, and does.
+# Every bias and noise strength is made nonzero first, for a zero would hide a forgotten scale.
+
+# %%
+def shaken(config, dtype=torch.float32):
+    torch.manual_seed(0)
+    net = GFPGAN(config).to(dtype).eval().requires_grad_(False)
+    for p in net.parameters():
+        if p.ndim == 1:
+            p += 0.2 * torch.randn_like(p)
+    return net
+
+
+# %%
+x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+z = torch.randn(3, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+config = GFPGANConfig.tiny().replace(resample="bilinear")
+for dtype in (torch.float64, torch.float32):
+    net = shaken(config, dtype)
+    clean = to_clean(net)
+    assert torch.equal(clean(x.to(dtype))[0], net(x.to(dtype))[0])
+    assert torch.equal(clean.decoder(z.to(dtype)), net.decoder(z.to(dtype)))              # the mapping network too
+assert clean.to_w.weight.abs().max() < 0.1 * net.to_w.weight.abs().max()                  # and something was baked in
+assert clean.config == config.replace(equalized=False)
+test_fail(lambda: to_clean(tiny), exc=ValueError, contains="bilinear")
+
+
+# %% [markdown]
+# ## The two that cannot be told apart {#sec-weights-twins}
+#
+# The official v1 network resamples with an FIR filter (@eq-fir), the bilinear network with bilinear interpolation. Resampling has no weights. So the two have the same names and shapes, and nothing in a file says which it is.
+# Loaded as the wrong one, the network runs and returns a picture. This is no thought experiment: the official script that converts to the clean form accepts v1 files, and users have reported the red faces it makes of them.
+#
+# The cell takes the model of this package, gives it run-time scales, stores it under the official names, and loads it as both. `unbaked` is the inverse of `to_clean`, which makes a further check of it.
+
+# %%
+def unbaked(net):
+    "A net with baked scales -> the same function with run-time scales."
+    equal = GFPGAN(net.config.replace(equalized=True)).eval().requires_grad_(False)
+    state = dict(net.state_dict())
+    for name, m in equal.named_modules():
+        for p, gain in (("weight", "weight_gain"), ("bias", "bias_gain"), ("noise_strength", "bias_gain")):
+            if isinstance(getattr(m, p, None), torch.nn.Parameter) and hasattr(m, gain):
+                state[f"{name}.{p}"] = state[f"{name}.{p}"] / getattr(m, gain)
+    equal.load_state_dict(state)
+    return equal
+
+
+# %%
+assert bundled.config.resample == "bilinear" and not bundled.config.equalized
+equal = unbaked(bundled)
+for a, b in zip(to_clean(equal).parameters(), bundled.parameters(), strict=True):
+    assert_close(a, b, rtol=1e-6, atol=0)
+
+# %%
+twins = {f: {k: v.shape for k, v in to_official(shaken(config.replace(resample=FAMILIES[f]["resample"]))).items()} for f in ("v1", "bilinear")}
+assert twins["v1"] == twins["bilinear"]                       # same names, same shapes
+
+# %%
+#| label: fig-weights-twins
+#| fig-cap: "One file, loaded as the family it belongs to and as its twin. Nothing fails; the picture is wrong."
+#| fig-alt: "Three faces: the degraded input, the restored face, and a washed-out, discoloured version of it."
+size = bundled.config.size
+sharp = torch.from_numpy(example_faces(1, size)).permute(0, 3, 1, 2) / 127.5 - 1
+blurred = F.interpolate(F.avg_pool2d(sharp, 4), scale_factor=4, mode="bilinear")
+file = to_official(equal)
+with torch.no_grad():
+    right, wrong = (from_official(file, family)(blurred)[0] for family in ("bilinear", "v1"))
+    assert_close(right, bundled(blurred)[0], rtol=0, atol=1e-3)
+assert (right - wrong).abs().mean() > 0.03
+show([blurred[0], right[0], wrong[0]], ["input", 'family="bilinear"', 'family="v1"']);
+
+
+# %% [markdown]
+# ## Why FIR has no clean form {#sec-weights-fir}
+#
+# Could a v1 file be converted by cleverer arithmetic? A resampling step and the convolution beside it are one linear map, so the question has an answer. In the prior, which enlarges, the answer is almost yes: in the interior of the picture
+# FIR enlargement and bilinear enlargement are the same filter (@sec-layers), and the two networks differ in that one convolves with the mirrored kernel, and at the border. In the U-Net, which shrinks, the answer is no. There the FIR net blurs with the taps 1, 3, 3, 1 and lets its kernel look at
+# neighbouring *full-size* pixels, while the clean net averages blocks of 2×2 first and lets its kernel look at neighbouring *blocks*.
+#
+# The cell collects, for each of the nine unit kernels, the weights with which an output pixel sees the input. If the span of the FIR columns lay in that of the bilinear columns, every FIR kernel would have a twin.
+
+# %%
+def seen_weights(step, kernel):
+    "How strongly each pixel of a 16×16 input enters one output pixel of `step(input, kernel)`; flat."
+    x = torch.zeros(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+    y = step(x, kernel)
+    (g,) = torch.autograd.grad(y[0, 0, y.shape[2] // 2, y.shape[3] // 2], x)
+    return g.flatten()
+
+
+# %%
+fir, bilinear = Resample("fir"), Resample("bilinear")
+steps = {"down": (lambda x, k: F.conv2d(fir.smooth(x, pad=2), k, stride=2), lambda x, k: F.conv2d(bilinear.down(x), k, padding=1)),
+         "up": (lambda x, k: fir.smooth(F.conv_transpose2d(x, k, stride=2), pad=1, gain=4.0), lambda x, k: F.conv2d(bilinear.up(x), k, padding=1))}
+units = torch.eye(9, dtype=torch.float64).reshape(9, 1, 1, 3, 3)
+spans = {name: [torch.stack([seen_weights(step, u) for u in units], 1) for step in pair] for name, pair in steps.items()}
+
+rank = torch.linalg.matrix_rank
+assert torch.equal(spans["up"][0], spans["up"][1].flip(1))                # enlarging: the same, with the mirrored kernel
+assert rank(spans["down"][0]) == rank(spans["down"][1]) == 9
+assert rank(torch.cat(spans["down"], 1)) == 17                            # shrinking: 9 + 9 - 17 = 1 direction in common
+
+# %%
+#| label: fig-weights-fir
+#| fig-cap: "How one output pixel of a shrinking layer sees the input. Left: a random kernel behind the FIR filter. Middle: the best that a kernel behind the 2×2 mean can do. Right: the one kernel for which both agree, with taps 1, -2, 1 in both directions."
+#| fig-alt: "Three small maps. The first is smooth, the second is made of 2 by 2 blocks and differs from it, the third is a checkered pattern of blocks."
+g = torch.Generator().manual_seed(3)
+a, b = spans["down"]
+random_kernel = torch.randn(9, 1, generator=g, dtype=torch.float64)
+best = torch.linalg.lstsq(b, a @ random_kernel).solution
+special = torch.outer(*2 * [torch.tensor([1.0, -2, 1], dtype=torch.float64)]).reshape(9, 1)
+twin = torch.linalg.lstsq(b, a @ special).solution
+missed = ((a @ random_kernel - b @ best).norm() / (a @ random_kernel).norm()).item()
+assert_close(a @ special, b @ twin) and missed > 0.3
+maps = [(m @ k).reshape(16, 16)[5:13, 5:13] / (a @ scale).abs().max() for m, k, scale in ((a, random_kernel, random_kernel), (b, best, random_kernel), (a, special, special))]
+show(maps, ["FIR", "best clean kernel", "the common kernel"], cmap="PuOr", vmin=-1, vmax=1)
+print(f"part of the FIR kernel that no clean kernel reaches: {100 * missed:.0f} %")
+
+
+# %% [markdown]
+# @fig-weights-fir shows the difference: behind the mean every 2×2 block has one weight, behind the FIR filter it has not. Of the nine-dimensional space of 3×3 kernels a single direction has a twin. A trained v1 network therefore stays an FIR network. To have a clean one, train with `resample="bilinear"` from the start;
+# both can be trained here.
+
+# %% [markdown]
+# ## The released files {#sec-weights-registry}
+#
+# Four generators are published under a licence that must be known before use: the code is free, but the weights were trained on faces whose licence excludes commercial use. The registry keeps address, family, licence and, where one is known from public sources, the SHA-256 of each file.
+# The hash matters twice. It tells a broken download from a good one, and it tells the file that everybody means from another file of the same name.
 
 # %%
 #| export
@@ -273,7 +728,24 @@ RELEASES = {r.name: r for r in (
     Release("v1.4", _BASE + "v1.3.0/GFPGANv1.4.pth", "clean", "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad", 348632874, "more details, better identity than v1.3"),
 )}
 
+# %%
+print(f"{'name':6}{'file':31}{'MB':>5}  {'SHA-256':14}{'family':8}note")
+for r in RELEASES.values():
+    print(f"{r.name:6}{r.url.rsplit('/', 1)[1]:31}{round(r.bytes / 1e6) if r.bytes else '–':>5}  {r.sha256[:10] + '…' if r.sha256 else 'not published':14}{r.family:8}{r.note}")
+print(LICENCE)
+assert all(r.family in FAMILIES and (r.sha256 is None or len(r.sha256) == 64) for r in RELEASES.values())
 
+
+# %% [markdown]
+# ## A download that may break {#sec-weights-download}
+#
+# 350 MB through a weak line will break off sooner or later. Three rules make that harmless. What has come is kept as a `.part` file, and the next try asks the server for the rest only (a `Range` request).
+# The file gets its real name only after its hash has been checked, so a file with the real name is always whole. And a file with the wrong hash is deleted, because it would be resumed forever.
+#
+# For the one file whose hash nobody has published, trust is placed in the first download: its hash is shown, remembered beside the file, and a later download must agree with it.
+
+# %%
+#| export
 def cache_dir():
     "Where downloads are kept: $GFPGAN_EDU_CACHE, else $XDG_CACHE_HOME/gfpgan_edu, else ~/.cache/gfpgan_edu."
     base = os.environ.get("GFPGAN_EDU_CACHE")
@@ -281,11 +753,47 @@ def cache_dir():
 
 
 def sha256_of(path):
+    "SHA-256 of a file as 64 hexadecimal digits, read in pieces."
     with open(path, "rb") as f:
         digest = hashlib.sha256()
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _remembered(path):
+    "The hashes of earlier downloads, {url: SHA-256}."
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as e:
+        raise WeightsError(f"{path}: cannot be read ({e}); it remembers the hashes of earlier downloads, delete it to start afresh") from e
+    return known if isinstance(known, dict) else {}
+
+
+# %%
+#| export
+def _fetch(url, part, progress):
+    "Download `url` to `part`, going on where an earlier try broke off."
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as e:
+        if e.code != 416 or not have:
+            raise
+        if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):     # nothing is left to fetch
+            return
+        part.unlink()                                        # more than the whole file: not this file
+        return _fetch(url, part, progress)
+    with response, open(part, "ab" if response.status == 206 else "wb") as f:
+        have = have if response.status == 206 else 0         # 200: the server sends the whole file again
+        total = have + int(response.headers.get("Content-Length") or 0)
+        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar:
+            while block := response.read(1 << 18):
+                f.write(block)
+                bar.update(len(block))
+    if total > have and part.stat().st_size != total:
+        raise OSError(f"connection closed after {part.stat().st_size} of {total} bytes")
 
 
 # %%
@@ -296,6 +804,8 @@ def download(release, cache=None, progress=True):
     The SHA-256 must agree with the published one. Where none is published, the hash of the first download is shown and remembered,
     and a later download must agree with it. Raises WeightsError (no network, wrong hash); nothing partial is ever used.
     """
+    if isinstance(release, str) and release not in RELEASES:
+        raise WeightsError(f"{release}: no such release; known are {', '.join(RELEASES)}")
     r = RELEASES[release] if isinstance(release, str) else release
     folder = Path(cache) if cache else cache_dir()
     path, part, seen = folder / r.url.rsplit("/", 1)[1], folder / (r.url.rsplit("/", 1)[1] + ".part"), folder / "hashes.json"
@@ -304,13 +814,15 @@ def download(release, cache=None, progress=True):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _fetch(r.url, part, progress)
-    except OSError as e:                                 # URLError and time-outs are OSErrors
-        raise WeightsError(f"{r.name}: download of {r.url} failed ({e}); what came is kept in {part} and will be resumed") from e
-    known = json.loads(seen.read_text()) if seen.exists() else {}
-    digest, want = sha256_of(part), r.sha256 or known.get(r.url)
+    except (OSError, ValueError, http.client.HTTPException) as e:     # URLError and time-outs are OSErrors
+        kept = f"; what came is kept in {part} and will be resumed" if part.exists() else ""
+        raise WeightsError(f"{r.name}: download of {r.url} failed ({e}){kept}") from e
+    digest, known = sha256_of(part), _remembered(seen)
+    want = r.sha256 or known.get(r.url)
     if want and digest != want:
         part.unlink()
-        raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want}; the file was deleted")
+        told = "published" if r.sha256 else f"remembered in {seen}"
+        raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); the file was deleted")
     if not want:
         print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}", file=sys.stderr)
         seen.write_text(json.dumps(known | {r.url: digest}, indent=1))
@@ -318,34 +830,90 @@ def download(release, cache=None, progress=True):
     return path
 
 
-def _fetch(url, part, progress):
-    "Download `url` to `part`, going on where an earlier try broke off."
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as e:
-        if e.code == 416 and have:                       # nothing is left to fetch
-            return
-        raise
-    with response, open(part, "ab" if response.status == 206 else "wb") as f:
-        have = have if response.status == 206 else 0     # 200: the server sends the whole file again
-        total = have + int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar:
-            while block := response.read(1 << 18):
-                f.write(block)
-                bar.update(len(block))
-    if total and part.stat().st_size < total:
-        raise OSError(f"connection closed after {part.stat().st_size} of {total} bytes")
+# %% [markdown]
+# No chapter of this book needs a network, so the other side of the line is played by a small server on this machine. It can answer `Range` requests, and it can hang up in the middle.
+
+# %%
+class Server(BaseHTTPRequestHandler):
+    "Serves `files`; hangs up after `breaks[path]` bytes, once; `asked` lists where each answer started."
+    files, breaks, asked = {}, {}, []
+
+    def do_GET(self):
+        body = self.files.get(self.path)
+        if body is None:
+            return self.send_error(404)
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if "Range" in self.headers else 0
+        self.asked.append(start)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start:self.breaks.pop(self.path, None)])
+
+    def log_message(self, *args):
+        "Keep the log out of the chapter."
 
 
 # %%
+server = ThreadingHTTPServer(("127.0.0.1", 0), Server)        # port 0: any free one
+threading.Thread(target=server.serve_forever, daemon=True).start()
+site = f"http://127.0.0.1:{server.server_address[1]}"
+
+# %% [markdown]
+# A made file under official names takes the place of a release. The line breaks after 50,000 bytes; the second try asks for the rest and no more; the third asks for nothing.
+
+# %%
+torch.save({"params_ema": to_official(tiny)}, folder / "made.pth")
+Server.files["/made.pth"] = (folder / "made.pth").read_bytes()
+Server.breaks["/made.pth"] = 50_000
+made = Release("made", f"{site}/made.pth", "v1", sha256_of(folder / "made.pth"))
+cache = folder / "cache"
+
+# %%
+test_fail(lambda: download(made, cache, progress=False), exc=WeightsError, contains="will be resumed")
+assert [p.name for p in cache.iterdir()] == ["made.pth.part"]
+arrived = download(made, cache, progress=False)
+assert sha256_of(arrived) == made.sha256 and [p.name for p in cache.iterdir()] == ["made.pth"]
+assert download(made, cache, progress=False) == arrived and Server.asked == [0, 50_000]
+print("answers started at byte", Server.asked)
+
+# %% [markdown]
+# Then the failures: a file that is not the published one, a file that is not there, a file without a published hash that changes after its first download, and no network at all.
+
+# %%
+Server.files["/other.pth"] = b"something else"
+test_fail(lambda: download(Release("other", f"{site}/other.pth", "v1", made.sha256), cache, False), exc=WeightsError, contains="published")
+assert not list(cache.glob("other*"))                        # neither the file nor its part is left
+test_fail(lambda: download(Release("gone", f"{site}/gone.pth", "v1"), cache, False), exc=WeightsError, contains="404")
+test_fail(lambda: download("v9"), exc=WeightsError, contains="known are v1, v1.2, v1.3, v1.4")
+
+# %%
+unknown = Release("unknown", f"{site}/other.pth", "v1")
+with redirect_stderr(StringIO()) as told:
+    first = download(unknown, cache, progress=False)
+assert sha256_of(first) in told.getvalue()
+first.unlink()
+Server.files["/other.pth"] = b"changed behind your back"
+test_fail(lambda: download(unknown, cache, False), exc=WeightsError, contains="remembered")
+
+# %%
+server.shutdown(), server.server_close()
+test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, False), exc=WeightsError, contains="failed");
+
+
+# %% [markdown]
+# ## One door {#sec-weights-door}
+#
+# Everything above serves one function. `load_weights` takes the word `"bundled"`, the name of a release, or a path to a file of ours or of the official code, and returns a network in evaluation mode. Only for an official file of the v1 and bilinear twins does it need to be told the `family`.
+
+# %%
 #| export
-BUNDLED = "first128"
-
-
-def bundled_path():
-    return Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED}.safetensors"))
+def _read_pickle(path):
+    "The content of a .pth file; only plain tensors and containers are allowed in it."
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                                    # a damaged pickle can raise anything
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise WeightsError(f"{path}: not a plain file of tensors ({reason})") from e
 
 
 def load_weights(weights="bundled", family=None, progress=True):
@@ -359,12 +927,85 @@ def load_weights(weights="bundled", family=None, progress=True):
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(f"{weights}: no such file, nor a known name (bundled, {', '.join(RELEASES)})")
-    if path.suffix == ".safetensors":
-        return load(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-        raise WeightsError(f"{path}: not a plain file of tensors ({str(e).splitlines()[0]})") from e
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds {type(state).__name__}, needs a dict of tensors")
-    return from_official(state, family, path)
+    return load(path) if path.suffix.lower() == ".safetensors" else from_official(_read_pickle(path), family, path)
+
+
+# %%
+by_name = [load_weights(), load_weights(path), load_weights(arrived), load_weights(str(arrived), family="bilinear")]
+assert by_name[0].config == bundled.config and by_name[2].config == tiny.config
+assert torch.equal(by_name[1].to_w.weight, by_name[2].to_w.weight)
+assert by_name[3].config == tiny.config.replace(resample="bilinear")
+
+# %%
+for name, content in {"empty.pth": b"", "note.pth": b"this is a text file\n", "cut.pth": Server.files["/made.pth"][:9000], "empty.safetensors": b""}.items():
+    (folder / name).write_bytes(content)
+    test_fail(lambda: load_weights(folder / name), exc=WeightsError, contains=name)
+test_fail(lambda: load_weights(bad_file), exc=WeightsError, contains="GFPGANv9.pth")
+assert not marker.exists()
+test_fail(lambda: load_weights("v5"), exc=WeightsError, contains="nor a known name")
+
+# %% [markdown]
+# ## Put together {#sec-weights-together}
+#
+# The full circle on one face: the bundled model gets run-time scales, goes out as an official file, comes back as a network, has its scales baked in, is stored in 16 bits, and restores the same face (@fig-weights-circle).
+# It was stored in 16 bits before. Dividing by a scale and multiplying by it again moves a number far less than that rounding, so the same 16-bit numbers must come out at the end, all 3.5 million of them.
+
+# %%
+torch.save({"params_ema": to_official(unbaked(bundled))}, folder / "circle.pth")
+back = to_clean(load_weights(folder / "circle.pth", family="bilinear"))
+save(back, folder / "circle.safetensors", dtype=torch.float16, source="circle.pth")
+end = load_weights(folder / "circle.safetensors")
+assert end.config == bundled.config
+assert all(torch.equal(a, b) for a, b in zip(bundled.state_dict().values(), end.state_dict().values(), strict=True))
+print(f"{sum(p.numel() for p in end.parameters()) / 1e6:.1f} M numbers, all unchanged")
+
+# %%
+#| label: fig-weights-circle
+#| fig-cap: "A degraded face, and what the bundled model makes of it after the full circle of conversions."
+#| fig-alt: "The degraded face and a restored one."
+with torch.no_grad():
+    show([blurred[0], end(blurred)[0][0]], ["input", "after the circle"]);
+
+# %% [markdown]
+# ## Paper, official code, ours {#sec-weights-table}
+#
+# | item | paper | official code | ours | why |
+# |---|---|---|---|---|
+# | file | – | a pickle with `params_ema` | safetensors with the config in the header | holds no code, rebuilds its own network |
+# | reading a pickle | – | `torch.load` with the default of the installed torch | `weights_only=True`, always | a file must not run code |
+# | which class a file needs | – | the user knows | read from names and shapes; the v1/bilinear twins by `family` | a wrong class is silent |
+# | run-time scales | – | in v1 and bilinear; baked in by a script that takes v1 too | `to_clean`, refuses FIR | the script's result for v1 is wrong |
+# | mismatching names | – | `strict=True` | names, shapes and finiteness, with the file's name | |
+# | download | – | no hash, restarts | hash, resumed, atomic | |
+# | precision on disk | – | 32 bits | 32, or 16 for the bundled model | half the bytes |
+#
+# : Weights in the paper, in the official code and here. {#tbl-weights-deviations}
+
+# %% [markdown]
+# ## What users trip over {#sec-weights-trips}
+#
+# ::: {.callout-warning}
+# - **Red or washed-out faces after a conversion.** A v1 file was taken for a bilinear one. No message is possible: see @fig-weights-twins.
+# - **v1.2 to v1.4 cannot be trained further as they are.** They are clean, with baked scales, and the bilinear network they came from was never released. Ours can be trained in every form (`equalized=False` included), but the learning rates of the paper assume run-time scales.
+# - **`Weights only load failed`.** Newer versions of PyTorch refuse what older ones ran. The released GFP-GAN files hold plain tensors and pass. If a file does not pass, distrust the file, not the check.
+# - **The wrong half of the file.** `params` are the weights of the last step, `params_ema` the running average that the published pictures were made with. The average is preferred wherever both exist.
+# - **Half precision.** Weights may be *stored* in 16 bits. *Computing* in 16 bits is another matter: users of the released models report lost quality and NaNs.
+# :::
+#
+# ## Summary
+#
+# - A `.pth` file is a program. It is read with `weights_only=True` or not at all; our own files are safetensors with the config in the header.
+# - Loading is strict about names, shapes and finite numbers, and every error names the file.
+# - 285 pairs of names translate a 512 px network to and from the official code; family, size and widths are read from names and shapes.
+# - The v1 and bilinear families differ only in their resampling, so no file can tell them apart. Bilinear has a clean form, exact up to rounding; FIR has none.
+# - Downloads are resumed, verified and named last; where no hash is published, the first one is remembered.
+#
+# ## Exercises
+#
+# 1. **Compute.** How many bytes does the paper's model need in 32 and in 16 bits? Which share of them are noise maps, and which part of the network that restoration never runs could be left out?
+# 2. **Modify.** Write `blend(a, b, t)`, which mixes the weights of two networks of the same config, and look at the pictures of two snapshots of one training for `t` between 0 and 1. Would it work for two networks trained from different seeds?
+# 3. **Break.** Leave out one line of `to_clean`, first the bias, then the noise strength. Which check notices, and would it have noticed on a network fresh from its initialisation?
+#
+# ## References
+#
+# The families of weights belong to GFP-GAN [@wang2021gfpgan]; run-time weight scales come from @karras2018progressive. That averages of weights over the training give better pictures than the last ones is used since then in all generators of this line [@karras2019stylegan].

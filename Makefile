@@ -1,0 +1,51 @@
+# `make help` lists the targets. Everything is installed into .venv on first use; `make PYTHON=/path/to/python3.12 test` chooses the Python.
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/.installed
+export PHOTO
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test book chapters sync jupyter verify-official
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## restore a photo with the bundled model: figures/demo.png (your own: make demo PHOTO=me.jpg)
+	@$(PY) figures/demo.py $${PHOTO:+"$$PHOTO"}
+
+test: $(READY) ## twins, package, book structure, tests and all chapters agree
+	@failed=; \
+	echo "== structure of the book"; $(PY) nbs/book.py check || failed="$$failed structure"; \
+	echo "== tests"; $(PY) -m pytest -q || failed="$$failed tests"; \
+	echo "== chapters, executed"; $(PY) nbs/book.py run || failed="$$failed chapters"; \
+	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
+	echo "== all well: structure, tests, chapters"
+
+book: $(READY) ## check the book's structure and render it with Quarto into _book/
+	@$(PY) nbs/book.py check
+	@if command -v quarto >/dev/null; then \
+		QUARTO_PYTHON="$(CURDIR)/$(PY)" quarto render && echo "open _book/index.html"; \
+	else \
+		echo "Not rendered: the program quarto is not installed. Get it from https://quarto.org/docs/download (on Debian and Ubuntu:"; \
+		echo "download quarto-<version>-linux-amd64.deb there, then: sudo apt-get install ./quarto-*.deb) and say make book again."; \
+		exit 1; \
+	fi
+
+chapters: $(READY) ## execute the chapters and save their outputs (some: make chapters NN="04 05")
+	@$(PY) nbs/book.py execute $(NN)
+
+sync: $(READY) ## text twins -> notebooks -> package
+	@$(PY) nbs/book.py sync $(NN)
+
+jupyter: $(READY) ## open the chapters in JupyterLab
+	@$(PY) -m jupyterlab nbs
+
+verify-official: $(READY) ## compare with the official code on its released weights (needs a network)
+	@$(PY) tests/peer/verify_official.py
+
+# The stamp holds this folder's path: a copied or moved tree installs afresh, so that it never tests its original.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+$(READY): settings.ini pyproject.toml setup.py
+	@bash .ci/setup "$(PYTHON)"

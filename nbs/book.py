@@ -1,0 +1,256 @@
+"""Keeps the book whole: text twins, notebooks, exported package, saved outputs.
+
+    python nbs/book.py sync [04 05]      twins -> notebooks -> package; rewrites only what changed
+    python nbs/book.py execute [04 05]   sync, run the chapters, save their outputs
+    python nbs/book.py check             find what is stale, broken, missing or too large; changes nothing
+    python nbs/book.py run [04 05]       run the chapters in memory and compare with the saved text outputs; changes nothing
+
+The source of a chapter is its twin nbs/text/NN_name.py (jupytext's percent format). After work in a notebook, without jupytext's
+pairing, take it over with `sync --from-notebooks`. Every function takes the root of the tree, so that tests can use a small one.
+"""
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+PACKAGE = "gfpgan_edu"
+METADATA = {
+    "jupytext": {"cell_metadata_filter": "tags,-all", "notebook_metadata_filter": "-all"},       # the twin gets no header
+    "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"},
+}
+SLOW = 60    # seconds a chapter may take
+
+
+# ---------------------------------------------------------------- files
+
+def chapters(root, wanted=(), suffix=".ipynb"):
+    "Paths of the chapters' notebooks, or with suffix .py of their twins; `wanted`: numbers (04) or names (04_layers)."
+    folder = root / "nbs" / ("text" if suffix == ".py" else "")
+    found = sorted(folder.glob(f"[0-9][0-9]_*{suffix}"))
+    for w in wanted:
+        if not any(named(p, w) for p in found):
+            sys.exit(f"no chapter {w} in {folder}; there are {', '.join(p.stem for p in found)}")
+    return [p for p in found if not wanted or any(named(p, w) for w in wanted)]
+
+
+def named(path, wanted):
+    return Path(wanted).stem == path.stem or wanted == path.stem[:2]
+
+
+def write_if_changed(path, text):
+    "Write atomically, and only where the content differs; returns whether it did."
+    if path.exists() and path.read_bytes() == text.encode():
+        return False
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
+    return True
+
+
+def read_notebook(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def as_json(nb):
+    return json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def joined(text):
+    return text if isinstance(text, str) else "".join(text)
+
+
+def code_cells(nb):
+    "(number counted from 1 over all cells, cell) of each code cell."
+    return [(i, c) for i, c in enumerate(nb["cells"], 1) if c["cell_type"] == "code"]
+
+
+# ---------------------------------------------------------------- sync
+
+def notebook_from(twin, old=None):
+    "Twin text -> notebook. Outputs of `old` stay with the code cells whose source is unchanged; ids are hashes of the source."
+    import jupytext
+
+    kept, seen, cells = defaultdict(list), Counter(), []
+    for _, c in code_cells(old or {"cells": []}):
+        kept[joined(c["source"])].append(cleaned(c["outputs"]))
+    for c in jupytext.reads(twin, fmt="py:percent").cells:
+        source = c.source.strip("\n")
+        if not source.strip():
+            continue
+        digest = hashlib.sha1(f"{c.cell_type}\n{source}".encode()).hexdigest()[:8]
+        cell = {"cell_type": c.cell_type, "id": digest if not seen[digest] else f"{digest}-{seen[digest]}",
+                "metadata": {k: v for k, v in c.metadata.items() if k == "tags"}, "source": source.splitlines(keepends=True)}
+        seen[digest] += 1
+        if c.cell_type == "code":
+            cell |= {"execution_count": None, "outputs": kept[source].pop(0) if kept[source] else []}
+        cells.append(cell)
+    return {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+
+
+def twin_of(nb):
+    "Notebook -> twin text, as `jupytext --to py:percent --output - NOTEBOOK` prints it."
+    import jupytext
+    import nbformat
+
+    return jupytext.writes(nbformat.reads(as_json({**nb, "metadata": METADATA}), as_version=4), fmt="py:percent")
+
+
+def exported(root):
+    "The package as nbdev makes it from the notebooks, {file name: text}, made in a temporary copy. Raises RuntimeError."
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        shutil.copy(root / "settings.ini", tmp)
+        for folder, pattern in ("nbs", "*.ipynb"), (PACKAGE, "__init__.py"):
+            (tmp / folder).mkdir()
+            for p in (root / folder).glob(pattern):
+                shutil.copy(p, tmp / folder)
+        code = "from nbdev.doclinks import nbdev_export; nbdev_export()"
+        env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+        r = subprocess.run([sys.executable, "-c", code], cwd=tmp, env=env, capture_output=True, text=True)
+        if r.returncode:
+            raise RuntimeError(f"nbdev_export failed\n{r.stderr.strip()}")
+        return {p.name: p.read_text(encoding="utf-8") for p in (tmp / PACKAGE).glob("*.py") if p.name != "__init__.py"}
+
+
+def sync(root, wanted=(), from_notebooks=False):
+    "Twins -> notebooks (or the other way round) -> package. Returns the files it changed."
+    changed = []
+    if from_notebooks:
+        for path in chapters(root, wanted):
+            twin = root / "nbs/text" / f"{path.stem}.py"
+            twin.parent.mkdir(exist_ok=True)
+            changed += [twin] * write_if_changed(twin, twin_of(read_notebook(path)))
+    for twin in chapters(root, wanted, ".py"):
+        path = root / "nbs" / f"{twin.stem}.ipynb"
+        nb = notebook_from(twin.read_text(encoding="utf-8"), read_notebook(path) if path.exists() else None)
+        changed += [twin] * write_if_changed(twin, twin_of(nb))
+        changed += [path] * write_if_changed(path, as_json(nb))
+    for name, text in exported(root).items():
+        changed += [root / PACKAGE / name] * write_if_changed(root / PACKAGE / name, text)
+    return changed
+
+
+# ---------------------------------------------------------------- execute, run
+
+def execute(nb, cwd):
+    """A copy of `nb` with fresh outputs. Raises CellExecutionError.
+
+    What could differ between machines is fixed: this interpreter's kernel, the hash seed, two threads (which sleep while they wait:
+    on a busy machine that is several times quicker), no GPU, the example faces, no start-up files of the user.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    with tempfile.TemporaryDirectory() as home:
+        env = {k: v for k, v in os.environ.items() if k != "GFPGAN_EDU_FACES"}
+        env |= {"PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": home, "CUDA_VISIBLE_DEVICES": "",
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "OMP_WAIT_POLICY": "PASSIVE"}
+        node = nbformat.reads(as_json(nb), as_version=4)
+        NotebookClient(node, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(cwd)}},
+                       extra_arguments=["--log-level=ERROR"]).execute(env=env)
+    return {**nb, "cells": [{**old, "outputs": cleaned(new["outputs"])} if "outputs" in old else old for old, new in zip(nb["cells"], node["cells"])]}
+
+
+def cleaned(outputs):
+    "Outputs without counters, widgets, metadata and addresses; neighbouring pieces of one stream joined."
+    out = []
+    for o in outputs:
+        if o["output_type"] == "stream" and out and out[-1].get("name") == o["name"]:
+            out[-1]["text"] = joined(out[-1]["text"]) + joined(o["text"])
+            continue
+        o = {k: v for k, v in o.items() if k != "transient"}
+        if "data" in o:
+            o["data"] = {k: joined(v).rstrip() if k == "image/png" else v for k, v in o["data"].items() if "widget" not in k}
+            o["metadata"] = {}
+        if "execution_count" in o:
+            o["execution_count"] = None
+        out.append(o)
+    for o in out:
+        for holder, k in [(o, "text")] + [(o.get("data", {}), k) for k in o.get("data", {}) if k.startswith("text")]:
+            if k in holder:
+                holder[k] = re.sub(r" at 0x[0-9a-fA-F]+", "", joined(holder[k])).splitlines(keepends=True)
+    return out
+
+
+def seen_by_reader(cell):
+    "What two runs must agree on: printed text, values, and how many pictures."
+    for o in cell["outputs"]:
+        if o["output_type"] == "stream" and o["name"] == "stdout":
+            yield joined(o["text"])
+        elif o["output_type"] == "execute_result":
+            yield joined(o["data"].get("text/plain", ""))
+        elif "image/png" in o.get("data", {}):
+            yield "a picture"
+
+
+def run_chapters(root, wanted=(), save=False):
+    "Execute the chapters. `save`: keep the outputs; else report where they differ from the saved ones. Returns problems; prints seconds."
+    from nbclient.exceptions import CellExecutionError
+
+    problems, total = [], 0.0
+    for path in chapters(root, wanted):
+        nb, start = read_notebook(path), time.perf_counter()
+        try:
+            fresh = execute(nb, root / "nbs")
+        except CellExecutionError as e:
+            problems.append(f"{path.relative_to(root)}: a cell failed\n" + re.sub(r"\x1b\[[0-9;]*m", "", str(e)))
+        else:
+            if save:
+                write_if_changed(path, as_json(fresh))
+            else:
+                problems += [f"{path.relative_to(root)}: {d}" for d in differences(nb, fresh)]
+        seconds = time.perf_counter() - start
+        total += seconds
+        print(f"{path.stem:20} {seconds:6.1f} s{f'   over {SLOW} s' if seconds > SLOW else ''}", flush=True)
+    print(f"{'total':20} {total:6.1f} s")
+    return problems if chapters(root) else ["nbs: no chapter to run"]
+
+
+def differences(saved, fresh):
+    for (i, a), (_, b) in zip(code_cells(saved), code_cells(fresh)):
+        if "volatile" not in a["metadata"].get("tags", []):
+            old, new = list(seen_by_reader(a)), list(seen_by_reader(b))
+            if old != new:
+                yield f"cell {i}: saved output differs from a fresh run\n  saved: {old}\n  fresh: {new}"
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = parser.add_subparsers(dest="command", required=True)
+    helps = {"sync": "twins -> notebooks -> package", "execute": "sync, run, save outputs", "run": "run and compare with the saved outputs"}
+    for name in helps:
+        p = sub.add_parser(name, help=helps[name])
+        p.add_argument("chapters", nargs="*", metavar="NN", help="numbers or names of chapters; none: all")
+        if name == "sync":
+            p.add_argument("--from-notebooks", action="store_true", help="take the text from the notebooks instead of the twins")
+    sub.add_parser("check", help="find what is stale, broken, missing or too large")
+    a, root = parser.parse_args(args), Path(__file__).resolve().parent.parent
+    problems = []
+    if a.command in ("sync", "execute"):
+        for path in sync(root, a.chapters, getattr(a, "from_notebooks", False)):
+            print(f"changed {path.relative_to(root)}")
+    if a.command in ("run", "execute"):
+        problems = run_chapters(root, a.chapters, save=a.command == "execute")
+    if a.command == "check":
+        from check_book import check
+
+        problems, counts = check(root)
+        print(", ".join(f"{n} {what}" for what, n in counts.items()), "checked:", f"{len(problems)} problems" if problems else "all well")
+    for p in problems:
+        print(p)
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RuntimeError as e:      # the export failed: nbdev's message is enough
+        sys.exit(str(e))

@@ -1,0 +1,290 @@
+"""What `python nbs/book.py check` looks for. Each function yields lines `file: problem`; nothing is changed.
+
+Quarto finishes without an error on an unresolved reference, a missing citation, a broken link or picture and an unclosed div; so these are
+looked for here. Every function takes the root of the tree or a Book, so that tests can plant faults in a small one.
+"""
+import ast
+import json
+import os
+import re
+from base64 import b64decode
+from collections import Counter, defaultdict
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote
+
+from book import PACKAGE, as_json, chapters, code_cells, exported, joined, notebook_from, read_notebook, twin_of
+
+MAX_NOTEBOOK, MAX_PICTURE, MAX_BUNDLED, MAX_TREE = 700_000, 200_000, 12_000_000, 25_000_000    # bytes
+DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output"}
+CROSSREF = r"(?:[Ss]ec|[Ff]ig|[Ee]q|[Tt]bl)-[\w-]*\w"
+
+
+def check(root):
+    "All problems of the tree, and a Counter of what was looked at."
+    book = Book(root)
+    problems = [*stale_twins(root), *stale_modules(root), *foreign_names(root)]
+    for look in (listing, headings, labels, references, links, cells, large_files, unexplained_figures):
+        problems += look(book)
+    problems += [f"book: found no {k} to check" for k in ("chapters", "labels", "references", "code cells") if not book.counts[k]]
+    return problems, book.counts
+
+
+# ---------------------------------------------------------------- generated files
+
+def stale_twins(root):
+    for name in sorted({p.stem for p in chapters(root)} | {p.stem for p in chapters(root, suffix=".py")}):
+        path, twin = root / "nbs" / f"{name}.ipynb", root / "nbs/text" / f"{name}.py"
+        if not (path.exists() and twin.exists()):
+            yield f"nbs/{name}: has no {'notebook' if twin.exists() else 'text twin'}; run `make sync`"
+            continue
+        nb = read_notebook(path)
+        if twin.read_text(encoding="utf-8") != twin_of(nb):
+            yield f"nbs/text/{name}.py: differs from nbs/{name}.ipynb; run `make sync`"
+        elif as_json(notebook_from(twin_of(nb), nb)) != path.read_text(encoding="utf-8"):
+            yield f"nbs/{name}.ipynb: not in the form that `make sync` writes (source, ids or metadata)"
+
+
+def modules(root):
+    return {p.name: p.read_text(encoding="utf-8") for p in sorted((root / PACKAGE).glob("*.py")) if p.name != "__init__.py"}
+
+
+def stale_modules(root):
+    fresh, there = exported(root), modules(root)
+    for name in sorted(fresh.keys() | there.keys()):
+        if fresh.get(name) != there.get(name):
+            yield f"{PACKAGE}/{name}: " + ("missing; run `make sync`" if name not in there else "no notebook exports it" if name not in fresh else
+                                           "differs from a fresh export (edit the chapter's twin, then `make sync`)")
+
+
+def foreign_names(root):
+    "Exported code that reads a name which only its notebook has."
+    from pyflakes import checker, messages
+
+    for name, text in modules(root).items():
+        for m in checker.Checker(ast.parse(text), filename=name).messages:
+            if isinstance(m, (messages.UndefinedName, messages.UndefinedLocal, messages.UndefinedExport)):
+                yield f"{PACKAGE}/{name}: line {m.lineno}: {m.message % m.message_args}"
+
+
+# ---------------------------------------------------------------- the book as the reader sees it
+
+class Page:
+    "One page: its name, `pieces` [(place, prose)] with place such as 'nbs/04_layers.ipynb: cell 3', `code` [(place, cell)]."
+
+    def __init__(self, root, name):
+        self.name, self.path, self.cells, self.code = name, root / name, [], []
+        if self.path.suffix == ".ipynb":
+            nb = read_notebook(self.path)
+            self.cells = [(f"{name}: cell {i}", c) for i, c in enumerate(nb["cells"], 1)]
+            self.code = [(f"{name}: cell {i}", c) for i, c in code_cells(nb)]
+            self.pieces = [(at, plain(joined(c["source"])) if c["cell_type"] == "markdown" else caption(c)) for at, c in self.cells]
+        else:
+            self.pieces = [(name, plain(self.path.read_text(encoding="utf-8")))]
+        self.prose = "\n".join(text for _, text in self.pieces)
+
+
+class Book:
+    "The pages that _quarto.yml lists, their labels {label: [place, …]} and the keys of the bibliography."
+
+    def __init__(self, root):
+        import yaml
+
+        self.root, self.config = root, yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))
+        self.names = [name for c in self.config["book"]["chapters"] for name in ([c] if isinstance(c, str) else c.get("chapters") or [])]
+        self.pages = [Page(root, name) for name in self.names if (root / name).exists()]
+        bib = root / "references.bib"
+        self.keys = re.findall(r"^@\w+\{([^,\s]+),", bib.read_text(encoding="utf-8") if bib.exists() else "", re.M)
+        kinds = ("chapters", "labels", "figures", "references", "citations", "links", "code cells", "outputs", "result files", "files")
+        self.counts = Counter({k: 0 for k in kinds})
+
+    @cached_property
+    def labels(self):
+        places = defaultdict(list)
+        for page in self.pages:
+            for at, text in page.pieces:
+                for label in re.findall(r"\{#([\w-]+)[^}]*\}", text):
+                    places[label].append(at)
+            for at, cell in page.code:
+                if label := option(cell, "label"):
+                    places[label].append(at)
+        return dict(places)
+
+
+def plain(text):
+    "Markdown without code blocks, comments, inline code and maths: what is left may hold references, links and headings."
+    text = re.sub(r"^(\s*)(```+|~~~+).*?^\s*\2\s*$", "", text, flags=re.M | re.S)
+    for pattern in (r"<!--.*?-->", r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", r"\$\$.*?\$\$", r"(?<!\\)\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)"):
+        text = re.sub(pattern, "", text, flags=re.S)
+    return text
+
+
+def option(cell, key):
+    "Value of the Quarto option `#| key: value` of a code cell, or None."
+    m = re.search(rf"^#\|\s*{key}:\s*(.*?)\s*$", joined(cell["source"]), re.M)
+    return m and m[1].strip("\"'")
+
+
+def caption(cell):
+    return " ".join(option(cell, k) or "" for k in ("fig-cap", "tbl-cap"))
+
+
+def listing(book):
+    "Notebooks and _quarto.yml name each other."
+    made = [f"nbs/{p.name}" for p in chapters(book.root)]
+    book.counts["chapters"] += len(made)
+    yield from (f"_quarto.yml: {n} does not exist" for n in book.names if not (book.root / n).exists())
+    yield from (f"_quarto.yml: {n} is not listed" for n in made if n not in book.names)
+    either = set(book.config["project"]["render"]) ^ set(book.names)
+    yield from (f"_quarto.yml: {n} is a chapter or in the render list, not both" for n in sorted(either))
+
+
+def headings(book):
+    "One title a page; every ::: div closed."
+    for page in book.pages:
+        if (n := len(re.findall(r"^# ", page.prose, re.M))) != 1:
+            yield f"{page.name}: {n} headings of level 1, needs exactly one"
+        depth = 0
+        for fence in re.findall(r"^\s*:::+[ \t]*(.*)$", page.prose, re.M):
+            depth += 1 if fence.strip(" :") else -1
+            if depth < 0:
+                break
+        if depth:
+            yield f"{page.name}: " + (f"{depth} ::: not closed" if depth > 0 else "::: closes nothing")
+
+
+def labels(book):
+    "Unique over the book; each figure is referred to."
+    book.counts["labels"] += len(book.labels)
+    referred = {r[0].lower() + r[1:] for page in book.pages for r in re.findall(rf"@({CROSSREF})", page.prose)}
+    for label, places in book.labels.items():
+        book.counts["figures"] += label.startswith("fig-")
+        yield from (f"{at}: label {label} is already in {places[0]}" for at in places[1:])
+        if label.startswith("fig-") and label not in referred:
+            yield f"{places[0]}: figure @{label} is never referred to"
+
+
+def references(book):
+    "Every @fig-, @sec-, @eq-, @tbl- (in code too) and every citation resolves."
+    yield from (f"references.bib: {k} twice" for k, n in Counter(book.keys).items() if n > 1)
+    for page in book.pages:
+        for at, text in page.pieces:
+            for ref in re.findall(r"(?<![\w\\@/.])@([A-Za-z][\w:-]*\w)", text):
+                cross = re.fullmatch(CROSSREF, ref)
+                book.counts["references" if cross else "citations"] += 1
+                if (ref[0].lower() + ref[1:] not in book.labels) if cross else ref not in book.keys:
+                    yield f"{at}: @{ref} is not {'a label of the book' if cross else 'in references.bib'}"
+        for at, cell in page.code:
+            for ref in re.findall(rf"@({CROSSREF})", "".join(line for line in cell["source"] if not line.startswith("#|"))):
+                book.counts["references"] += 1
+                if ref not in book.labels:
+                    yield f"{at}: @{ref} in the code is not a label of the book"
+
+
+def links(book):
+    "Relative links and pictures lead to a file of the tree, #anchors to a label or heading; no picture needs a network. README.md and the like too."
+    for page in book.pages + [Page(book.root, p.name) for p in sorted(book.root.glob("*.md"))]:
+        slugs = {re.sub(r"[^\w.-]", "", re.sub(r"\s+", "-", h.strip().lower())) for h in re.findall(r"^#+ (.*?)(?:\{.*)?$", page.prose, re.M)}
+        for at, text in page.pieces:
+            markdown, html = r"(!?)\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)", r"<(img|a)\s[^>]*?(?:src|href)=\"([^\"]+)\""
+            for bang, target in re.findall(markdown, text) + re.findall(html, text):
+                book.counts["links"] += 1
+                kind = "picture" if bang in ("!", "img") else "link"
+                if re.match(r"[a-z]+:", target):
+                    if kind == "picture":
+                        yield f"{at}: picture {target} needs a network"
+                    continue
+                file, _, anchor = unquote(target).partition("#")
+                goal = (book.root / file[1:] if file.startswith("/") else page.path.parent / file).resolve()
+                if file and not (goal.exists() and goal.is_relative_to(book.root.resolve())):
+                    yield f"{at}: {kind} {target} leads nowhere"
+                elif anchor and anchor not in book.labels and (file.endswith((".ipynb", ".qmd")) or not file and anchor not in slugs):
+                    yield f"{at}: link {target}: no such label"
+
+
+# ---------------------------------------------------------------- cells and their saved outputs
+
+def cells(book):
+    for page in book.pages:
+        for at, cell in page.cells:
+            yield from (f"{at}: {p}" for p in cell_problems(cell, book.counts))
+
+
+def cell_problems(cell, counts):
+    lines, source = cell["source"], joined(cell["source"])
+    if isinstance(lines, str) or any("\n" in line[:-1] for line in lines) or any(line[-1:] != "\n" for line in lines[:-1]):
+        yield "source is not a list of lines"
+    if cell["cell_type"] != "code":
+        return
+    outputs, label = cell["outputs"], option(cell, "label") or ""
+    counts.update({"code cells": 1, "outputs": len(outputs)})
+    for line in re.findall(r"^#\|\s*(.*)", source, re.M):
+        if not re.match(r"[\w-]+:\s+\S", line) and line.split()[:1] and line.split()[0] not in DIRECTIVES:
+            yield f"'#| {line}' is neither `#| key: value` nor a directive of the book"
+    pictures = [joined(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    if any(o["output_type"] == "error" for o in outputs):
+        yield "the saved output is an error"
+    if any(re.search(r"Traceback|Warning", joined(o["text"])) for o in outputs if o.get("name") == "stderr"):
+        yield "a warning or traceback among the saved outputs"
+    if label.startswith("fig-") and not pictures:
+        yield f"figure {label} has no saved picture; run `make chapters`"
+    elif not outputs and shows_something(source):
+        yield "shows something, but no output is saved; run `make chapters`"
+    for size in (len(b64decode(p)) for p in pictures):
+        if size > MAX_PICTURE:
+            yield f"a picture of {size // 1000} kB, allowed are {MAX_PICTURE // 1000}"
+
+
+def shows_something(source):
+    "Whether a cell surely prints or draws: a top-level call of print, display, show or draw_map, or a bare value at its end."
+    try:
+        body = ast.parse(re.sub(r"^[%!].*$", "pass", source, flags=re.M)).body
+    except SyntaxError:
+        return False
+    values = [s.value for s in body if isinstance(s, ast.Expr)]
+    called = {getattr(v.func, "id", getattr(v.func, "attr", "")) for v in values if isinstance(v, ast.Call)}
+    bare = bool(body) and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, (ast.Name, ast.Tuple, ast.BinOp, ast.Subscript, ast.Compare))
+    return bool(called & {"print", "display", "show", "draw_map"}) or bare and not source.rstrip().endswith(";")
+
+
+# ---------------------------------------------------------------- sizes, and results that came from runs
+
+def tree(root):
+    "Every file that .gitignore does not name, relative to the root: {path: bytes}."
+    gitignore = root / ".gitignore"
+    ignored = [".git", *(line.rstrip("/") for line in (gitignore.read_text().splitlines() if gitignore.exists() else []) if line.strip())]
+
+    def kept(path):
+        return not any(fnmatch(path.name, p) or fnmatch(path.relative_to(root).as_posix(), p) for p in ignored)
+
+    sizes = {}
+    for folder, inner, files in os.walk(root):
+        inner[:] = [d for d in inner if kept(Path(folder, d))]
+        sizes |= {p.relative_to(root): p.stat().st_size for p in (Path(folder, f) for f in files) if kept(p)}
+    return sizes
+
+
+def large_files(book):
+    sizes = tree(book.root)
+    book.counts["files"] += len(sizes)
+    for p, size in sizes.items():
+        limit = {".ipynb": MAX_NOTEBOOK} | dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"), MAX_PICTURE)
+        if size > limit.get(p.suffix.lower(), size):
+            yield f"{p}: {size // 1000} kB, allowed are {limit[p.suffix.lower()] // 1000}"
+    bundled = sum(size for p, size in sizes.items() if p.parts[:2] == (PACKAGE, "bundled"))
+    for what, total, most in (("tracked tree", sum(sizes.values()), MAX_TREE), (f"{PACKAGE}/bundled", bundled, MAX_BUNDLED)):
+        if total > most:
+            yield f"{what}: {total / 1e6:.1f} MB, allowed are {most / 1e6:.0f}"
+
+
+def unexplained_figures(book):
+    "Each file of figures/ that a run made is told of in manifest.json, and the other way round."
+    manifest = book.root / "figures/manifest.json"
+    entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    made = [p for p in tree(book.root) if p.parts[0] == "figures" and p.suffix != ".py" and p.name != "manifest.json"]
+    book.counts["result files"] += len(made)
+    for p in made:
+        if missing := [k for k in ("command", "config", "commit", "date") if k not in entries.get(p.relative_to("figures").as_posix(), {})]:
+            yield f"{p}: figures/manifest.json does not tell its {', '.join(missing)}"
+    yield from (f"figures/manifest.json: {n} does not exist" for n in entries if not (book.root / "figures" / n).exists())

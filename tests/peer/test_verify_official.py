@@ -1,0 +1,69 @@
+"""verify_official.py itself, on made files of 64 px in place of the released ones."""
+from pathlib import Path
+
+import pytest
+import torch
+import verify_official
+from official import build_like
+from test_parity import shake
+
+from gfpgan_edu.gfpgan import GFPGANConfig
+from gfpgan_edu.weights import FAMILIES, RELEASES, Release, sha256_of
+
+pytestmark = pytest.mark.peer
+SMALL = GFPGANConfig(size=64, style_dim=32, n_mlp=2, narrow=1 / 8)
+
+
+@pytest.fixture
+def releases(official, tmp_path, monkeypatch):
+    "The registry with two made files behind file:// addresses, one of them without a published hash."
+    monkeypatch.setenv("GFPGAN_EDU_CACHE", str(tmp_path / "cache"))
+    for name in list(RELEASES):
+        monkeypatch.delitem(RELEASES, name)
+    for name, family, key, published in (("made v1", "v1", "params_ema", False), ("made clean", "clean", "params", True)):
+        torch.manual_seed(0)
+        net = shake(build_like(official, family, SMALL.replace(**FAMILIES[family])))
+        path = tmp_path / f"{family}.pth"
+        torch.save({key: net.state_dict()}, path)
+        monkeypatch.setitem(RELEASES, name, Release(name, path.as_uri(), family, sha256_of(path) if published else None))
+    return tmp_path
+
+
+def test_equal_networks_pass(releases, capsys):
+    assert verify_official.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("made v1") and "none published" in lines[1] and lines[2].startswith("made clean") and "agrees" in lines[2]
+    assert lines[3] == "all within 0.0001" and len(lines) == 4
+
+
+def test_only_the_named_ones_are_compared(releases, capsys):
+    assert verify_official.main(["made clean"]) == 0
+    assert "made v1" not in capsys.readouterr().out
+    assert verify_official.main(["v9"]) == 2
+
+
+def test_another_network_fails(releases, capsys, monkeypatch, official):
+    monkeypatch.setattr(verify_official, "load_official", lambda: official | {"v1": official["bilinear"]})
+    assert verify_official.main() == 1
+    out = capsys.readouterr().out
+    assert out.count("NOT EQUAL") == 1 and "1 failed" in out
+
+
+def test_a_wrong_or_missing_file_fails_and_the_rest_is_compared(releases, capsys):
+    (releases / "clean.pth").write_bytes(b"changed")
+    (releases / "v1.pth").rename(releases / "gone.pth")
+    assert verify_official.main() == 1
+    out = capsys.readouterr().out
+    assert "SHA-256" in out and "failed" in out and "2 failed" in out
+    (releases / "gone.pth").rename(releases / "v1.pth")
+    assert verify_official.main() == 1
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_cached_file_that_was_changed_later_fails(releases, capsys):
+    assert verify_official.main(["made clean"]) == 0
+    cached = Path(releases, "cache", "clean.pth")
+    state = torch.load(cached, weights_only=True)
+    torch.save({"params_ema": state["params"]}, cached)
+    assert verify_official.main(["made clean"]) == 1
+    assert "DIFFERS" in capsys.readouterr().out

@@ -1,0 +1,312 @@
+"""Contracts of the degradation model: pure, any size and aspect, everything drawn stays in its range, records survive storage."""
+import io
+import json
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from PIL import Image
+
+from gfpgan_edu.degradation import (JITTER, OFFICIAL, PAPER, PRESETS, SEVERE, DegradationParams, DegradationRanges, add_noise, blur, degrade, gaussian_kernel, jitter_colour,
+                                    jpeg, resize, sample_params, shift_colour, to_gray, to_uint8)
+
+SIDES, SEEDS = st.integers(32, 1024), st.integers(0, 2**32 - 1)
+OFTEN = replace(SEVERE, r=(0.8, 24.0), shift_prob=0.5, gray_prob=0.3, jitter_prob=0.5)           # every step, also enlarging
+few = settings(max_examples=25, deadline=None)
+
+
+def picture(height, width, seed=0):
+    "Smooth colours with some texture."
+    v, u = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(u / 9) * np.cos(v / 7), np.sin((u + v) / 23), np.cos(u / 5)], -1)
+    return (127.5 + 90 * waves + np.random.default_rng(seed).uniform(-20, 20, waves.shape)).astype(np.uint8)
+
+
+finite = st.floats(0, 50)
+colour_steps = st.lists(st.one_of(st.tuples(st.sampled_from(JITTER[:3]), st.floats(0, 3)), st.tuples(st.just("hue"), st.floats(-0.5, 0.5))), max_size=5).map(tuple)
+any_params = st.builds(DegradationParams, sigma_x=finite, sigma_y=finite, theta=st.floats(-10, 10), kernel_size=st.integers(0, 40).map(lambda n: 2 * n + 1), r=st.floats(0.5, 2000),
+                       delta=finite, q=st.none() | st.integers(1, 100), noise_seed=SEEDS, shift=st.none() | st.tuples(*[st.floats(-255, 255)] * 3), gray=st.booleans(), jitter=colour_steps)
+
+
+# ---------------------------------------------------------------- degrade
+
+@few
+@given(SIDES, SIDES, SEEDS, st.booleans())
+def test_same_shape_pure_and_deterministic_at_any_size(height, width, seed, scaled):
+    img = picture(height, width)
+    before = img.copy()
+    p = sample_params(np.random.default_rng(seed), OFTEN.at(max(height, width)) if scaled else OFTEN)
+    out = degrade(img, p)
+    assert out.shape == img.shape and out.dtype == np.uint8 and out.flags.c_contiguous
+    np.testing.assert_array_equal(img, before)
+    np.testing.assert_array_equal(degrade(img, DegradationParams.from_json(p.to_json())), out)
+
+
+@few
+@given(any_params)
+def test_every_possible_record_works(p):
+    assert degrade(picture(40, 33), p).shape == (40, 33, 3)
+
+
+@pytest.mark.parametrize("height,width", [(1, 1), (1, 7), (5, 2)])
+def test_tiny_pictures(height, width):
+    p = replace(sample_params(np.random.default_rng(0), SEVERE), q=50)
+    assert degrade(picture(height, width), p).shape == (height, width, 3)
+
+
+def test_the_order_of_the_steps():
+    img, p = picture(70, 90), DegradationParams(2.0, 1.0, 0.5, 11, 2.7, 20.0, 40, 9, (20.0, -5.0, -20.0), True, (("brightness", 1.4), ("contrast", 0.7)))
+    x = resize(blur(img.astype(np.float32) / 255, 2.0, 1.0, 0.5, 11), 33, 25)                              # floor(90 / 2.7), floor(70 / 2.7)
+    x = resize(jpeg(to_uint8(add_noise(x, 20.0, 9)), 40).astype(np.float32) / 255, 90, 70)
+    np.testing.assert_array_equal(degrade(img, p), to_uint8(jitter_colour(to_gray(shift_colour(x, (20.0, -5.0, -20.0))), p.jitter)))
+    coloured = degrade(img, replace(p, jitter=(("hue", 0.1), ("saturation", 1.5))))
+    assert (coloured == coloured[..., :1]).all()                                                           # grey comes first: nothing left to turn
+
+
+def test_the_default_record_changes_nothing_and_each_number_something():
+    img = picture(64, 48)
+    np.testing.assert_array_equal(degrade(img, DegradationParams()), img)
+    for change in (dict(sigma_x=2), dict(sigma_y=2), dict(r=3), dict(r=0.8), dict(delta=5), dict(q=50), dict(shift=(0, 0, 9)), dict(gray=True), *(dict(jitter=((n, 0.4),)) for n in JITTER)):
+        assert (degrade(img, DegradationParams(**change)) != img).mean() > 0.3 or change == dict(shift=(0, 0, 9))
+    assert (degrade(img, DegradationParams(shift=(0, 0, 9))) != img).any((0, 1)).tolist() == [False, False, True]
+
+
+def test_views_in_any_memory_order():
+    img, p = picture(64, 64), replace(sample_params(np.random.default_rng(1), OFTEN.at(64)), q=60, jitter=(("hue", 0.05), ("contrast", 1.2)))
+    for view in (img[:, ::-1], img[::-1], img[..., ::-1], np.asfortranarray(img), img.transpose(1, 0, 2), picture(128, 128)[::2, ::2]):
+        np.testing.assert_array_equal(degrade(view, p), degrade(view.copy(order="C"), p))
+
+
+def test_numpy_numbers_in_a_record_mean_the_same():
+    p = DegradationParams(1.5, 0.5, 0.25, 11, 1.5, 4.0, 70, 5, (1.0, 2.0, 3.0), True, (("brightness", 1.25), ("hue", 0.0625)))
+    q = DegradationParams(np.float64(1.5), np.float32(0.5), np.float64(0.25), np.int64(11), np.float64(1.5), np.float64(4), np.int64(70), np.int64(5), tuple(np.float64([1, 2, 3])), np.bool_(True),
+                          (("brightness", np.float64(1.25)), ("hue", np.float32(0.0625))))
+    np.testing.assert_array_equal(degrade(picture(40, 40), p), degrade(picture(40, 40), q))
+    assert DegradationParams.from_json(q.to_json()) == p
+
+
+@pytest.mark.parametrize("bad,named", [(np.zeros((8, 8, 3), np.float32), "float32"), (np.zeros((8, 8), np.uint8), r"\(8, 8\)"), (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\)"),
+                                       (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"), ([[1]], "list"), (None, "NoneType")])
+def test_bad_pictures_are_named(bad, named):
+    with pytest.raises(ValueError, match=named):
+        degrade(bad, DegradationParams())
+
+
+# ---------------------------------------------------------------- the steps
+
+@few
+@given(st.floats(0, 60), st.floats(0, 60), st.floats(-7, 7), st.integers(0, 40))
+def test_kernels(sigma_x, sigma_y, theta, half):
+    k = gaussian_kernel(sigma_x, sigma_y, theta, 2 * half + 1)
+    assert k.shape == (2 * half + 1,) * 2 and (k >= 0).all()
+    np.testing.assert_allclose(k.sum(), 1)
+    np.testing.assert_allclose(k, k[::-1, ::-1], atol=1e-15)
+    np.testing.assert_allclose(gaussian_kernel(sigma_y, sigma_x, theta + math.pi / 2, 2 * half + 1), k, rtol=1e-6, atol=1e-9)
+
+
+def test_kernel_widths():
+    u = np.arange(41) - 20
+    for sigma_x, sigma_y in ((1.0, 4.0), (5.0, 2.0)):
+        k = gaussian_kernel(sigma_x, sigma_y)
+        assert (k.sum(0) @ u**2, k.sum(1) @ u**2) == pytest.approx((sigma_x**2, sigma_y**2), rel=1e-2)
+    k = gaussian_kernel(5.0, 1.0, math.pi / 4)
+    assert k[30, 30] > 100 * k[10, 30]                              # v points down: the long axis goes to the lower right
+
+
+def test_the_two_ways_of_blurring_agree():
+    x = picture(60, 80).astype(np.float32) / 255
+    for sigma_x, sigma_y in ((2.0, 2.0), (4.0, 1.0)):
+        np.testing.assert_allclose(blur(x, sigma_x, sigma_y, 0.0, 21), blur(x, sigma_x, sigma_y, 2 * math.pi, 21), atol=1e-5)
+    line = np.zeros((41, 41, 3), np.float32)
+    line[20] = 1                                                    # a line along x is not blurred by a kernel that is long along x
+    assert blur(line, 6.0, 0.1, 0.0, 21).max() > 0.99 and blur(line, 0.1, 6.0, 0.0, 21).max() < 0.1
+
+
+def test_steps_leave_their_input_alone():
+    x = picture(40, 40).astype(np.float32) / 255
+    before = x.copy()
+    for out in (blur(x, 2.0), resize(x, 20, 20), add_noise(x, 10, 0), shift_colour(x, (9, 9, 9)), to_gray(x), *(jitter_colour(x, ((n, 0.3),)) for n in JITTER)):
+        assert out.dtype == np.float32 and 0 <= out.min() and out.max() <= 1 + 1e-6
+        np.testing.assert_array_equal(x, before)
+
+
+def test_noise_has_the_level_asked_for_through_the_whole_pipeline():
+    flat = np.full((256, 256, 3), 128, np.uint8)
+    for delta in (4.0, 15.0):
+        n = degrade(flat, DegradationParams(delta=delta, noise_seed=3)).astype(float) - 128
+        assert n.std() == pytest.approx(math.sqrt(delta**2 + 1 / 12), rel=0.01) and abs(n.mean()) < 0.1     # rounding adds 1/12
+    n = np.stack([degrade(flat, DegradationParams(delta=10.0, noise_seed=s)).astype(float) for s in (1, 2)])
+    assert abs(np.corrcoef(n.reshape(2, -1))[0, 1]) < 0.02                                                # seeds are independent
+
+
+def test_linear_resize_takes_the_two_middle_pixels_of_four():
+    ramp = np.repeat(np.arange(16, dtype=np.float32)[None, :, None] ** 2, 3, 2)
+    assert resize(ramp, 4, 1)[0, :, 0].tolist() == pytest.approx([(a * a + (a + 1) ** 2) / 2 for a in (1, 5, 9, 13)])
+    assert resize(ramp, 0, 0).shape == (1, 1, 3)
+
+
+def test_clipping():
+    white = np.ones((64, 64, 3), np.float32)
+    assert add_noise(white, 20, 0).max() == 1 and add_noise(0 * white, 20, 0).min() == 0
+    assert shift_colour(white, (20, 0, -51))[0, 0].tolist() == pytest.approx([1, 1, 0.8]) and shift_colour(0 * white, (-20, 0, 0)).min() == 0
+
+
+def test_jpeg_is_what_pillow_writes():
+    img = picture(64, 72)
+    for q in (30, 75, 95):
+        file = io.BytesIO()
+        Image.fromarray(img).save(file, "JPEG", quality=q, subsampling="4:2:0")
+        assert np.abs(np.asarray(Image.open(file)).astype(int) - jpeg(img, q)).max() <= 2
+        assert (jpeg(img[:, ::-1], q) == jpeg(img[:, ::-1].copy(), q)).all()
+
+
+def test_colours_of_one_pixel_by_hand():
+    x = np.array([[[0.8, 0.4, 0.2]]], np.float32)
+    brightness = 0.299 * 0.8 + 0.587 * 0.4 + 0.114 * 0.2
+    for jitter, wanted in (((("brightness", 0.5),), [0.4, 0.2, 0.1]), ((("contrast", 0.0),), [brightness] * 3), ((("saturation", 0.25),), [(v + 3 * brightness) / 4 for v in (0.8, 0.4, 0.2)]),
+                           ((("hue", 0.5),), [0.2, 0.6, 0.8]), ((("brightness", 2.0), ("brightness", 0.5)), [0.5, 0.4, 0.2])):
+        assert jitter_colour(x, jitter)[0, 0].tolist() == pytest.approx(wanted, abs=1e-5)
+    two = np.array([[[1, 1, 1], [0, 0, 0]]], np.float32)
+    assert jitter_colour(two, (("contrast", 0.5),))[0, :, 0].tolist() == pytest.approx([0.75, 0.25])           # towards the mean of the picture
+    assert to_gray(x)[0, 0].tolist() == pytest.approx([brightness] * 3)
+
+
+def test_quality_is_honoured():
+    img = to_uint8(blur(picture(64, 64).astype(np.float32) / 255, 2.0))
+    errors = [np.abs(jpeg(img, q).astype(float) - img).mean() for q in (100, 80, 60, 30, 5)]
+    assert errors == sorted(errors) and errors[0] < 2 < 5 < errors[-1]
+
+
+def test_rounding_not_truncation():
+    assert to_uint8(np.array([0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 1.1, -0.1])).tolist() == [0, 0, 1, 255, 255, 255, 0]
+
+
+@pytest.mark.parametrize("call,named", [(lambda: gaussian_kernel(1, size=4), "4"), (lambda: gaussian_kernel(1, size=-1), "-1"),
+                                        (lambda: jitter_colour(np.zeros((2, 2, 3), np.float32), (("gamma", 1),)), "gamma")])
+def test_bad_steps_are_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
+
+
+# ---------------------------------------------------------------- records
+
+@settings(max_examples=100, deadline=None)
+@given(any_params)
+def test_json_round_trip(p):
+    back = DegradationParams.from_json(p.to_json())
+    assert back == p and hash(back) == hash(p) and back.to_json() == p.to_json()
+
+
+def test_json_may_leave_out_what_is_default():
+    assert DegradationParams.from_json('{"r": 2.0, "jitter": [["hue", 0.1]]}') == DegradationParams(r=2.0, jitter=(("hue", 0.1),))
+
+
+@pytest.mark.parametrize("text,named", [('{"radius": 3}', "radius"), ("[1]", "list"), ("{", "property name"), ('{"r": -1}', "r = -1")])
+def test_bad_json(text, named):
+    with pytest.raises(ValueError, match=named):
+        DegradationParams.from_json(text)
+
+
+@pytest.mark.parametrize("name,value", [("sigma_x", -1), ("sigma_y", math.inf), ("theta", math.nan), ("kernel_size", 4), ("kernel_size", -1), ("r", 0), ("r", math.nan), ("delta", -0.1), ("q", 0), ("q", 101),
+                                        ("noise_seed", -1), ("shift", (1, 2)), ("jitter", (("gamma", 1),)), ("jitter", (("hue", 0.6),)), ("jitter", (("contrast", -1),))])
+def test_impossible_records_name_the_number(name, value):
+    with pytest.raises(ValueError, match=name):
+        DegradationParams(**{name: value})
+
+
+def test_records_are_frozen():
+    for record in (DegradationParams(), PAPER):
+        with pytest.raises(AttributeError):
+            record.r = 3
+
+
+# ---------------------------------------------------------------- ranges
+
+def test_presets_are_what_the_paper_and_the_official_configuration_say():
+    assert (PAPER.sigma, PAPER.r, PAPER.delta, PAPER.q) == ((0.2, 10.0), (1.0, 8.0), (0.0, 15.0), (60.0, 100.0))
+    assert (OFFICIAL.sigma, OFFICIAL.r, OFFICIAL.delta, OFFICIAL.q) == ((0.1, 10.0), (0.8, 8.0), (0.0, 20.0), (60.0, 100.0))
+    for p in PRESETS.values():
+        assert (p.size, p.aniso_prob, p.shift_prob, p.shift, p.gray_prob, p.jitter_prob) == (512, 0.5, 0.3, 20.0, 0.01, 0.3)
+        assert (p.brightness, p.contrast, p.saturation, p.hue) == ((0.5, 1.5), (0.5, 1.5), (0.0, 1.5), (-0.1, 0.1))
+    assert PAPER.kernel_size == OFFICIAL.kernel_size == 41
+
+
+@few
+@given(st.sampled_from(sorted(PRESETS)), SIDES, SIDES)
+def test_at_scales_pixels_and_nothing_else(name, size, other):
+    ranges = PRESETS[name]
+    assert ranges.at(512) == ranges
+    small, large = ranges.at(min(size, other)), ranges.at(max(size, other))
+    for i in (0, 1):
+        assert small.sigma[i] <= large.sigma[i] and small.r[i] <= large.r[i]
+    assert small.kernel_size <= large.kernel_size and small.kernel_size % 2 == 1
+    a = ranges.at(size)
+    np.testing.assert_allclose(np.array(a.sigma) / size, np.array(ranges.sigma) / 512)
+    assert a.kernel_size // 2 / size >= ranges.kernel_size // 2 / 512                                     # never cut shorter
+    assert size / a.r[1] == pytest.approx(min(size, 512 / ranges.r[1])) and a.r[0] == min(1, ranges.r[0]) if size <= 512 else a.r[0] >= min(1, ranges.r[0])
+    lengths = {"sigma", "r", "kernel_size", "size"}
+    assert all(getattr(a, f.name) == getattr(ranges, f.name) for f in fields(a) if f.name not in lengths)
+
+
+@few
+@given(st.sampled_from(sorted(PRESETS)), st.sampled_from([32, 64, 128, 256, 512, 1024]), SEEDS)
+def test_draws_stay_in_their_ranges(name, size, seed):
+    a = replace(PRESETS[name], gray_prob=0.5, shift_prob=0.5, jitter_prob=0.5).at(size)
+    p = sample_params(np.random.default_rng(seed), a)
+    for value, (low, high) in ((p.sigma_x, a.sigma), (p.sigma_y, a.sigma), (p.r, a.r), (p.delta, a.delta), (p.q, a.q), (p.theta, (-math.pi, math.pi)), *((f, getattr(a, n)) for n, f in p.jitter)):
+        assert low <= value <= high
+    assert all(abs(v) <= a.shift for v in p.shift or ()) and p.kernel_size == a.kernel_size
+    assert p.theta != 0 or p.sigma_x == p.sigma_y
+    assert sorted(n for n, _ in p.jitter) in ([], sorted(JITTER))
+    assert {type(v) for v in json.loads(p.to_json()).values()} <= {float, int, bool, list, type(None)} and isinstance(p.q, int) and isinstance(p.gray, bool)
+
+
+def test_chances():
+    draws = [sample_params(np.random.default_rng([7, i])) for i in range(3000)]
+    for name, prob in (("theta", 0.5), ("shift", 0.3), ("gray", 0.01), ("jitter", 0.3)):
+        assert abs(np.mean([bool(getattr(d, name)) for d in draws]) - prob) < 4 * math.sqrt(prob * (1 - prob) / 3000)
+    first = [d.jitter[0][0] for d in draws if d.jitter]
+    assert all(abs(first.count(n) / len(first) - 0.25) < 0.07 for n in JITTER)                            # random order
+    assert len({d.noise_seed for d in draws}) > 2990
+
+
+@few
+@given(SEEDS, st.sampled_from([64, 256, 1024]))
+def test_one_seed_is_one_damage_under_other_ranges(seed, size):
+    base, scaled, off = (sample_params(np.random.default_rng(seed), r) for r in (OFFICIAL, OFFICIAL.at(size), replace(OFFICIAL, aniso_prob=0.0, shift_prob=0.0, gray_prob=0.0, jitter_prob=0.0)))
+    assert (scaled.theta, scaled.delta, scaled.q, scaled.noise_seed, scaled.shift, scaled.gray, scaled.jitter) == (base.theta, base.delta, base.q, base.noise_seed, base.shift, base.gray, base.jitter)
+    assert scaled.sigma_x == pytest.approx(base.sigma_x * size / 512) and scaled.sigma_y == pytest.approx(base.sigma_y * size / 512)
+    assert off == replace(base, sigma_y=base.sigma_x, theta=0.0, shift=None, gray=False, jitter=())
+    for prob, cleared in (("aniso_prob", dict(sigma_y=base.sigma_x, theta=0.0)), ("shift_prob", dict(shift=None)), ("gray_prob", dict(gray=False)), ("jitter_prob", dict(jitter=()))):
+        assert sample_params(np.random.default_rng(seed), replace(OFFICIAL, **{prob: 0.0})) == replace(base, **cleared)
+
+
+STORED = DegradationParams(
+    sigma_x=0.5578523009383386, sigma_y=2.022147556638454, theta=0.6377329893219388, kernel_size=17, r=1.1434450418597226, delta=2.9585216915491186, q=94, noise_seed=2352581173,
+    shift=(-14.80904202402808, 17.933138131671, 4.875343711855315),
+    jitter=(("contrast", 1.0113900218032628), ("saturation", 0.9942644287751989), ("brightness", 0.7753088157611293), ("hue", -0.07240638542660893)))
+STORED_NOISE = [-1.00715, 1.08145, -0.76720, 0.98164, -1.18991, 1.31113]                                  # in units of delta
+
+
+def test_a_stored_draw():
+    "Seeds of configurations and test sets keep their meaning: change the order of the draws only on purpose, and say so in the change log."
+    p = sample_params(np.random.default_rng(11), replace(SEVERE.at(128), shift_prob=1.0, gray_prob=0.0, jitter_prob=1.0, aniso_prob=1.0))
+    assert [n for n, _ in p.jitter] == [n for n, _ in STORED.jitter]
+    for f in fields(p):
+        a, b = getattr(p, f.name), getattr(STORED, f.name)
+        assert [v for _, v in a] == pytest.approx([v for _, v in b]) if f.name == "jitter" else a == pytest.approx(b), f.name
+    noise = add_noise(np.full((1, 2, 3), 0.5, np.float32), 10, p.noise_seed)
+    assert ((noise - 0.5) * 25.5).ravel().tolist() == pytest.approx(STORED_NOISE, abs=1e-4)
+
+
+@pytest.mark.parametrize("change,named", [(dict(sigma=(5, 2)), "sigma"), (dict(sigma=(-1, 2)), "sigma"), (dict(r=(0, 2)), "r="), (dict(r=(1, 2, 3)), "r is"), (dict(delta=(-1, 2)), "delta"), (dict(q=(0, 50)), "q is"),
+                                          (dict(q=(50, 101)), "q is"), (dict(gray_prob=1.5), "gray_prob"), (dict(jitter_prob=-0.1), "jitter_prob"), (dict(aniso_prob=math.nan), "aniso_prob"),
+                                          (dict(kernel_size=40), "kernel_size=40"), (dict(kernel_size=-1), "kernel_size=-1"), (dict(hue=(-0.6, 0)), "hue"), (dict(contrast=(-0.5, 1)), "contrast"),
+                                          (dict(shift=-1.0), "shift=-1"), (dict(size=0), "size=0"), (dict(delta=(math.nan, 2)), "delta")])
+def test_impossible_ranges_name_the_number(change, named):
+    with pytest.raises(ValueError, match=named):
+        DegradationRanges(**change)

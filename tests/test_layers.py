@@ -1,0 +1,149 @@
+"""Equalised layers against the textbook, FIR resampling against scipy, the two resampling modes against each other."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import signal
+from torch.testing import assert_close
+
+from gfpgan_edu.layers import SLOPE, SQRT2, EqualizedConv2d, EqualizedLinear, Resample, fir_kernel, upfirdn
+
+FEW = settings(max_examples=25, deadline=None)
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------- equalised layers
+
+@FEW
+@given(cin=st.integers(1, 6), cout=st.integers(1, 6), kernel=st.sampled_from([1, 3, 5]), stride=st.sampled_from([1, 2]),
+       bias=st.booleans(), activate=st.booleans(), gain=st.sampled_from([1 / SQRT2, 1.0, SQRT2]))
+def test_conv_equals_the_textbook(cin, cout, kernel, stride, bias, activate, gain):
+    conv = EqualizedConv2d(cin, cout, kernel, bias=bias, gain=gain, activate=activate).double()
+    if bias:
+        torch.nn.init.normal_(conv.bias)
+    x = rand(2, cin, 8, 6)
+    want = F.conv2d(x, conv.weight / math.sqrt(cin * kernel**2), conv.bias, stride=stride, padding=kernel // 2)
+    want = gain * (F.leaky_relu(want, 0.2) if activate else want)          # the gain last, as in the textbook
+    assert_close(conv(x, stride=stride), want, rtol=1e-10, atol=1e-10)
+
+
+def test_conv_padding_can_be_chosen():
+    conv, x = EqualizedConv2d(2, 3), torch.randn(1, 2, 9, 9)
+    assert conv(x).shape[-2:] == (9, 9)
+    assert_close(conv(x, padding=0), conv(x)[..., 1:-1, 1:-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda **k: EqualizedConv2d(4, 64, 3, **k), lambda **k: EqualizedLinear(36, 64, **k)])
+@pytest.mark.parametrize("gain", [1.0, SQRT2])
+def test_both_forms_start_as_the_same_function(make, gain):
+    layers = []
+    for equalized in (True, False):
+        torch.manual_seed(0)
+        layers.append(make(gain=gain, bias_init=0.5, activate=True, equalized=equalized).double())
+    x = rand(2, 4, 6, 6) if isinstance(layers[0], EqualizedConv2d) else rand(5, 36)
+    assert_close(layers[0](x), layers[1](x), rtol=1e-5, atol=1e-5)         # weights are drawn in float32
+    assert not torch.allclose(layers[0].weight, layers[1].weight)
+    assert layers[0].state_dict().keys() == layers[1].state_dict().keys()
+
+
+@FEW
+@given(cin=st.integers(8, 300), equalized=st.booleans(), lr_mul=st.sampled_from([1.0, 0.1, 0.01]), gain=st.sampled_from([1.0, SQRT2]))
+def test_speed_under_adam(cin, equalized, lr_mul, gain):
+    torch.manual_seed(0)
+    layer = EqualizedLinear(cin, 32, gain=gain, lr_mul=lr_mul, equalized=equalized).double()
+    before = layer.weight.detach().clone()
+    layer(rand(16, cin)).square().mean().backward()
+    torch.optim.Adam(layer.parameters(), lr=1e-3, eps=1e-30).step()
+    relative = ((layer.weight.detach() - before).norm() / before.norm()).item()
+    assert relative == pytest.approx(1e-3 * (lr_mul if equalized else math.sqrt(cin) / gain), rel=0.15)
+
+
+@pytest.mark.parametrize("lr_mul", [1.0, 0.01])
+def test_lr_mul_does_not_change_the_function(lr_mul):
+    torch.manual_seed(0)
+    layer = EqualizedLinear(16, 8, bias_init=1.0, gain=SQRT2, lr_mul=lr_mul, activate=True).double()
+    x = rand(3, 2, 16)                                                     # any number of leading dimensions
+    want = SQRT2 * F.leaky_relu(F.linear(x, layer.weight * lr_mul / 4, torch.ones(8, dtype=torch.float64)), SLOPE)
+    assert_close(layer(x), want, rtol=1e-6, atol=1e-6)
+
+
+def test_the_signal_keeps_its_size():
+    torch.manual_seed(0)
+    x = torch.randn(64, 256)
+    for _ in range(20):
+        x = EqualizedLinear(256, 256, gain=SQRT2, activate=True)(x)
+    assert 0.5 < x.square().mean().sqrt() < 3
+
+
+# ---------------------------------------------------------------- FIR resampling
+
+def scipy_upfirdn(v, taps, up, down, pad):
+    full = np.pad(signal.upfirdn(np.array(taps) / np.sum(taps), v, up), 50)
+    start = 50 + len(taps) - 1 - pad[0]
+    return full[start:start + len(v) * up + sum(pad) - len(taps) + 1:down]
+
+
+@FEW
+@given(taps=st.lists(st.integers(1, 9), min_size=1, max_size=6), up=st.integers(1, 3), down=st.integers(1, 3),
+       pad=st.tuples(st.integers(0, 4), st.integers(0, 4)), h=st.integers(6, 11), w=st.integers(6, 11))
+def test_upfirdn_equals_scipy(taps, up, down, pad, h, w):
+    x = rand(2, 3, h, w)
+    ours = upfirdn(x, fir_kernel(taps), up, down, pad)
+    assert ours.shape == (2, 3, *((n * up + sum(pad) - len(taps)) // down + 1 for n in (h, w)))
+    rows = np.apply_along_axis(scipy_upfirdn, 1, x[1, 2].numpy(), taps, up, down, pad)
+    np.testing.assert_allclose(ours[1, 2], np.apply_along_axis(scipy_upfirdn, 0, rows, taps, up, down, pad), rtol=0, atol=1e-12)
+
+
+@FEW
+@given(c=st.integers(1, 4), h=st.integers(1, 8), w=st.integers(1, 8))
+def test_fast_forms_equal_the_reference(c, h, w):
+    x, fir, k = rand(2, c, 2 * h, 2 * w), Resample("fir"), fir_kernel()
+    assert_close(fir.down(x), upfirdn(x, k, down=2, pad=(1, 1)), rtol=0, atol=1e-12)
+    assert_close(fir.up(x), upfirdn(x, 4 * k, up=2, pad=(2, 1)), rtol=0, atol=1e-12)
+    assert_close(fir.smooth(x, 2), upfirdn(x, k, pad=(2, 2)), rtol=0, atol=1e-12)
+    assert_close(fir.smooth(x, 2, 4.0), upfirdn(x, 4 * k, pad=(2, 2)), rtol=0, atol=1e-12)
+    for mode in ("fir", "bilinear"):
+        r = Resample(mode)
+        assert r.down(x).shape == (2, c, h, w) and r.up(x).shape == (2, c, 4 * h, 4 * w)
+
+
+def test_bilinear_is_a_filter_too():
+    x, fir, bilinear = rand(1, 2, 10, 8), Resample("fir"), Resample("bilinear")
+    assert_close(bilinear.down(x), upfirdn(x, fir_kernel((1, 1)), down=2), rtol=0, atol=1e-12)
+    repeated = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    assert_close(bilinear.up(x), fir.up(repeated)[..., 2:-2, 2:-2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode,power", [("bilinear", 1), ("fir", 3)])
+@pytest.mark.parametrize("f", [0.0, 0.1, 0.25, 0.3, 0.45])
+def test_response_of_halving(mode, power, f):
+    phase = 2 * math.pi * f * torch.arange(64, dtype=torch.float64)
+    wave = torch.stack([phase.cos(), phase.sin()])[None, :, None].expand(1, 2, 16, 64)
+    amplitude = Resample(mode).down(wave)[0, :, 2:-2, 2:-2].square().sum(0).sqrt()
+    assert_close(amplitude, torch.full_like(amplitude, math.cos(math.pi * f) ** power), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["fir", "bilinear"])
+def test_resampling_keeps_constants_dtype_and_gradients(mode):
+    r = Resample(mode)
+    assert not r.state_dict()                                              # the filter is no weight
+    for dtype in (torch.float32, torch.float64):
+        for y in (r.up(torch.ones(1, 3, 8, 8, dtype=dtype)), r.down(torch.ones(1, 3, 8, 8, dtype=dtype))):
+            assert y.dtype == dtype
+            assert_close(y[..., 1:-1, 1:-1], torch.ones_like(y[..., 1:-1, 1:-1]), rtol=0, atol=1e-6)
+    x = rand(1, 1, 4, 4).requires_grad_()
+    assert torch.autograd.gradcheck(r.up, x) and torch.autograd.gradcheck(r.down, x)
+    assert torch.autograd.gradgradcheck(lambda z: r.down(r.up(z)).square(), x)   # R1 differentiates twice
+
+
+@pytest.mark.parametrize("mode", ["nearest", "", None, "FIR"])
+def test_unknown_mode_is_refused(mode):
+    with pytest.raises(ValueError, match="needs 'fir' or 'bilinear'"):
+        Resample(mode)
