@@ -95,7 +95,7 @@ def template(size=512):
     "The five target points (5, 2) for an aligned face of `size` px (@eq-faces-halfpixel)."
     return (FFHQ_512 + 0.5) * size / 512 - 0.5
 
-# %% ../nbs/03_faces.ipynb #7da36302
+# %% ../nbs/03_faces.ipynb #67685735
 def footprint(matrix, size, margin=0):
     "The photo pixels under an aligned crop, `margin` more on each side: x0, y0, x1, y1, half open, not clipped to the photo."
     back, ends = invert(matrix), (-0.5, size - 0.5)
@@ -103,9 +103,10 @@ def footprint(matrix, size, margin=0):
     return *(int(v) for v in np.floor(corners.min(0)) - margin), *(int(v) for v in np.ceil(corners.max(0)) + 1 + margin)
 
 
-def _mirrored(lo, hi, n):
-    "The part of range(n) that lo … hi reads when what lies outside is mirrored at the ends."
-    return max(0, min(lo, 2 * n - 1 - hi)), min(n, max(hi, 1 - lo))
+def _mirror(i, n):
+    "Indices i into range(n), mirrored at its ends: -1 is 1, n is n - 2."
+    i = np.abs(i) % max(2 * n - 2, 1)
+    return np.minimum(i, 2 * n - 2 - i)
 
 
 def align(image, landmarks, size=512):
@@ -117,12 +118,11 @@ def align(image, landmarks, size=512):
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     sigma = 0.5 * np.sqrt(max(1 / scale**2 - 1, 0))                         # @eq-faces-lowpass
     x0, y0, x1, y1 = footprint(matrix, size, margin=int(4 * sigma) + 3)
-    (x0, x1), (y0, y1) = _mirrored(x0, x1, image.shape[1]), _mirrored(y0, y1, image.shape[0])
-    part = np.ascontiguousarray(image[y0:y1, x0:x1])
+    part = image[np.ix_(_mirror(np.arange(y0, y1), image.shape[0]), _mirror(np.arange(x0, x1), image.shape[1]))]
     if sigma > 0:
         part = cv2.GaussianBlur(part, (0, 0), sigma + 1e-6)
     local = np.concatenate([matrix[:, :2], matrix[:, 2:] + matrix[:, :2] @ [[x0], [y0]]], axis=1)
-    return cv2.warpAffine(part, local, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101), matrix
+    return cv2.warpAffine(part, local, (size, size), flags=cv2.INTER_CUBIC), matrix
 
 # %% ../nbs/03_faces.ipynb #eb46dfcf
 def to_tensor(images):

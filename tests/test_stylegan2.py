@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from gfpgan_edu.layers import SQRT2, fir_kernel, upfirdn
-from gfpgan_edu.stylegan2 import Mapping, ModulatedConv2d, StyleConv, StyleGAN2, Synthesis, ToRGB, layer_noise, mix, truncate, widths
+from gfpgan_edu.stylegan2 import Mapping, ModulatedConv2d, StyleConv, StyleGAN2, ToRGB, layer_noise, mix, truncate, widths
 
 EXACT = dict(rtol=0, atol=0)
 quick = settings(max_examples=25, deadline=None)

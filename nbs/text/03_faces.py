@@ -410,7 +410,7 @@ assert round(0.1 * np.hypot(*(FFHQ_512[1] - FFHQ_512[0]))) == 13           # a t
 #
 # $$\sigma=\tfrac12\sqrt{\frac1{s^2}-1}$$ {#eq-faces-lowpass}
 #
-# photo pixels, and none for $s\ge1$. Only the part of the photo that the crop looks at is blurred: `footprint` finds it, and `_mirrored` adds what is needed where the crop looks over the edge, as the outside is filled with a mirror image.
+# photo pixels, and none for $s\ge1$. Only the part of the photo that the crop looks at is blurred: `footprint` finds it, and `_mirror` fills what lies over the edge with a mirror image.
 
 # %%
 #| export
@@ -421,9 +421,10 @@ def footprint(matrix, size, margin=0):
     return *(int(v) for v in np.floor(corners.min(0)) - margin), *(int(v) for v in np.ceil(corners.max(0)) + 1 + margin)
 
 
-def _mirrored(lo, hi, n):
-    "The part of range(n) that lo … hi reads when what lies outside is mirrored at the ends."
-    return max(0, min(lo, 2 * n - 1 - hi)), min(n, max(hi, 1 - lo))
+def _mirror(i, n):
+    "Indices i into range(n), mirrored at its ends: -1 is 1, n is n - 2."
+    i = np.abs(i) % max(2 * n - 2, 1)
+    return np.minimum(i, 2 * n - 2 - i)
 
 
 def align(image, landmarks, size=512):
@@ -435,12 +436,11 @@ def align(image, landmarks, size=512):
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     sigma = 0.5 * np.sqrt(max(1 / scale**2 - 1, 0))                         # @eq-faces-lowpass
     x0, y0, x1, y1 = footprint(matrix, size, margin=int(4 * sigma) + 3)
-    (x0, x1), (y0, y1) = _mirrored(x0, x1, image.shape[1]), _mirrored(y0, y1, image.shape[0])
-    part = np.ascontiguousarray(image[y0:y1, x0:x1])
+    part = image[np.ix_(_mirror(np.arange(y0, y1), image.shape[0]), _mirror(np.arange(x0, x1), image.shape[1]))]
     if sigma > 0:
         part = cv2.GaussianBlur(part, (0, 0), sigma + 1e-6)
     local = np.concatenate([matrix[:, :2], matrix[:, 2:] + matrix[:, :2] @ [[x0], [y0]]], axis=1)
-    return cv2.warpAffine(part, local, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101), matrix
+    return cv2.warpAffine(part, local, (size, size), flags=cv2.INTER_CUBIC), matrix
 
 
 # %% [markdown]
@@ -453,6 +453,7 @@ refit = similarity(apply(matrix, face.landmarks), template(256))
 assert_allclose(refit, [[1, 0, 0], [0, 1, 0]], atol=1e-6)                   # nothing is left to gain
 assert (align(np.full((90, 120, 3), 77, np.uint8), face.landmarks - 100, 64)[0] == 77).all()
 
+assert_array_equal(_mirror(np.arange(-3, 8), 4), [3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1])
 for size, shift in ((32, 0), (64, 150), (64, -200), (300, 0)):              # shifted: the crop looks over an edge of the photo
     landmarks = face.landmarks + shift
     m = similarity(landmarks, template(size))

@@ -70,7 +70,7 @@ assert edges(mean) < 0.7 * min(edges(c) for c in candidates)
 #| label: fig-stylegan2-mean
 #| fig-cap: "Three of sixteen candidate answers, and the answer with the smallest mean squared error to all of them."
 #| fig-alt: "Three sharp crops of a face and their blurred average."
-show([*candidates[:3], mean], ["candidate 1", "candidate 2", "candidate 3", "best in squared error"], height=1.8);
+show([*candidates[:3], mean], ["candidate 1", "candidate 2", "candidate 3", "best in squared error"], height=1.5);
 
 
 # %% [markdown]
@@ -302,22 +302,16 @@ assert_close(layer(x, w)[1, 2, 3, 3], by_hand * SQRT2, rtol=1e-10, atol=1e-12)
 assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2, rtol=0, atol=1e-12)   # limit: s starts at 1
 
 # %% [markdown]
-# The grouped form also has to hold its kernels in memory. For a batch of four the widest layers of the paper's prior need this many numbers:
+# The grouped form also has to hold its kernels in memory. For a batch of four, one of the widest layers of the paper's prior (512 to 512 channels) needs four times the kernel values:
 
 # %%
-#| label: fig-stylegan2-memory
-#| fig-cap: "Kernel values held during one 3×3 layer of the widest kind (512 to 512 channels), for growing batches."
-#| fig-alt: "A line rising with the batch for one kernel per sample, a flat line for one shared kernel."
-batches, one = np.arange(1, 9), 512 * 512 * 9
-assert modulated_weight(torch.empty(512, 512, 3, 3, device="meta"), torch.empty(4, 512, device="meta")).numel() == 4 * one == 9_437_184
-fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
-ax.plot(batches, batches * one / 1e6, "s-", color="#D55E00", label="one kernel per sample")
-ax.plot(batches, np.full(8, one / 1e6), "o-", color="#0072B2", label="one shared kernel")
-ax.set(xlabel="batch", ylabel="million values", ylim=(0, 20)), ax.legend();
+shared, four = torch.empty(512, 512, 3, 3, device="meta"), torch.empty(4, 512, device="meta")
+print(f"shared kernel: {shared.numel():,} values, one kernel per sample: {modulated_weight(shared, four).numel():,}")
+assert modulated_weight(shared, four).numel() == 4 * shared.numel() == 9_437_184
 
 
 # %% [markdown]
-# @fig-stylegan2-memory: 9.4 million kernel values for a batch of four in place of 2.4 million. The two forms are the same function, so the package keeps the second one only.
+# The two forms are the same function, so the package keeps the second one only.
 
 # %% [markdown]
 # ## Noise for the details that no code should decide
@@ -471,12 +465,12 @@ assert z.mean(0).abs().max() < 0.15 and mapping(z).mean(0).abs().max() > 1      
 
 # %%
 #| label: fig-stylegan2-mapping
-#| fig-cap: "Two coordinates of a thousand draws: z, z at unit mean square, and w after an untrained mapping of eight layers."
+#| fig-cap: "Two coordinates of four hundred draws: z, z at unit mean square, and w after an untrained mapping of eight layers."
 #| fig-alt: "Two round clouds and a third one bent into an asymmetric shape."
 clouds = {"z": z, "normalised z": z / z.square().mean(1, keepdim=True).sqrt(), "w": mapping(z)}
 fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.7), layout="constrained")
 for ax, (name, points) in zip(axes, clouds.items()):
-    ax.scatter(*points[:, :2].T, s=3, color="#0072B2", alpha=0.5)
+    ax.scatter(*points[:400, :2].T, s=4, color="#0072B2")
     ax.set_title(name), ax.set_aspect("equal", "datalim")
 
 
@@ -599,7 +593,7 @@ test_fail(lambda: net(w[:, :8]), exc=ValueError, contains="needs (b, 10, 64)")
 #| fig-alt: "Five colour patterns from coarse to fine and their sum."
 with torch.no_grad():
     own, out = shares(net, w)
-show([(r[0] - r[0].mean()) / r[0].std() / 2 for r in [*own, out]], [f"{4 * 2**k} px" for k in range(5)] + ["sum"], height=1.3);
+show([(r[0] - r[0].mean()) / r[0].std() / 2 for r in [*own, out]], [f"{4 * 2**k} px" for k in range(5)] + ["sum"], height=1.1);
 
 # %% [markdown]
 # In @fig-stylegan2-levels each share is drawn at equal contrast. The 4 px share can hold nothing but blobs; each further level can add detail twice as fine. A trained prior divides its labour accordingly: pose and face shape in the first levels, then features, then skin and hair.
@@ -696,6 +690,7 @@ test_fail(lambda: gan(z1, mix_with=z2), exc=ValueError, contains="crossover is N
 first, mixed = shares(gan.synthesis, gan.codes(gan.mapping(z1)))[0], shares(gan.synthesis, mix(*(gan.codes(gan.mapping(v)) for v in (z1, z2)), 6))[0]
 assert all(torch.equal(a, b) for a, b in zip(first[:3], mixed[:3])) and not torch.equal(first[3], mixed[3])   # 6 codes: up to 16 px
 w_mean = gan.mean_w(2048, torch.Generator().manual_seed(0))
+assert_close(w_mean[0], gan.mapping(torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))).mean(0), **same)
 assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=w_mean), **same)              # one mean picture for all
 
 # %%
@@ -705,7 +700,7 @@ assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=
 psis, crossovers = (0, 0.25, 0.5, 0.75, 1), (0, 2, 4, 6, 10)
 top = [gan(z1, truncation=p, w_mean=w_mean)[0] / 3 for p in psis]
 bottom = [gan(z1, mix_with=z2, crossover=c)[0] / 3 for c in crossovers]
-show(top + bottom, [f"ψ = {p}" for p in psis] + [f"{c} codes of z1" for c in crossovers], cols=5, height=1.6);
+show(top + bottom, [f"ψ = {p}" for p in psis] + [f"{c} codes of z1" for c in crossovers], cols=5, height=1.05);
 
 # %% [markdown]
 # The last pictures of both rows of @fig-stylegan2-mix are the same one: full $\psi$, and all codes from $z_1$. The bottom row replaces the codes of $z_2$ by those of $z_1$, starting at the coarse end.
@@ -820,7 +815,7 @@ assert error(between[0]) > 3 * loss.item()                    # halfway between 
 #| fig-cap: "Top: two faces, the fitted pictures, and the picture halfway between their codes. Bottom: the first fitted face, built up from its RGB shares."
 #| fig-alt: "Two astronaut crops, their reproductions and a broken in-between; below, the face appearing from coarse blobs."
 sums = [sum(r[0] for r in own[:k + 1]) for k in range(4)]
-show([*faces, *fitted, between[0], *sums, own[3][0]], ["face 1", "face 2", "fitted 1", "fitted 2", "halfway", "4 px share", "+ 8 px", "+ 16 px", "+ 32 px", "32 px share alone"], cols=5, height=1.6);
+show([*faces, *fitted, between[0], *sums, own[3][0]], ["face 1", "face 2", "fitted 1", "fitted 2", "halfway", "4 px share", "+ 8 px", "+ 16 px", "+ 32 px", "32 px share alone"], cols=5, height=1.4);
 
 # %% [markdown]
 # @fig-stylegan2-face: the network has learned the two pictures, and its levels share the work from coarse to fine. Yet halfway between the two codes it draws no third face. Fitting pictures one by one fills points of the code space and leaves the rest empty.

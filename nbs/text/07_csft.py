@@ -488,6 +488,7 @@ def restore(t=1.0):
 
 
 assert_close(restore(0.0), plain, rtol=0, atol=1e-5)
+assert_close(restore(1.0), prior.synthesis(w, modulate=lambda h, k: cs_sft(h, *conditions[k])), rtol=0, atol=1e-4)
 (restore() - face).square().mean().backward()
 assert all(p.grad is not None and p.grad.any() for p in heads.parameters())
 assert unet.first.weight.grad.any() and all(p.grad is None for p in prior.parameters())
@@ -513,9 +514,9 @@ with torch.no_grad():
 # |---|---|---|---|---|
 # | levels | "each resolution scale" | 8 px up to full size, none at 4 px | as official | the weights fit |
 # | place | features of each scale | after the first (upsampling) convolution of each block, inside a copy of the generator | the same place, through the hook `modulate` | one generator class |
-# | heads | two convolutions each | 3×3, leaky ReLU, 3×3; separate for scale and shift | the same | |
+# | heads | two convolutions each | 3×3, leaky ReLU, 3×3; separate for scale and shift | the same | the weights fit |
 # | start | not stated | last bias 1 and 0, weights random | the same | measured above: not the identity |
-# | which half | left split passes | first half of the channels passes | the same | |
+# | which half | left split passes | first half of the channels passes | the same | the weights fit |
 # | full or half | Table 4 | option `sft_half` | `sft="none"`, `"full"`, `"half"` | all three rows of the ablation from one class |
 # | wrong shapes | – | may broadcast | ValueError | a broadcast scale is a style in disguise |
 #

@@ -146,7 +146,7 @@ class GFPGANConfig(_Presets):
 # stored in (in the header of a weights file, @sec-weights, and beside a training run).
 
 # %%
-for bad, field in [(dict(size=500), "size"), (dict(size=512.0), "size"), (dict(size=True), "size"), (dict(n_mlp=None), "n_mlp"), (dict(sft="quarter"), "sft"),
+for bad, field in [(dict(size=500), "size"), (dict(size=512.0), "size"), (dict(narrow=True), "narrow"), (dict(n_mlp=None), "n_mlp"), (dict(sft="quarter"), "sft"),
                    (dict(w=["one"]), "w"), (dict(use_prior=1), "use_prior"), (dict(narrow=float("nan")), "narrow"), (dict(narrow="1"), "narrow"),
                    (dict(narrow=1 / 512), "narrow"), (dict(size=1024, channel_multiplier=1 / 16), "1024 px")]:
     test_fail(lambda: GFPGANConfig(**bad), exc=ValueError, contains=field)
@@ -303,14 +303,15 @@ targets = [F.avg_pool2d(face, 64 // s) for s in (8, 16, 32, 64)]
 
 torch.manual_seed(0)
 memory = GFPGAN(GFPGANConfig.tiny())
-optimizer = torch.optim.Adam(memory.parameters(), lr=3e-3, betas=(0.0, 0.99))
-for step in range(150):
+optimizer = torch.optim.Adam(memory.parameters(), lr=1e-2, betas=(0.9, 0.99))
+schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, total_iters=200)
+for step in range(200):
     image, pyramid = memory(degraded)
     error = F.l1_loss(image, face)
     loss = error + sum(F.l1_loss(p, t) for p, t in zip(pyramid, targets))
     first = error.item() if step == 0 else first
-    optimizer.zero_grad(), loss.backward(), optimizer.step()
-assert error < 0.25 * first                                  # it learns; 0.25 leaves room for another machine's rounding
+    optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
+assert error < 0.2 * first and error < 0.9 * F.l1_loss(degraded, face)    # it learns, and returns more than it was given
 
 
 # %% [markdown]
@@ -736,7 +737,7 @@ assert F.l1_loss(wrong, face) > 1.5 * F.l1_loss(right, face)
 # ## Exercises
 #
 # 1. **Compute.** How many parameters does the model have at 1024 px with channel multiplier 1? Derive the number of codes and the widths first, then check with a network on the `meta` device.
-# 2. **Modify.** Let the maps act after the *second* convolution of each block instead of the first. Which tensors change their shape? Let the tiny net memorise the face again: is the error after 150 steps lower?
+# 2. **Modify.** Let the maps act after the *second* convolution of each block instead of the first. Which tensors change their shape? Let the tiny net memorise the face again: is the error after 200 steps lower?
 # 3. **Break.** In `by_hand`, let the RGB layer of block $k$ use code `i + 1` instead of `i + 2`. Which check notices? Would a check of shapes, or a look at the picture of a network that is trained this way, have noticed?
 #
 # ## References
