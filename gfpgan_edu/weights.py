@@ -85,7 +85,7 @@ def _outline(build, source):
     except (ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
         raise WeightsError(f"{source}: describes a network that cannot be built ({e})") from e
 
-# %% ../nbs/09_weights.ipynb #c8c5edb6
+# %% ../nbs/09_weights.ipynb #38cf6d90
 def _fill(net, state, source):
     "Copy `state`, whose names and shapes agree with `net`'s, into it; every number must be a finite float."
     for k, v in state.items():
@@ -109,7 +109,7 @@ def load(path):
             state = {k: f.get_tensor(k) for k in given}
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: {e}") from e
-    return _fill(GFPGAN(config), {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, path)
+    return _fill(GFPGAN(config), state, path)                 # copying into it returns to 32 bits
 
 # %% ../nbs/09_weights.ipynb #b86e5d9f
 BUNDLED = "first128"

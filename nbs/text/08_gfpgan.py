@@ -5,7 +5,7 @@
 #
 # **You will build** the complete generator of GFP-GAN [@wang2021gfpgan] from the parts of the last three chapters, one configuration object
 # that describes the paper's model, the released models and a tiny one, and all the variants of the paper's ablation study.
-# **Needs** @sec-unet, @sec-stylegan2 and @sec-csft. **Runs in** about 25 s on a laptop CPU.
+# **Needs** @sec-unet, @sec-stylegan2 and @sec-csft. **Runs in** about 20 s on a laptop CPU.
 
 # %%
 #| default_exp gfpgan
@@ -647,7 +647,7 @@ with torch.no_grad():
     draws = torch.cat([memory(degraded, noise="random")[0] for _ in range(32)])
     stored, zero = (memory(degraded, noise=mode)[0][0] for mode in ("fixed", "zero"))
 assert F.l1_loss(stored, face[0]) < F.l1_loss(draws, face.expand_as(draws))                # it learned its own maps by heart
-show([stored, draws[0], draws[1], zero, draws.std(0).mean(0)], ["fixed", "random", "random again", "zero", "deviation"], vmin=0, vmax=0.1);
+show([stored, draws[0], draws[1], zero, draws.std(0).mean(0)], ["fixed", "random", "random again", "zero", "deviation"], height=1.6, vmin=0, vmax=0.1);
 
 # %% [markdown]
 # ## A photo does not see its neighbours {#sec-gfpgan-batch}
@@ -685,11 +685,11 @@ inputs = torch.cat([degraded, degraded.flip(3), F.interpolate(F.avg_pool2d(other
 with torch.no_grad():
     restored, pyramid = memory(inputs)
 assert F.l1_loss(restored[0], face[0]) < F.l1_loss(restored[1], face[0].flip(2))       # the known face comes out better than its mirror image
-show([*inputs, *pyramid[-1], *restored], ["memorised", "mirrored", "another crop"], cols=3, height=1.4);
+show([*inputs, *pyramid[-1], *restored], ["memorised", "mirrored", "another crop"], cols=3, height=1.2);
 
 # %% [markdown]
 # The U-Net treats the three nearly alike, as a filter would: what it learned about sharpening holds anywhere in the picture. The bottom row keeps the outline of each input, for the maps carry it,
-# but colours and features fall apart. The codes and the prior know one face only, and for any other they leave the narrow range in which they were trained.
+# but colours and features fall apart, most of all in the mirrored face. The codes and the prior know one face only, and for any other they leave the narrow range in which they were trained.
 # This is the danger of a generative prior in miniature: it is only as good as what it has seen. A prior trained on seventy thousand faces fails less clumsily, and therefore less visibly.
 
 # %% [markdown]

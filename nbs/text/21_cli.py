@@ -295,7 +295,7 @@ assert command.value == "gfpgan_edu.cli:main"                               # wh
 # %% [markdown]
 # ## Help at once
 #
-# From here on the command runs as a user runs it: in a process of its own. First the help, and the proof that it costs no PyTorch: after printing it, the process looks at which modules it has loaded.
+# From here on the command runs as a user runs it: in a process of its own, in a temporary folder, with both streams and the exit code caught. That is the only way to test what a process does at its end; a function called inside the notebook shares the notebook's modules and streams. First the help, and the proof that it costs no PyTorch: after printing it, the process looks at which modules it has loaded.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -356,7 +356,10 @@ part = lambda p: read_image(p)[10:200:2, 125:325:2]
 show([part(holiday / "astronaut.png"), part(Path(folder.name, "restored", "astronaut.png"))], ["holiday/astronaut.png", "restored/astronaut.png"], height=2);
 
 # %% [markdown]
-# Every trap has its line, the good photo of @fig-cli-result is done, and the exit code is 1. The same care for a whole command that cannot work: a path that is not there, an output that is a file, an output that is the folder of the originals, weights nobody knows. Each ends with one line and a 2, and all but the last before PyTorch is loaded.
+# Every trap has its line, the good photo of @fig-cli-result is done, and the exit code is 1. Three promises of @sec-photos are kept along the way. The originals are the same byte for byte. The result has its original's name and format, so a folder can be compared with its results file by file.
+# And there is no half file, neither from the traps nor from the good photo: a result appears under its name when it is complete. If the power fails in the middle of a folder, what lies in `restored` can be trusted, and the command can be run again.
+#
+# The same care for a whole command that cannot work: a path that is not there, an output that is a file, an output that is the folder of the originals, weights nobody knows. Each ends with one line and a 2, and all but the last before PyTorch is loaded.
 
 # %%
 bad = ["restore nowhere.jpg --out restored", "restore holiday --out holiday/letter.jpg", "restore holiday --out holiday", "restore holiday --out restored --weights v9"]
