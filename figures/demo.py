@@ -21,7 +21,7 @@ from gfpgan_edu.photos import PhotoError, read_image, restore
 from gfpgan_edu.weights import BUNDLED
 
 HERE = pathlib.Path(__file__).parent
-DAMAGE = DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1)
+DAMAGE = DegradationParams(sigma_x=2.0, sigma_y=2.0, r=4.0, delta=15.0, q=50, noise_seed=1)
 
 
 def neighbourhood(box, shape, grow=0.45):

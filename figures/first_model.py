@@ -100,7 +100,7 @@ def ship(data):
     net, gt = load(path), faces(data, train=False)
     half = net.config.size // 4
     inputs = {name: [degrade(y, sample_params(np.random.default_rng([1, i]), ranges.at(128))) for i, y in enumerate(gt)]
-              for name, ranges in {"blind (SEVERE at 128 px)": PLAIN, "the same with colour steps": SEVERE}.items()} | {
+              for name, ranges in {"blind (SEVERE at 128 px, no colour steps)": PLAIN, "the same with colour steps": SEVERE}.items()} | {
               "4x bicubic": [cv2.resize(cv2.resize(y, (half, half), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC) for y in gt]}
     with torch.inference_mode():
         restored = {k: np.concatenate([to_images(net(tensor(v[i:i + 20]))[0]) for i in range(0, len(v), 20)]) for k, v in inputs.items()}
@@ -125,12 +125,12 @@ def rows(result):
 
 CARD = """# first128: the first bundled model
 
-A GFP-GAN of this package at 128 px ({parameters:,} parameters, {file_kb} kB in fp16), trained on two CPU cores by reconstruction alone. It is honest, not strong: it removes noise,
-compression and mild blur and draws a plausible smooth face; it does not invent texture, as it had no pretrained prior and no discriminator.
+A GFP-GAN of this package at 128 px ({parameters:,} parameters, {file_kb} kB in fp16), trained on two CPU cores by reconstruction alone. It is honest, not strong: it removes noise
+and compression and draws a plausible smooth face; it does not invent texture, as it had no pretrained prior and no discriminator. On mild damage it loses to plain resizing (last row below).
 
 - **Data**: {train_faces} aligned faces at 128 px: FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ. Degradation: `SEVERE.at(128)` (Eq. 10 of the paper, harder ranges); the first third of the run used blur kernels of 11 taps instead of 17, the last part no colour steps.
 - **Losses**: L1 (weight {weights[l1]}), L1 on every pyramid level ({weights[pyramid]}), L1 on ImageNet features of an EfficientNet-lite0 ({weights[perceptual]}). Adam, batch {batch}, EMA. Learning rate 2e-3 falling by a cosine planned for 119 minutes and cut at 94; from then on 1e-3 falling by a cosine, without the colour steps.
-- **Run**: {steps} steps, {images} images, {minutes} minutes on {hardware} shared with other work, several times stopped and resumed, so not repeatable bit for bit; torch {torch}, {date}. Command: `{command}`.
+- **Run**: {steps} steps, {images} images, {minutes} minutes on {hardware}, shared with other work, several times stopped and resumed, so not repeatable bit for bit; torch {torch}, {date}. Command: `{command}`.
 - **Validation**, {validation_faces} FFHQ faces (04700-04999) not trained on, one seeded draw each, PSNR in dB / SSIM, RGB:
 
 {rows}

@@ -25,11 +25,11 @@ from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
 # may have looked, without being told what happened to it.
 #
 # Here is a photo to try it on: the NASA portrait of the astronaut Eileen Collins, which is in the public domain. We damage it on purpose, so that we know the truth and can compare. The numbers say how:
-# a blur of 1.2 pixels, 2.5 times fewer pixels in each direction, noise of 10 grey levels, JPEG at quality 60. @sec-degradation is about these numbers.
+# a blur of 2 pixels, 4 times fewer pixels in each direction, noise of 15 grey levels, JPEG at quality 50. @sec-degradation is about these numbers.
 
 # %%
 original = astronaut()
-damage = DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1)
+damage = DegradationParams(sigma_x=2.0, sigma_y=2.0, r=4.0, delta=15.0, q=50, noise_seed=1)
 photo = degrade(original, damage)
 
 # %% [markdown]
@@ -44,7 +44,7 @@ len(result.boxes), result.image.shape
 #| fig-cap: "The damaged photo, the same photo with its face restored by the bundled model, and the original that the model never saw."
 #| fig-alt: "Portrait of an astronaut three times: noisy and blocky, with a smooth restored face, and sharp."
 view = np.s_[20:250, 100:350]                            # the astronaut's head and collar
-show([p[view] for p in (photo, result.image, original)], ["input", "restored", "original"], height=2.0);
+show([p[view] for p in (photo, result.image, original)], ["input", "restored", "original"], height=1.6);
 
 # %%
 #| label: fig-restoration-face
@@ -54,14 +54,14 @@ from gfpgan_edu.faces import align
 
 degraded, restored = result.faces[0]
 truth, _ = align(original, result.landmarks[0], restored.shape[0])
-show([degraded, restored, truth], ["network input", "network output", "original"]);
+show([degraded, restored, truth], ["network input", "network output", "original"], height=1.6);
 
 
 # %% [markdown]
 # Look at @fig-restoration-first first from arm's length, then at @fig-restoration-face from close up. The noise and the coloured JPEG specks are gone and the outline of eyes, nose and mouth is back. Skin, hair and teeth are smoother than in the original,
 # and everything outside the face is as bad as before: the network sees faces and nothing else.
-# The bundled model is small and was trained for less than two hours on two CPU cores, without the prior and the adversarial losses that later chapters are about. Its model card, `gfpgan_edu/bundled/first128.md`, says what it was trained on
-# and how it scores. It is there so that everything in this book can be run at once, and so that you can see later what each idea adds. The official weights, at 512 pixels, load by name: `restore(photo, weights="v1.4")` downloads them once (@sec-weights).
+# The bundled model is small and was trained for two hours on two CPU cores shared with other work, without the prior and the adversarial losses that later chapters are about. Its model card, `gfpgan_edu/bundled/first128.md`, says what it was trained on
+# and how it scores: it helps where the damage is strong, and makes things worse where it is mild, because what it cannot copy exactly it draws anew. It is there so that everything in this book can be run at once, and so that you can see later what each idea adds. The official weights, at 512 pixels, load by name: `restore(photo, weights="v1.4")` downloads them once (@sec-weights).
 #
 # Before we trust our eyes, a number. On the face, the mean absolute difference from the original should fall:
 
@@ -95,7 +95,7 @@ assert after < before / 10
 #| label: fig-restoration-illposed
 #| fig-cap: "Two clearly different faces, and what blur and downsampling leave of them."
 #| fig-alt: "A face and the same face with a checkered pattern; below, two blurred faces that look the same."
-show([face, other, degrade(face, blur), degrade(other, blur)], ["face A", "face B", "A damaged", "B damaged"]);
+show([face, other, degrade(face, blur), degrade(other, blur)], ["face A", "face B", "A damaged", "B damaged"], height=1.4);
 
 # %% [markdown]
 # The damaged versions in @fig-restoration-illposed cannot be told apart, so no method can know from them which face was the true one. A restorer must *choose*. The choice can be guided only by what faces look like in general: by a **prior**.
@@ -160,7 +160,7 @@ levels = [DegradationParams(sigma_x=r / 3, sigma_y=r / 3, r=r, delta=1.2 * r, q=
 inputs = [degrade(truth, level) for level in levels]
 with torch.inference_mode():
     outputs = to_images(net(to_tensor(np.stack(inputs)))[0])
-show([*inputs, *outputs], [f"r = {level.r:g}" for level in levels], cols=4, height=1.6);
+show([*inputs, *outputs], [f"r = {level.r:g}" for level in levels], cols=4, height=1.1);
 
 # %% tags=["volatile"]
 errors = [error(o) for o in outputs]
