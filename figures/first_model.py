@@ -2,6 +2,7 @@
 
 python figures/first_model.py train --data DIR --minutes 119    # DIR holds ffhq128/, ffhq256/, stylegan256/; resumes from runs/first/state.pt
 python figures/first_model.py train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain   # second phase, without the colour steps
+python figures/first_model.py train --data DIR --start 117 --minutes 126 --lr 1e-3 --plain  # third phase
 python figures/first_model.py ship  --data DIR                  # validate on FFHQ 04700-04999, write gfpgan_edu/bundled/ and figures/first_model.json
 """
 import argparse, datetime, json, math, os, pathlib, time
@@ -104,7 +105,7 @@ def ship(data):
               "4x bicubic": [cv2.resize(cv2.resize(y, (half, half), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC) for y in gt]}
     with torch.inference_mode():
         restored = {k: np.concatenate([to_images(net(tensor(v[i:i + 20]))[0]) for i in range(0, len(v), 20)]) for k, v in inputs.items()}
-    result = dict(command="python figures/first_model.py train --data DIR --minutes 119 (stopped at 94); … train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain; … ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
+    result = dict(command="python figures/first_model.py train --data DIR --minutes 119 (stopped at 94); … train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain; … train --data DIR --start 117 --minutes 126 --lr 1e-3 --plain; … ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
                   steps=s["step"], images=s["step"] * BATCH, minutes=round(s["spent"] / 60, 1), hardware=f"{os.cpu_count()} CPU cores, bf16 autocast", torch=torch.__version__, date=datetime.date.today().isoformat(),
                   train_faces=len(faces(data, train=True)), validation_faces=len(gt), parameters=sum(p.numel() for p in net.parameters()), file_kb=path.stat().st_size // 1000,
                   validation={k: dict(input=scores(inputs[k], gt), restored=scores(restored[k], gt)) for k in inputs})
@@ -129,7 +130,7 @@ A GFP-GAN of this package at 128 px ({parameters:,} parameters, {file_kb} kB in 
 and compression and draws a plausible smooth face; it does not invent texture, as it had no pretrained prior and no discriminator. On mild damage it loses to plain resizing (last row below).
 
 - **Data**: {train_faces} aligned faces at 128 px: FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ. Degradation: `SEVERE.at(128)` (Eq. 10 of the paper, harder ranges); the first third of the run used blur kernels of 11 taps instead of 17, the last part no colour steps.
-- **Losses**: L1 (weight {weights[l1]}), L1 on every pyramid level ({weights[pyramid]}), L1 on ImageNet features of an EfficientNet-lite0 ({weights[perceptual]}). Adam, batch {batch}, EMA. Learning rate 2e-3 falling by a cosine planned for 119 minutes and cut at 94; from then on 1e-3 falling by a cosine, without the colour steps.
+- **Losses**: L1 (weight {weights[l1]}), L1 on every pyramid level ({weights[pyramid]}), L1 on ImageNet features of an EfficientNet-lite0 ({weights[perceptual]}). Adam, batch {batch}, EMA. Learning rate 2e-3 falling by a cosine planned for 119 minutes and cut at 94; from then on, without the colour steps, 1e-3 falling by a cosine to minute 117 and once more to 126.
 - **Run**: {steps} steps, {images} images, {minutes} minutes on {hardware}, shared with other work, several times stopped and resumed, so not repeatable bit for bit; torch {torch}, {date}. Command: `{command}`.
 - **Validation**, {validation_faces} FFHQ faces (04700-04999) not trained on, one seeded draw each, PSNR in dB / SSIM, RGB:
 
