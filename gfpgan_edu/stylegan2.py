@@ -174,12 +174,13 @@ def mix(w1, w2, crossover):
         raise ValueError(f"crossover is {crossover}, needs 0 … {w1.shape[1]}")
     return torch.cat([w1[:, :crossover], w2[:, crossover:]], dim=1)
 
-# %% ../nbs/06_stylegan2.ipynb #64e5044b
+# %% ../nbs/06_stylegan2.ipynb #8b7f4aba
 class StyleGAN2(nn.Module):
     """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and `synthesis` can be called alone."""
 
     def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir", equalized=True):
         super().__init__()
+        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier, narrow=narrow, resample=resample, equalized=equalized)
         self.mapping = Mapping(style_dim, n_mlp, equalized=equalized)
         self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample, equalized=equalized)
 

@@ -4,24 +4,33 @@
 # > A restorer that has only seen upright faces of one size must be handed upright faces of one size.
 #
 # **You will build** the way from a photo to the network's input: find the faces and five points in each, turn and scale each face to the framing of FFHQ without aliasing, and convert pixels to tensors and back.
-# **Needs** the degradation of @sec-degradation, to measure where the detector fails. **Runs in** about 15 s on a laptop CPU.
+# Then the way from a folder of photos to training pairs: boxes around eyes and mouth, a command that cuts out all faces, and a data set that damages them afresh in every epoch.
+# **Needs** the degradation of @sec-degradation. **Runs in** about 20 s on a laptop CPU.
 
 # %%
 #| default_exp faces
 
 # %%
 #| export
+import json
+import os
+import re
 import warnings
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
+from gfpgan_edu.degradation import PAPER, degrade, sample_params
+
 # %%
+import shutil
+import tempfile
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -29,7 +38,7 @@ from fastcore.test import test_fail
 from numpy.testing import assert_allclose, assert_array_equal
 from skimage.transform import estimate_transform
 
-from gfpgan_edu.degradation import DegradationParams, degrade
+from gfpgan_edu.degradation import SEVERE, DegradationParams
 from gfpgan_edu.examples import astronaut, draw_map, show
 
 # %% [markdown]
@@ -103,6 +112,7 @@ def _mtcnn():
 # To see the cascade work, a hook on each network records what goes in. The number of copies must be that of @eq-faces-pyramid, and the crowd must thin out from stage to stage.
 
 # %%
+few_colours = lambda image: image // 8 * 8                   # for drawing only: a smaller book
 torch.set_num_threads(1)                                     # small nets: quickest, and the same sums on every machine
 photo, net, seen = astronaut(), _mtcnn(), {"pnet": [], "rnet": [], "onet": []}
 hooks = [getattr(net, name).register_forward_hook(lambda m, i, o, kept=kept: kept.append((i[0], o))) for name, kept in seen.items()]
@@ -241,7 +251,7 @@ assert with_rim[cuts <= 12].max() < 0.05 and without[cuts == 12] > 0.1
 x0 = round(face.box[0]) + 16
 cut = np.ascontiguousarray(photo[40:200, x0:x0 + 120])
 fig, (ax, chart) = plt.subplots(1, 2, figsize=(7, 2.7), layout="constrained", width_ratios=(1, 1.8))
-ax.imshow(cut, interpolation="nearest")
+ax.imshow(few_colours(cut), interpolation="nearest")
 ax.scatter(*detect(cut)[0].landmarks.T, c="#56B4E9", s=22)
 ax.scatter(*net.detect(cut, landmarks=True)[2][0].T - 1, c="#D55E00", s=30, marker="x")
 ax.axis("off")
@@ -287,7 +297,7 @@ fig = plt.figure(figsize=(7, 4.1), layout="constrained")
 top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.4))
 for ax, d in zip(top.subplots(1, 6), (1, 4, 6, 8, 10, 16)):
     crop, _ = damaged(d, 0)
-    ax.imshow(crop[50:170, 70:190], interpolation="nearest")
+    ax.imshow(few_colours(crop[50:170, 70:190]), interpolation="nearest")
     faces = detect(crop)
     if faces:
         ax.scatter(*(faces[0].landmarks - (70, 50)).T, c="#56B4E9", s=6)
@@ -535,6 +545,546 @@ assert abs(to_images(x).mean() - exact.mean()) < 0.02 and exact.floor().mean() -
 test_fail(lambda: to_tensor(every / 255), exc=ValueError, contains="uint8")
 
 # %% [markdown]
+# ## Eyes and mouth as boxes
+#
+# People look at eyes and mouths first, and see there at once when something is wrong. So the method gives each of these three parts a discriminator of its own in training, and each needs to know where its part is: a box in the aligned face.
+# The official boxes come from 68 points that FFHQ publishes for each of its pictures: the centre $c$ is the mean of the part's points and $h$ half the longer side of their bounding box, 16 px at least. Other pictures have no such points, but our detector gives five.
+# With $e_l,e_r$ the eyes, $m_l,m_r$ the corners of the mouth, $d=e_r-e_l$, and $d_\perp$ the same arrow turned by 90° to point at the mouth, we estimate, at 512 px,
+#
+# $$c_{\mathrm{eye}}=e+\alpha_1d_\perp,\quad h_{\mathrm{eye}}=\alpha_2\lVert d\rVert,\qquad c_{\mathrm{mouth}}=\tfrac12(m_l+m_r)+\alpha_3d_\perp,\quad h_{\mathrm{mouth}}=\alpha_4\lVert m_r-m_l\rVert$$ {#eq-faces-components}
+#
+# The four numbers are measured: a detector of 68 points and ours were run on the same FFHQ faces, and each $\alpha$ is the median of what it would have to be.
+
+# %%
+#| export
+PARTS = ("left_eye", "right_eye", "mouth")                                  # left = left in the picture
+# Medians over FFHQ faces (figures/component_boxes.py); `down` and `eye_half` in eye distances, `mouth_half` in mouth widths.
+COMPONENT_FIT = {"eye_down": 0.026, "eye_half": 0.198, "mouth_down": 0.047, "mouth_half": 0.498}
+
+
+def face_components(landmarks, size, fit=COMPONENT_FIT):
+    "Five points of an aligned face of `size` px -> {part: (x, y, half length)} at 512 px, as the official file holds them (@eq-faces-components)."
+    five = (np.asarray(landmarks, float).reshape(5, 2) + 0.5) * 512 / size - 0.5
+    across, mouth = five[1] - five[0], five[4] - five[3]
+    down = np.array([-across[1], across[0]])                                # as long as the eyes are apart
+    eyes = five[:2] + fit["eye_down"] * down
+    lips = five[3:].mean(0) + fit["mouth_down"] * down
+    halves = np.maximum(16, [fit["eye_half"] * np.hypot(*across)] * 2 + [fit["mouth_half"] * np.hypot(*mouth)])
+    return {part: (float(x), float(y), float(half)) for part, (x, y), half in zip(PARTS, [*eyes, lips], halves)}
+
+
+# %%
+measured = json.loads(Path("../figures/component_boxes.json").read_text())
+assert measured["constants"] == COMPONENT_FIT
+print(f"fitted on {measured['fitted_faces']} faces: {measured['constants']}")
+print(f"overlap with the boxes of the 68 points on {measured['measured_faces']} other faces:")
+for part in PARTS:
+    ours, mean = measured["iou"][part], measured["iou_of_the_mean_boxes"][part]
+    print(f"  {part:9}  median {ours['median']:.2f}, worst 5 % below {ours['worst_5_percent']:.2f}; the mean face's box: {mean['median']:.2f}, {mean['worst_5_percent']:.2f}")
+assert all(measured["iou"][part]["median"] > 0.8 for part in PARTS)
+assert measured["iou_of_the_mean_boxes"]["mouth"]["median"] < 0.75 and measured["iou_of_the_mean_boxes"]["left_eye"]["median"] > 0.85
+
+c = face_components([[200, 240], [300, 240], [250, 300], [210, 360], [290, 360]], 512, dict(eye_down=0.03, eye_half=0.2, mouth_down=0.05, mouth_half=0.5))
+assert_allclose([c[part] for part in PARTS], [[200, 243, 20], [300, 243, 20], [250, 365, 40]])                   # by hand
+a, b = 0.9 * np.cos(0.2), 0.9 * np.sin(0.2)
+turn = np.array([[a, -b, 40], [b, a, -30]])                                  # a face that is turned has its components turned
+turned, straight = face_components(apply(turn, FFHQ_512), 512), face_components(FFHQ_512, 512)
+for part in PARTS:
+    assert_allclose(turned[part][:2], apply(turn, np.array(straight[part][:2])), atol=1e-9)
+    assert_allclose(turned[part][2], 0.9 * straight[part][2])
+
+
+# %% [markdown]
+# The printed overlap is the area that two boxes share, divided by the area that they cover together. An eye's box that is 70 px wide and misplaced by 5 px one way has an overlap of 0.87, so the medians mean errors of a few pixels, and the crops that a discriminator sees hold the same part.
+# The comparison is instructive: in FFHQ's own pictures the mean face's eyes do better than ours, because FFHQ was aligned with those same 68 points and its eyes are nearly always in one place. Mouths open and smile, and there the five points earn their keep.
+#
+# A box is larger than $h$ for the eyes, by $\rho=1.4$ ($\rho=1$ for the mouth), and lies at
+#
+# $$b_S=\frac{S}{512}\,\big(c-\rho h+1,\ c+\rho h\big)$$ {#eq-faces-boxes}
+#
+# in x and in y, for a face of $S$ px. The $+1$ looks like a slip and is none if box coordinates are counted from the *edge* of the picture, pixel $i$ reaching from $i$ to $i+1$: the centre of pixel $c$ is then at $c+\frac12$, just the middle of the box. And edges scale without the half-pixel rule.
+
+# %%
+#| export
+def boxes_from_components(components, size):
+    """{part: (x, y, half length)} at 512 px -> boxes (3, 4) float32 of an aligned face of `size` px: x0, y0, x1, y1, order `PARTS` (@eq-faces-boxes).
+
+    Counted from the edge of the picture: pixel i reaches from i to i + 1.
+    """
+    c = np.array([components[part] for part in PARTS], float)
+    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids and a part of the brows
+    return (np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1) * size / 512).astype(np.float32)
+
+
+def component_boxes(landmarks, size):
+    "Five points (5, 2) of an aligned face of `size` px -> boxes (3, 4) float32 of its eyes and mouth, order `PARTS`."
+    return boxes_from_components(face_components(landmarks, size), size)
+
+
+# %% [markdown]
+# The check draws a bar one pixel wide at $c$ and asks where its middle is after shrinking: it must stay in the middle of the box at every size.
+
+# %%
+known = {"left_eye": (100, 200, 20), "right_eye": (300, 210, 30), "mouth": (220, 380, 50)}
+assert_allclose(boxes_from_components(known, 512), [[73, 173, 128, 228], [259, 169, 342, 252], [171, 331, 270, 430]], atol=1e-4)     # 1.4 · 20 = 28, 1.4 · 30 = 42
+for size in (512, 256, 64):
+    for box, (x, y, _) in zip(boxes_from_components(known, size), known.values()):
+        bar = np.zeros(512)
+        bar[x] = 1
+        small = bar.reshape(size, -1).mean(1)
+        pixels = np.arange(size) + 0.5                                       # their centres, from the edge
+        assert abs((small * pixels).sum() / small.sum() - (box[0] + box[2]) / 2) <= 0.5      # a bar inside a pixel of the small picture
+    assert_allclose(boxes_from_components(known, size) * 512 / size, boxes_from_components(known, 512))
+assert_allclose(component_boxes(template(100), 100) * 5.12, component_boxes(FFHQ_512, 512), rtol=1e-5)
+
+# %%
+#| label: fig-faces-parts
+#| fig-cap: "The three boxes on an aligned face, from its five points (white), and what each discriminator gets to see of it."
+#| fig-alt: "A portrait with a blue, an orange and a green square around the eyes and the mouth; beside it the two eyes and the mouth, cut out."
+face512, matrix512 = align(photo, face.landmarks, 512)
+five, colours = apply(matrix512, face.landmarks), ("#56B4E9", "#E69F00", "#009E73")
+boxes512 = component_boxes(five, 512)
+fig, axes = plt.subplot_mosaic([["face", "mouth", "left_eye"], ["face", "mouth", "right_eye"]], figsize=(5.6, 2.5), width_ratios=(2, 1.6, 1), layout="constrained")
+axes["face"].imshow(few_colours(cv2.resize(face512, (100, 100), interpolation=cv2.INTER_AREA)), extent=(0, 512, 512, 0), interpolation="nearest")
+axes["face"].scatter(*(five + 0.5).T, c="white", s=5)
+for part, (x0, y0, x1, y1), colour in zip(PARTS, boxes512, colours):
+    axes["face"].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.8))
+    crop = face512[round(float(y0)):round(float(y1)), round(float(x0)):round(float(x1))]
+    axes[part].imshow(few_colours(crop[::2, ::2]), interpolation="nearest")
+    assert abs(crop.shape[1] - (x1 - x0)) <= 1                              # the box lies inside the picture
+    axes[part].set_title(f"{part.replace('_', ' ')}, {x1 - x0:.0f} px", fontsize=8, color="#222222")
+for ax in axes.values():
+    ax.axis("off")
+plt.show()
+
+
+# %% [markdown]
+# In @fig-faces-parts each crop holds its part with a margin, the eyes with lids and a piece of brow. Five points were enough.
+#
+# ## What a mirror does to the names
+#
+# In training every second picture is mirrored, which doubles the number of faces for free. The boxes must follow: $x$ becomes $512-x$, as the official code has it (the pixel that $x$ goes to is $511-x$, so its boxes are one pixel of 512 beside the exact place; we keep that). And the eye that was on the left is on the right now, so the two change names.
+# There is a trap in these four lines. Code that swaps the entries of the *stored* table finds them swapped the next time it comes by, and mirrors them back while the picture is not. The function here cannot: it makes new values.
+
+# %%
+#| export
+def mirror_components(components):
+    "The components of the mirror image, as the official code has them: x becomes 512 - x, the eyes change places. The argument stays as it is."
+    (x0, y0, h0), (x1, y1, h1), (x2, y2, h2) = (components[part] for part in PARTS)
+    return {"left_eye": (512 - x1, y1, h1), "right_eye": (512 - x0, y0, h0), "mouth": (512 - x2, y2, h2)}
+
+
+# %% [markdown]
+# Three properties: a mirror image of a mirror image is the picture itself; the argument is as it was; and mirroring the five points first, by an exact mirror, gives the same up to the one pixel.
+
+# %%
+parts = face_components(five, 512)
+frozen = {part: np.array(v) for part, v in parts.items()}
+for part in PARTS:
+    assert_allclose(mirror_components(mirror_components(frozen))[part], parts[part])
+    assert_array_equal(frozen[part], parts[part])
+mirrored = np.stack([511 - five[:, 0], five[:, 1]], axis=1)[[1, 0, 2, 4, 3]]
+for part in PARTS:
+    assert_allclose(np.subtract(mirror_components(parts)[part], face_components(mirrored, 512)[part]), [1, 0, 0], atol=1e-9)
+
+
+# %% [markdown]
+# ## The official file of landmarks
+#
+# Who trains on FFHQ itself can have the official centres and half lengths: a file `FFHQ_eye_mouth_landmarks_512.pth` with one entry for each picture, keyed by its number in eight digits. A `.pth` file is a pickle, and a pickle is a program: loading it carelessly runs whatever its author wrote.
+# PyTorch's `weights_only` mode interprets the pickle with a short list of allowed names. Numbers that numpy wrote are not on it, so we add exactly the functions that rebuild a numpy number and a numeric array, under the names that old and new numpy give them, and only for this one call.
+
+# %%
+#| export
+def _numpy_parts():
+    "What a pickle of numbers and numeric arrays may name, under the names of old and new numpy."
+    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    functions = [(getattr(core, name), f"numpy.{package}.multiarray.{name}") for name in ("_reconstruct", "scalar") for package in ("core", "_core")]
+    return [*functions, np.ndarray, np.dtype, *{type(np.dtype(c)) for c in "fdilqIBHL"}]
+
+
+def read_official_landmarks(path):
+    """The official file of landmarks (.pth) -> {number of the picture: {part: (x, y, half length)}}, at 512 px.
+
+    Nothing in the file is executed. Raises ValueError naming the file and the reason.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_numpy_parts()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                                                  # damaged archives raise nearly anything
+        named = re.search(r"GLOBAL (\S+)", str(e))
+        reason = f"it holds {named[1]}, which is neither a number nor an array" if named else getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
+        raise ValueError(f"{path}: refused as a file of landmarks ({reason})") from None
+    try:
+        read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS} for key, item in content.items()}
+    except Exception as e:
+        raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} ({type(e).__name__}: {e})") from None
+    if bad := [n for n, parts in read.items() if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
+        raise ValueError(f"{path}: number {bad[0]} is not three finite numbers a part, the last positive")
+    return read
+
+
+# %% [markdown]
+# Two files: one as the official one is made, and one that would make a folder while it is being read. The first is read, the second refused with the name of what it tried to call, and nothing has happened.
+
+# %%
+class Trojan:
+    def __reduce__(self):
+        return Path.mkdir, (Path(work.name) / "owned",)
+
+
+work = tempfile.TemporaryDirectory()
+good, bad = Path(work.name) / "good.pth", Path(work.name) / "bad.pth"
+torch.save({"00000007": {part: [np.float64(v) for v in parts[part]] for part in PARTS}}, good)
+torch.save({"00000007": parts | {"mouth": Trojan()}}, bad)
+assert read_official_landmarks(good) == {7: parts}
+test_fail(lambda: read_official_landmarks(bad), exc=ValueError, contains="bad.pth: refused as a file of landmarks (it holds")
+assert not (Path(work.name) / "owned").exists()
+
+# %% [markdown]
+# ## From photos to a folder of faces
+#
+# Training wants thousands of aligned faces, and computing them anew in every epoch would take longer than the training. So they are cut out once and kept as pictures, with a *manifest* beside them: one line of JSON for each face, with its source, its five points and its three components at 512 px.
+# A job over thousands of files meets everything that can go wrong. Some files are not pictures; some pictures have no face; some have several; two folders have a `1.jpg` each; and somewhere in the middle the machine is switched off. `prepare` collects the first kinds in its report, finds a free name for each face, and goes on from its manifest after the last.
+#
+# For that the order of writing matters. First all faces of a photo are written, each under a temporary name and then renamed; then their lines go into the manifest at once. Each line tells how many faces its photo has, so a photo whose lines are incomplete, or cut off in the middle, is simply done again.
+
+# %%
+#| export
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+MANIFEST = "manifest.jsonl"
+
+
+def read_manifest(folder):
+    "Entries of the manifest that `prepare` writes; a half-written last line is left out. Raises ValueError naming file and line."
+    path = Path(folder) / MANIFEST
+    try:
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({(e.strerror or str(e)).lower()}); `prepare` makes it, and boxes='template' does without") from None
+    entries = []
+    for n, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                entry = json.loads(line)
+                if not {"file", "source", "size", "faces"} <= entry.keys() or np.shape([entry["components"][part] for part in PARTS]) != (3, 3):
+                    raise KeyError
+                entries.append(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if n < len(lines):                                              # only a line that was never finished has no line end
+                raise ValueError(f"{path}: line {n} is damaged") from None
+    return entries
+
+
+# %%
+#| export
+@dataclass
+class Prepared:
+    "What one call of `prepare` did."
+    written: int = 0                                                        # pictures of faces
+    faces: int = 0                                                          # found in the sources, those too small included
+    skipped: int = 0                                                        # sources that an earlier call has done
+    no_face: list = field(default_factory=list)                             # paths of sources without a face that is large enough
+    unreadable: list = field(default_factory=list)                          # (path, reason)
+
+
+def points_in_aligned(image, detector=None):
+    "The five points in an aligned face, found in a copy of at most 256 px: those of the face nearest to `template`, or None."
+    side, size = min(len(image), 256), len(image)
+    found = [(f.landmarks + 0.5) * size / side - 0.5 for f in (detector or detect)(_square(image, side, "picture"))]
+    off = [np.abs(five - template(size)).mean() / size for five in found]
+    return found[int(np.argmin(off))] if off and min(off) < 0.1 else None
+
+
+# %%
+#| export
+def _cut_faces(image, size, detector, min_face, largest):
+    "All faces in a photo, and the [(aligned picture, its five points)] of those that are large enough."
+    faces = detector(image)
+    large = [f for f in faces if min(f.box[2] - f.box[0], f.box[3] - f.box[1]) >= min_face][:1 if largest else None]
+    crops = [align(image, f.landmarks, size) for f in large]
+    return faces, [(crop, f.landmarks @ matrix[:, :2].T + matrix[:, 2]) for f, (crop, matrix) in zip(large, crops)]
+
+
+def _take_face(image, size, detector, path):
+    "The same for a picture that is aligned already; points None: not found."
+    face, points = _square(image, size, path), points_in_aligned(_square(image, len(image), path), detector)
+    return [face], [(face, None if points is None else (points + 0.5) * size / len(image) - 0.5)]
+
+
+def _entry(file, source, size, faces, landmarks):
+    "One line of the manifest."
+    parts = face_components(template(size) if landmarks is None else landmarks, size)
+    return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
+                           components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
+
+
+# %%
+#| export
+def _resume(out, size):
+    "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
+    path = out / MANIFEST
+    if not path.exists():
+        return []
+    entries = read_manifest(out)
+    if other := {e["size"] for e in entries} - {size}:
+        raise ValueError(f"{path}: the faces in this folder have {other.pop()} px, not {size}; choose another folder")
+    told = Counter(e["source"] for e in entries)
+    entries = [e for e in entries if told[e["source"]] == e["faces"]]
+    text = "".join(json.dumps(e) + "\n" for e in entries)
+    if path.read_bytes() != text.encode():
+        part = path.with_suffix(".part")
+        part.write_bytes(text.encode())
+        part.replace(path)
+    return entries
+
+
+def _first_free(stem, taken):
+    "stem.png, stem_1.png, …: the first that is not taken, on a disk that may not tell a from A."
+    name, n = f"{stem}.png", 0
+    while name.casefold() in taken:
+        n += 1
+        name = f"{stem}_{n}.png"
+    taken.add(name.casefold())
+    return name
+
+
+# %%
+#| export
+def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, progress=True):
+    """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
+
+    aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is narrower (px) are left out; None: size / 4, enlarged
+    about twice. largest: one face a picture. Sources in the manifest are skipped, so a killed run goes on where it was. Returns `Prepared`.
+    """
+    from tqdm import tqdm
+
+    from gfpgan_edu.photos import read_image, write_image
+
+    source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
+    if not source.is_dir() or source.resolve() == out.resolve():
+        raise ValueError(f"{source}: " + ("the faces would fall among their sources; choose another folder" if source.is_dir() else "no such folder"))
+    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and out not in p.parents)
+    out.mkdir(parents=True, exist_ok=True)
+    entries = _resume(out, size)
+    done, taken = {e["source"] for e in entries}, {e["file"].casefold() for e in entries}
+    with open(out / MANIFEST, "a", encoding="utf-8", newline="\n") as manifest:
+        for path in tqdm(paths, unit="picture", disable=None if progress else True):
+            if (name := path.relative_to(source).as_posix()) in done:
+                report.skipped += 1
+                continue
+            try:
+                image = read_image(path)
+                found, kept = _take_face(image, size, detector, path) if aligned else _cut_faces(image, size, detector, size / 4 if min_face is None else min_face, largest)
+            except ValueError as e:
+                report.unreadable.append((path, str(e).removeprefix(f"{path}: ")))
+                continue
+            files = [_first_free(path.stem, taken) for _ in kept]
+            for file, (crop, _) in zip(files, kept):
+                write_image(out / file, crop)                               # first all pictures, then all their lines at once
+            manifest.write("".join(_entry(file, name, size, len(kept), points) for file, (_, points) in zip(files, kept)))
+            manifest.flush()
+            report.faces, report.written = report.faces + len(found), report.written + len(kept)
+            report.no_face += [path] * (not kept)
+    return report
+
+
+# %% [markdown]
+# The check makes such a folder, kills the job in its middle, and starts it again. Pictures and manifest must be the same, byte for byte, as those of a run that nobody disturbed.
+
+# %%
+source = Path(work.name) / "photos"
+(source / "more").mkdir(parents=True)
+wide = np.concatenate([photo[:300, 60:420], photo[:300, 420:60:-1]], axis=1)                             # two faces
+for name, image in (("eileen.png", photo), ("pair.png", wide), ("wall.png", photo[:90, :90]), ("more/eileen.png", photo[:, ::-1])):
+    cv2.imwrite(str(source / name), np.ascontiguousarray(image[..., ::-1]))
+(source / "noise.jpg").write_bytes(b"not a picture")
+
+
+def killed(image, left=[2]):
+    "A detector in whose third photo somebody pulls the plug."
+    left[0] -= 1
+    if left[0] < 0:
+        raise KeyboardInterrupt
+    return detect(image)
+
+
+straight, resumed = Path(work.name) / "straight", Path(work.name) / "resumed"
+report = prepare(source, straight, 128, progress=False)
+test_fail(lambda: prepare(source, resumed, 128, detector=killed, progress=False), exc=KeyboardInterrupt)
+begun = len(read_manifest(resumed))
+again = prepare(source, resumed, 128, progress=False)
+assert {p.name: p.read_bytes() for p in resumed.iterdir()} == {p.name: p.read_bytes() for p in straight.iterdir()} and 0 < begun < report.written
+print(f"straight: {report.written} faces from {report.written - 1} photos; no face: {[p.name for p in report.no_face]}; unreadable: {[(p.name, why) for p, why in report.unreadable]}")
+print(f"killed after {begun} faces; then {again.skipped} photos skipped and {again.written} faces written")
+for e in read_manifest(straight):
+    print(f"{e['file']:15} from {e['source']:16} left eye at {[round(v) for v in e['landmarks'][0]]}, mouth's half length {e['components']['mouth'][2]:.0f}")
+assert all(np.abs(np.array(e["landmarks"]) - template(128)).max() < 6 for e in read_manifest(straight))
+
+
+# %% [markdown]
+# Two photos called `eileen.png` gave two pictures, the manifest tells which is which, and the two bad files are in the report. Faces whose box is narrower than a quarter of the result are left out unless you say otherwise (`min_face`): enlarged more than about twice they are blurred, and a restorer would learn that blurred is good.
+# For pictures that are aligned already, such as FFHQ's, `aligned=True` only resizes them and looks for the five points; where it finds none it takes those of the mean face and says so in the manifest.
+#
+# ## A folder as a data set
+#
+# Each training step needs a clean face $y$ and a damaged one $x$, and in every epoch the damage should be another. The usual way, a random generator in each worker process, makes a run depend on the number of workers, cannot be repeated after a restart, and repeats itself when workers start from the same seed in every epoch.
+# So chance comes from the place in the run, not from a process:
+#
+# $$(\text{mirrored},\ \theta)=\mathrm{draw}\big(\mathrm{rng}(\text{seed},\ \text{epoch},\ \text{index})\big),\qquad x=\mathrm{degrade}_\theta(y)$$ {#eq-faces-draw}
+#
+# with $\theta$ all numbers of @eq-degradation. An item is a pure function of three integers. The epoch travels with the index: the data set is asked for `folder[epoch, index]`, and a sampler yields such pairs.
+
+# %%
+#| export
+def _find_components(folder, names, boxes):
+    "Array (n, 3, 3) of x, y, half length at 512 px, order `PARTS`, for the pictures `names` of `folder`."
+    if boxes == "template":
+        known = dict.fromkeys(names, face_components(FFHQ_512, 512))
+    elif boxes == "manifest":
+        known = {e["file"]: e["components"] for e in read_manifest(folder)}
+    else:                                                                   # by the number in the name, never by position
+        official, numbers = read_official_landmarks(boxes), {n: Path(n).stem for n in names}
+        if odd := [n for n, stem in numbers.items() if not (stem.isascii() and stem.isdigit())]:
+            raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, so the landmarks of {boxes} cannot be matched")
+        known = {n: official[int(stem)] for n, stem in numbers.items() if int(stem) in official}
+    if lacking := [n for n in names if n not in known]:
+        raise ValueError(f"{Path(folder) / lacking[0]}: no entry in {MANIFEST if boxes == 'manifest' else boxes} ({len(lacking)} of {len(names)} pictures have none)")
+    return np.array([[known[n][part] for part in PARTS] for n in names], float)
+
+
+def _square(image, size, path):
+    "A square picture at `size` px."
+    h, w = image.shape[:2]
+    if h != w:
+        raise ValueError(f"{path}: has {w}×{h} pixels; aligned faces are square")
+    return image if h == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
+
+
+# %%
+#| export
+def _picture_names(folder, wanted=None):
+    "Sorted names of the pictures in `folder`, or of those `wanted`."
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    names = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
+    if not names:
+        raise ValueError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+    if wanted is None:
+        return names
+    wanted = sorted(set(wanted))
+    if not wanted:
+        raise ValueError(f"{folder}: no names to restrict it to")
+    if unknown := sorted(set(wanted) - set(names)):
+        raise ValueError(f"{folder / unknown[0]}: no such picture ({len(unknown)} of {len(wanted)} names)")
+    return wanted
+
+
+# %%
+#| export
+class FaceFolder:
+    """Aligned faces of a folder with fresh damage every epoch: `folder[epoch, index]` (or `folder[index]`: epoch 0) -> dict. Fit for any DataLoader.
+
+    lq, gt: (3, size, size) float32 RGB in [-1, 1]; boxes: (3, 4) float32, order `PARTS`; index: int. All chance depends on (seed, epoch, index) alone.
+    boxes: "manifest" (that of `prepare`), "template" (the mean face's), the path of an official .pth, or None: without.
+    names: only these files. degraded=False: without lq. Raises ValueError that names the file.
+    """
+
+    def __init__(self, folder, size, ranges=PAPER, seed=0, flip=True, boxes="manifest", names=None, degraded=True):
+        if size < 1 or seed < 0:
+            raise ValueError(f"size is {size}, seed is {seed}: needs a positive size and a seed from 0 up")
+        self.folder, self.size, self.seed, self.flip, self.degraded = Path(folder), size, seed, flip, degraded
+        self.names = _picture_names(self.folder, names)
+        self.ranges = ranges.at(size)
+        self.components = None if boxes is None else _find_components(self.folder, self.names, boxes)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, key):
+        import torch
+
+        from gfpgan_edu.photos import read_image
+
+        epoch, index = key if isinstance(key, (tuple, list)) else (0, key)
+        index = range(len(self))[index]                                     # -1 is the last; IndexError where there is none
+        rng = np.random.default_rng([self.seed, int(epoch), index])
+        flipped, params = bool(rng.random() < 0.5) and self.flip, sample_params(rng, self.ranges)
+        path = self.folder / self.names[index]
+        image = _square(read_image(path), self.size, path)
+        image = np.ascontiguousarray(image[:, ::-1]) if flipped else image
+        item = {"gt": to_tensor(image)[0], "index": index}
+        if self.degraded:
+            item["lq"] = to_tensor(degrade(image, params))[0]
+        if self.components is not None:
+            parts = dict(zip(PARTS, self.components[index]))
+            item["boxes"] = torch.from_numpy(boxes_from_components(mirror_components(parts) if flipped else parts, self.size))
+        return item
+
+
+# %% [markdown]
+# If @eq-faces-draw is kept, neither the order of asking nor the past can matter, a new object gives the same, and other epochs differ. For the boxes there is a sharper test than looking: paint the three boxes of a black picture in red, green and blue. Mirrored or not, each returned box must hold one colour, and the eyes' colours change places exactly in the mirrored epochs.
+
+# %%
+data = FaceFolder(resumed, 64, SEVERE, seed=5)
+same = lambda a, b: all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in ("lq", "gt", "boxes", "index"))
+first = {key: data[key] for key in [(0, 0), (0, 1), (1, 1), (7, 1)]}
+assert all(same(FaceFolder(resumed, 64, SEVERE, seed=5)[key], item) for key, item in reversed(first.items())) and same(data[1], first[0, 1])
+assert not same(first[0, 1], first[1, 1]) and not same(FaceFolder(resumed, 64, SEVERE, seed=6)[0, 1], first[0, 1])
+
+painted, entry = Path(work.name) / "painted", read_manifest(resumed)[0]
+shutil.copytree(resumed, painted)
+canvas = np.zeros((256, 256, 3), np.uint8)
+for channel, (x0, y0, x1, y1) in enumerate(boxes_from_components(entry["components"], 256).round().astype(int)):
+    canvas[y0:y1, x0:x1, channel] = 255
+cv2.imwrite(str(painted / entry["file"]), canvas[..., ::-1])
+planted, seen = FaceFolder(painted, 256, names=[entry["file"]], degraded=False), []
+for epoch in [*range(12), *range(12)]:                                      # asked twice: nothing is remembered
+    item = planted[epoch, 0]
+    held = torch.stack([(item["gt"][:, y0:y1, x0:x1] > 0).float().mean((1, 2)) for x0, y0, x1, y1 in item["boxes"].round().int().tolist()])
+    seen.append(bool(held[0, 1] > 0.5))                                     # the left box holds the right eye's colour: mirrored
+    assert_allclose(held, np.eye(3)[[1, 0, 2]] if seen[-1] else np.eye(3), atol=0.08)
+assert seen[:12] == seen[12:] and 0 < sum(seen) < 24
+print(f"{sum(seen[:12])} of 12 epochs mirrored, the same ones when asked again")
+
+# %%
+#| label: fig-faces-epochs
+#| fig-cap: "One face in six epochs at 64 px: the clean picture with its boxes (blue: left eye, orange: right eye, green: mouth), and the damaged one that the network is given."
+#| fig-alt: "Two rows of six small portraits, some of them mirrored; the upper ones have three coloured squares, the lower ones are blurred, noisy or tinted in different ways."
+upright = FaceFolder(resumed, 64, flip=False, degraded=False)[0]["gt"]
+fig, axes = plt.subplots(2, 6, figsize=(7, 2.5), layout="constrained")
+for epoch, column in enumerate(axes.T):
+    item = data[epoch, 0]
+    for ax, kind in zip(column, ("gt", "lq")):
+        ax.imshow(few_colours(to_images(item[kind][None])[0]), extent=(0, 64, 64, 0), interpolation="nearest")
+        ax.axis("off")
+    for (x0, y0, x1, y1), colour in zip(item["boxes"], colours):
+        column[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.5))
+    mirrored = not torch.equal(item["gt"], upright)
+    column[0].set_title(f"epoch {epoch}{', mirrored' if mirrored else ''}", fontsize=8)
+plt.show()
+
+# %% [markdown]
+# In @fig-faces-epochs the blue box is on the left eye of the picture, whichever way the face looks. No two damages are alike, and all of them can be had again by their three numbers.
+#
+# Boxes come from the manifest, or from the mean face (`boxes="template"`) for an aligned folder without one, or from the official file, matched by the number in the file's name. A picture of another size is resized; one that cannot be read, or is not square, is an error that names it, also out of a worker process. Here the official file has entry 7, and the same face is wanted under three names.
+
+# %%
+numbered = Path(work.name) / "numbered"
+numbered.mkdir()
+for name in ("00007.png", "7_1.png", "8.png"):
+    shutil.copy(resumed / entry["file"], numbered / name)
+official = FaceFolder(numbered, 512, boxes=good, names=["00007.png"], flip=False)
+assert_allclose(official[0]["boxes"], boxes512, atol=1e-4)
+test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]), exc=ValueError, contains="8.png: no entry")
+test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["7_1.png"]), exc=ValueError, contains="not a number")       # int("7_1") is 71 for Python
+(numbered / "8.png").write_bytes(b"not a picture")
+test_fail(lambda: FaceFolder(numbered, 64, boxes="template")[2], exc=ValueError, contains="8.png: not a picture")
+work.cleanup()
+
+# %% [markdown]
 # ## Put together
 #
 # The whole chapter on one photo that is tilted and damaged: detect, align at the sizes of three networks, and back to pictures through tensors. @fig-faces-together shows the result, with the template's five places drawn in.
@@ -555,13 +1105,13 @@ assert off < 15
 #| fig-cap: "A tilted, damaged photo with the box and points of the detector, and the aligned face at three sizes with the five places of the template (crosses)."
 #| fig-alt: "A tilted portrait with five dots, and three upright cut-outs of the face, 512, 128 and 64 pixels wide, each with five crosses on eyes, nose and mouth."
 fig, axes = plt.subplots(1, 4, figsize=(7, 2), layout="constrained", width_ratios=(1.2, 1, 1, 1))
-axes[0].imshow(tilted[::2, ::2], extent=(-0.5, 359.5, 299.5, -0.5), interpolation="nearest")
+axes[0].imshow(few_colours(tilted[::2, ::2]), extent=(-0.5, 359.5, 299.5, -0.5), interpolation="nearest")
 axes[0].add_patch(plt.Rectangle(one.box[:2], one.box[2] - one.box[0], one.box[3] - one.box[1], fill=False, ec="#56B4E9", lw=1.5))
 axes[0].scatter(*one.landmarks.T, c="#56B4E9", s=6)
 axes[0].set_title("detected", fontsize=9)
 for ax, c in zip(axes[1:], again):
     step = max(1, len(c) // 128)                                            # drawn at 128 px at most, to keep the book small
-    ax.imshow(c[::step, ::step], extent=(-0.5, len(c) - 0.5, len(c) - 0.5, -0.5), interpolation="nearest")
+    ax.imshow(few_colours(c[::step, ::step]), extent=(-0.5, len(c) - 0.5, len(c) - 0.5, -0.5), interpolation="nearest")
     ax.scatter(*template(len(c)).T, c="#D55E00", s=25, marker="+")
     ax.set_title(f"aligned, {len(c)} px", fontsize=9)
 for ax in axes:
@@ -584,8 +1134,13 @@ plt.show()
 # | template at size $S$ | 512 px only | points times $S/512$ | half-pixel rule, @eq-faces-halfpixel | equal at 512, right elsewhere |
 # | shrinking | – | bilinear, no low-pass | low-pass, then cubic | @fig-faces-alias |
 # | outside the photo | – | filled with grey | mirrored | no hard edge inside the network's view |
+# | boxes of eyes and mouth | not told | from FFHQ's 68 points | from five points; the official file can be used | any folder of faces can be trained on |
+# | boxes below 512 px | 512 px only | size ratio cut to the integer 0: empty crops | boxes scale, @eq-faces-boxes | small networks can be trained whole |
+# | whose boxes | – | by position in a list that is not sorted | by file name or number | a picture never gets another one's boxes |
+# | mirroring | not told | stored boxes edited in place; $512-x$ | new values; $512-x$ | asked twice, the boxes still fit; one pixel beside the exact $511-x$, as there |
+# | chance | – | one generator per worker, seeded alike in each epoch | @eq-faces-draw | the same for any number of workers, and after a restart |
 #
-# : Deviations in finding and aligning {#tbl-faces-deviations}
+# : Deviations in finding, aligning and serving faces {#tbl-faces-deviations}
 #
 # ::: {.callout-warning}
 # ## What users trip over
@@ -593,21 +1148,23 @@ plt.show()
 # - **Restored faces with strange eyes** are often wrongly aligned ones: look at the landmarks before blaming the network.
 # - **Faces invented where there are none.** Lower the score and you will restore patterns in a carpet.
 # - **Blue faces.** OpenCV's `imread` gives BGR. Everything here is RGB.
+# - **Boxes of somebody else.** The official data set takes its pictures in the order in which the disk lists them and looks their boxes up by *position*: picture number 7 in the list gets entry 7 of the file. On a disk that lists in another order, or in a folder that lacks a few faces, the discriminators of the eyes are shown ears and hair, and no message says so. Here the number in the name decides, and a name that is no number is an error.
+# - **Own pictures with the official file.** Its entries belong to FFHQ's pictures and to no others. For your own photos use `prepare`, which makes the boxes.
 # :::
 #
 # ## Summary
 #
-# - A detector is any function from a picture to a list of `Face`; ours is MTCNN, three networks of half a million weights together, run on a pyramid of copies.
-# - Measured on one face, it is sure down to a width of about 15 px, and its points become vague before it fails.
-# - The library's points needed two repairs, a rim and a shift by one pixel; a cut photo and a mirror showed them.
-# - Alignment is a linear least-squares problem in four unknowns. Pixel centres, not pixel corners, carry the whole numbers, so sizes convert by @eq-faces-halfpixel.
-# - Shrinking needs a low-pass, and bytes become numbers in $[-1,1]$ and come back exactly.
+# - A detector is any function from a picture to a list of `Face`; ours is MTCNN, three networks of half a million weights together, with two repairs, a rim and a shift by one pixel. On one face it is sure down to a width of about 15 px, and its points become vague before it fails.
+# - Alignment is a linear least-squares problem in four unknowns. Pixel centres, not pixel corners, carry the whole numbers, so sizes convert by @eq-faces-halfpixel. Shrinking needs a low-pass.
+# - Five points and four measured numbers give boxes of eyes and mouth that overlap the official ones by more than 0.8 in the median. They scale with the picture and are mirrored without touching what is stored.
+# - `prepare` turns photos into a folder of aligned faces with a manifest. It survives bad files and can be killed at any moment.
+# - `FaceFolder` is a pure function of seed, epoch and index: no number of workers and no restart changes a byte of the training data.
 #
 # ## Exercises
 #
-# 1. **Compute.** How many copies does the pyramid have for a photo of 4000 × 3000 px, and for one searched at 1600 × 1200? What share of P-Net's work is in the first copy?
+# 1. **Compute.** How many copies does the pyramid have for a photo of 4000 × 3000 px, and for one searched at 1600 × 1200? What share of P-Net's work is in the first copy? And what is the overlap of two equal squares of width $b$ of which one is moved by $t$ to the right?
 # 2. **Modify.** Write a `Detector` that calls `detect` on the photo and on its mirror image, and averages the points of faces that are found twice. Does the error in @fig-faces-robust fall? Which faces are found by only one of the two?
-# 3. **Break.** Replace `template` by plain scaling and run the cell with the dots. Then remove the `- 1` in `detect`: which check turns red, and by how much does an aligned face of 512 px move when the face in the photo is 40 px wide?
+# 3. **Break.** Let `mirror_components` edit its argument and let `FaceFolder` keep dictionaries: which check turns red, and why only when an epoch is asked for twice? Then remove the `- 1` in `detect`: by how much does an aligned face of 512 px move when the face in the photo is 40 px wide?
 #
 # ## References
 #

@@ -656,6 +656,7 @@ class StyleGAN2(nn.Module):
 
     def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir", equalized=True):
         super().__init__()
+        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier, narrow=narrow, resample=resample, equalized=equalized)
         self.mapping = Mapping(style_dim, n_mlp, equalized=equalized)
         self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample, equalized=equalized)
 

@@ -117,7 +117,7 @@ class WeightsError(ValueError):
 # %%
 #| export
 def save(net, path, dtype=None, **metadata):
-    """Write `net` (GFPGAN) to a safetensors file with its config in the header, atomically; `dtype=torch.float16` halves the size.
+    """Write `net` (anything with a `.config`) to a safetensors file, config in the header, atomically; `dtype=torch.float16` halves the size.
 
     Further keyword arguments are kept as strings in the header. Weights that are not finite, or become so in `dtype`, are a WeightsError.
     """
@@ -125,7 +125,8 @@ def save(net, path, dtype=None, **metadata):
     for k, v in state.items():
         if not torch.isfinite(v).all():
             raise WeightsError(f"{path}: not written, {k} holds NaN or infinity in {v.dtype}")
-    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "config": json.dumps(net.config.to_dict())}
+    config = net.config if isinstance(net.config, dict) else net.config.to_dict()
+    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__, "config": json.dumps(config)}
     tmp = Path(path).with_name(Path(path).name + ".part")
     try:
         tmp.write_bytes(to_bytes(state, metadata=header))     # safetensors' save_file would make it readable for its owner only
@@ -165,14 +166,16 @@ print(entry["dtype"], entry["shape"], {k: header["__metadata__"][k] for k in ("f
 # %%
 #| export
 def read_header(path):
-    "The header of a safetensors file of ours as a dict; `config` is a GFPGANConfig. Raises WeightsError."
+    "The header of a safetensors file of ours as a dict; `config` is a GFPGANConfig (a dict where it holds another `network`). Raises WeightsError."
     try:
         with safe_open(path, "pt") as f:
             meta = dict(f.metadata() or {})
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: not a readable safetensors file ({e})") from e
     try:
-        meta["config"] = GFPGANConfig.from_dict(json.loads(meta["config"]))
+        meta["config"] = json.loads(meta["config"])
+        if meta.setdefault("network", "GFPGAN") == "GFPGAN":
+            meta["config"] = GFPGANConfig.from_dict(meta["config"])
     except (KeyError, ValueError, TypeError) as e:
         raise WeightsError(f"{path}: no usable config in the header ({e})") from e
     return meta
@@ -193,36 +196,45 @@ def _outline(build, source):
     try:
         with torch.device("meta"):
             return build().state_dict()
-    except (ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
         raise WeightsError(f"{source}: describes a network that cannot be built ({e})") from e
 
 
 # %%
 #| export
 def _fill(net, state, source):
-    "Copy `state`, whose names and shapes agree with `net`'s, into it; every number must be a finite float."
+    "Copy `state`, whose names and shapes agree with `net`'s, into it; every weight must be a finite float."
+    own = net.state_dict()
     for k, v in state.items():
-        if not v.is_floating_point():
-            raise WeightsError(f"{source}: {k} holds {v.dtype}, needs floating-point numbers")
+        if v.is_floating_point() != own[k].is_floating_point():               # only counters are whole numbers
+            raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
         if not torch.isfinite(v).all():
             raise WeightsError(f"{source}: {k} holds NaN or infinity")
     net.load_state_dict(state)
     return net.eval()
 
 
-def load(path):
-    "Read a safetensors file written by `save` -> GFPGAN in float32, eval mode. Raises WeightsError that names the file and the reason."
-    config = read_header(path)["config"]
+def load(path, network=GFPGAN):
+    """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named by `network`, in float32, eval mode.
+
+    Raises WeightsError that names the file and the reason.
+    """
+    header = read_header(path)
+    if header["network"] != network.__name__:
+        raise WeightsError(f"{path}: holds a {header['network']}, needs a {network.__name__}")
+    config = header["config"]
+    build = (lambda: network(**config)) if isinstance(config, dict) else lambda: network(config)
     try:
         with safe_open(path, "pt") as f:
             given = {k: f.get_slice(k).get_shape() for k in f.keys()}
-            if config.n_mlp > len(given):                     # the one number that could make even the outline endless
-                raise WeightsError(f"{path}: {len(given)} tensors for {config.n_mlp} mapping layers")
-            _compare(given, {k: v.shape for k, v in _outline(lambda: GFPGAN(config), path).items()}, path)
+            n_mlp = config.get("n_mlp", 0) if isinstance(config, dict) else config.n_mlp
+            if not isinstance(n_mlp, int) or n_mlp > len(given):              # the one number that could make even the outline endless
+                raise WeightsError(f"{path}: {len(given)} tensors for {n_mlp} mapping layers")
+            _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
             state = {k: f.get_tensor(k) for k in given}
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: {e}") from e
-    return _fill(GFPGAN(config), state, path)                 # copying into it returns to 32 bits
+    return _fill(build(), state, path)                        # copying into it returns to 32 bits
 
 
 # %% [markdown]
@@ -930,6 +942,13 @@ def _read_pickle(path):
         raise WeightsError(f"{path}: not a plain file of tensors ({reason})") from e
 
 
+def read_state(path):
+    "The {name: tensor} of an official .pth file; prefers averaged weights, drops `module.`. Raises WeightsError."
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such file")
+    return _unwrap(_read_pickle(path), path)
+
+
 def load_weights(weights="bundled", family=None, progress=True):
     """A GFPGAN by name or path, eval mode: "bundled", an official release ("v1" … "v1.4", downloaded once), a .safetensors of ours,
     or an official .pth (`family` as in `recognise`). Pickles are read with weights_only=True: code in them does not run. Raises WeightsError."""
@@ -941,7 +960,21 @@ def load_weights(weights="bundled", family=None, progress=True):
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(f"{weights}: no such file, nor a known name (bundled, {', '.join(RELEASES)})")
-    return load(path) if path.suffix.lower() == ".safetensors" else from_official(_read_pickle(path), family, path)
+    return load(path) if path.suffix.lower() == ".safetensors" else from_official(read_state(path), family, path)
+
+
+# %% [markdown]
+# Training needs priors as well (@sec-train-prior). They come through a door of the same make.
+
+# %%
+#| export
+BUNDLED_PRIOR = "prior64"
+
+
+def load_prior(source="bundled"):
+    """A StyleGAN2 by name or path, eval mode: "bundled", a .safetensors of ours, or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
+    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_PRIOR}.safetensors")) if source == "bundled" else Path(source)
+    return load(path, StyleGAN2) if path.suffix.lower() == ".safetensors" else prior_from_official(read_state(path), source=path)
 
 
 # %%

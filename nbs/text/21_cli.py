@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal, Optional, Union
 
 import tyro
 
@@ -253,14 +253,159 @@ class Weights:
         return DONE
 
 
+# %% [markdown]
+# ## Commands for training
+#
+# `prepare` cuts aligned faces out of a folder of photos (@sec-faces) and `train` trains on such a folder (@sec-train-restorer, @sec-train-prior). A training run is described by one config: that of a preset, of a file, or of
+# the folder where the run began, so that the command of a stopped run only has to be said again. Several GPUs need nothing but a launcher in front of the same words.
+
 # %%
 #| export
-Command = Union[Annotated[Restore, tyro.conf.subcommand("restore")], Annotated[Weights, tyro.conf.subcommand("weights")]]
+@dataclass
+class Prepare:
+    """Cut the faces out of a folder of photos, aligned, for training.
+
+    Example: gfpgan-edu prepare photos --out faces --size 512
+    """
+
+    photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    "Folder of pictures; its subfolders are searched too."
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder for the faces and manifest.jsonl (where eyes and mouth are). A run that was broken off goes on where it was."
+    size: int = 512
+    "Side of the aligned faces in px."
+    aligned: bool = False
+    "The pictures are aligned as FFHQ already: only resize them and find eyes and mouth."
+    largest: bool = False
+    "Only the largest face of each picture."
+    min_face: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
+    "Leave out faces narrower than this in the photo; default: a quarter of --size."
+
+    def run(self):
+        from gfpgan_edu.faces import prepare
+
+        try:
+            done = prepare(self.photos, self.out, self.size, aligned=self.aligned, largest=self.largest, min_face=self.min_face)
+        except (ValueError, OSError) as e:
+            complain(e)
+            return NOTHING_DONE
+        for path, reason in done.unreadable:
+            complain(f"{path}: {reason}")
+        for path in done.no_face:
+            complain(f"{path}: no face that is large enough")
+        print(one_line(f"{done.written} faces written into {self.out}, {done.skipped} pictures done before, {len(done.no_face)} without a face, {len(done.unreadable)} unreadable"))
+        return SOME_FAILED if done.unreadable else DONE if done.written or done.skipped else NOTHING_DONE
+
+
+# %%
+#| export
+@dataclass
+class Train:
+    """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the run goes on.
+
+    Example: gfpgan-edu train --preset tiny --data faces --out runs/tiny --minutes 3
+    Several GPUs: torchrun --no-python --nproc-per-node 4 gfpgan-edu train --preset paper --data faces --out runs/paper --prior prior.pth
+    Several machines: the same on each, with torchrun's --nnodes 2 --node-rank 0 (1, …) --rdzv-backend c10d --rdzv-endpoint HOST:29500,
+    and --out on a disk that all of them see (only the first process writes).
+    """
+
+    data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder of aligned faces; `gfpgan-edu prepare` makes one."
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder of the run: config.yaml, checkpoints, metrics.jsonl, tensorboard/, validation sheets, at the end ema.safetensors."
+    what: Annotated[Literal["restorer", "prior"], tyro.conf.Positional] = "restorer"
+    "What to train."
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    "restorer: paper, official, faces128, tiny. prior: paper, faces128, faces64, tiny."
+    config: Annotated[Optional[Path], tyro.conf.arg(metavar="YAML")] = None
+    "A config file in the place of a preset, such as the config.yaml of another run."
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    "Changes to it, such as run.batch=4 loss.pixel=1 model.size=256 run.precision=bf16; unknown keys are errors."
+    valid: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
+    "Folder of faces for validation; without one, some of --data are held out."
+    prior: Annotated[str, tyro.conf.arg(metavar="WHICH")] = ""
+    "Restorer: the prior to build on: bundled, an official .pth or a .safetensors, or random. The same as --set prior=…"
+    init_from: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = ""
+    "Fine-tune: begin with these weights (of the same kind; names as in `gfpgan-edu weights list`); the model's config is theirs."
+    minutes: Annotated[Optional[float], tyro.conf.arg(metavar="M")] = None
+    "Stop after this time with a checkpoint; saying the command again goes on."
+    on_nonfinite: Optional[Literal["stop", "rollback"]] = None
+    "When a loss or gradient is not finite: stop, or return to the last checkpoint with half the learning rate, at most three times."
+    compile: bool = False
+    "torch.compile what needs no second derivative."
+    device: Literal["auto", "cpu"] = "auto"
+    "auto takes a GPU where there is one."
+    dry_run: bool = False
+    "Only print the config."
+
+    def resolve(self):
+        "The config of the run and the weights to begin with (or None). Raises ValueError or OSError."
+        import yaml
+
+        from gfpgan_edu import train_prior, train_restorer
+        from gfpgan_edu.engine import config_from, override
+
+        cls = train_restorer.RestorerConfig if self.what == "restorer" else train_prior.PriorConfig
+        presets = train_restorer.PRESETS if self.what == "restorer" else train_prior.PRESETS
+        file = self.config or (self.out / "config.yaml" if (self.out / "config.yaml").exists() and not self.preset else None)
+        if file is not None:
+            config = config_from(cls, yaml.safe_load(file.read_text()))
+        elif self.preset in presets:
+            config = presets[self.preset]()
+        else:
+            raise ValueError(f"--preset {self.preset or 'is missing'}: there are {', '.join(presets)} for the {self.what}")
+        net, changes = None, list(self.set)
+        if self.init_from:
+            from gfpgan_edu.weights import load_prior, load_weights
+
+            net = load_weights(self.init_from) if self.what == "restorer" else load_prior(self.init_from)
+            theirs = net.config if self.what == "prior" else net.config.to_dict()
+            changes = [f"{'model.' * (self.what == 'restorer')}{k}={v}" for k, v in theirs.items() if k != "equalized" or self.what == "restorer"] + changes
+        changes += [f"prior={self.prior}"] * bool(self.prior) + [f"run.on_nonfinite={self.on_nonfinite}"] * bool(self.on_nonfinite) + ["run.compile=true"] * self.compile
+        return override(config, changes), net
+
+    def run(self):
+        try:
+            config, net = self.resolve()
+            if self.dry_run:
+                import yaml
+
+                from gfpgan_edu.engine import plain
+
+                print(yaml.safe_dump(plain(config), sort_keys=False), end="")
+                return DONE
+            trainer = self.trainer(config, net)
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(e)
+            return NOTHING_DONE
+        try:
+            ended = trainer.fit(self.minutes)
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(str(e).strip().splitlines()[-1])                       # an error from a loading process brings its whole story
+            return SOME_FAILED if trainer.it else NOTHING_DONE
+        if trainer.main:
+            print(one_line(f"{ended} at iteration {trainer.it} of {config.run.iterations}; weights in {self.out / 'ema.safetensors'}"))
+        trainer.state.destroy_process_group()
+        return INTERRUPTED if ended == "interrupted" else DONE
+
+    def trainer(self, config, net):
+        from gfpgan_edu.train_prior import PriorTrainer
+        from gfpgan_edu.train_restorer import RestorerTrainer
+
+        device = None if self.device == "auto" else self.device
+        if self.what == "prior":
+            return PriorTrainer(config, self.data, self.out, device=device, init_from=net)
+        return RestorerTrainer(config, self.data, self.out, valid=self.valid, device=device, init_from=net)
+
+
+# %%
+#| export
+Command = Union[tuple(Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Restore, Weights, Prepare, Train))]
 
 
 def main(args=None):
     "Entry point of the command `gfpgan-edu`; exits with 0 all done, 1 some files failed, 2 nothing done or bad usage, 130 interrupted."
-    command = tyro.cli(Command, prog="gfpgan-edu", description="GFP-GAN: restore faces in photos.", args=args)
+    command = tyro.cli(Command, prog="gfpgan-edu", description="GFP-GAN: restore faces in photos, and train what restores them.", args=args)
     try:
         code = command.run()
     except KeyboardInterrupt:
