@@ -5,7 +5,7 @@ READY := .venv/.installed
 export PHOTO
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test book chapters sync jupyter verify-official
+.PHONY: help demo test soak book chapters sync jupyter verify-official
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: $(READY) ## twins, package, book structure, tests and all chapters agree
 	echo "== chapters, executed"; $(PY) nbs/book.py run || failed="$$failed chapters"; \
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all well: structure, tests, chapters"
+
+soak: $(READY) ## kill training runs at random moments, twenty times, and compare (many minutes)
+	@$(PY) tests/soak.py
 
 book: $(READY) ## check the book's structure and render it with Quarto into _book/
 	@$(PY) nbs/book.py check

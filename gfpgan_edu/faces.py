@@ -164,14 +164,14 @@ def face_components(landmarks, size, fit=COMPONENT_FIT):
     halves = np.maximum(16, [fit["eye_half"] * np.hypot(*across)] * 2 + [fit["mouth_half"] * np.hypot(*mouth)])
     return {part: (float(x), float(y), float(half)) for part, (x, y), half in zip(PARTS, [*eyes, lips], halves)}
 
-# %% ../nbs/03_faces.ipynb #df5c72ed
+# %% ../nbs/03_faces.ipynb #88e921bc
 def boxes_from_components(components, size):
     """{part: (x, y, half length)} at 512 px -> boxes (3, 4) float32 of an aligned face of `size` px: x0, y0, x1, y1, order `PARTS` (@eq-faces-boxes).
 
     Counted from the edge of the picture: pixel i reaches from i to i + 1.
     """
     c = np.array([components[part] for part in PARTS], float)
-    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids and a part of the brows
+    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids
     return (np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1) * size / 512).astype(np.float32)
 
 
@@ -279,11 +279,13 @@ def _entry(file, source, size, faces, landmarks):
     return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
                            components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
 
-# %% ../nbs/03_faces.ipynb #26b68be6
+# %% ../nbs/03_faces.ipynb #6d89e9d4
 def _resume(out, size):
     "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
     path = out / MANIFEST
-    if not path.exists():
+    if not path.exists():                                                   # it is made before the first picture
+        if any(p.suffix.lower() in SUFFIXES for p in out.iterdir()):
+            raise ValueError(f"{out}: holds pictures of other origin; choose another folder")
         return []
     entries = read_manifest(out)
     if other := {e["size"] for e in entries} - {size}:
@@ -298,6 +300,17 @@ def _resume(out, size):
     return entries
 
 
+def _sources(source, out):
+    "Sorted pictures below the folder `source`; `out`, if it lies there, is left out."
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder")
+    base, inside = source.resolve(), out.resolve()
+    if base == inside:
+        raise ValueError(f"{source}: the faces would fall among their sources; choose another folder")
+    results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
+    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
+
+
 def _first_free(stem, taken):
     "stem.png, stem_1.png, …: the first that is not taken, on a disk that may not tell a from A."
     name, n = f"{stem}.png", 0
@@ -307,7 +320,7 @@ def _first_free(stem, taken):
     taken.add(name.casefold())
     return name
 
-# %% ../nbs/03_faces.ipynb #409126bb
+# %% ../nbs/03_faces.ipynb #9e1d05c7
 def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, progress=True):
     """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
 
@@ -319,9 +332,7 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
     from gfpgan_edu.photos import read_image, write_image
 
     source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
-    if not source.is_dir() or source.resolve() == out.resolve():
-        raise ValueError(f"{source}: " + ("the faces would fall among their sources; choose another folder" if source.is_dir() else "no such folder"))
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and out not in p.parents)
+    paths = _sources(source, out)
     out.mkdir(parents=True, exist_ok=True)
     entries = _resume(out, size)
     done, taken = {e["source"] for e in entries}, {e["file"].casefold() for e in entries}

@@ -497,16 +497,23 @@ def test_new_photos_are_added_and_nothing_is_overwritten(tmp_path, photo):
     assert [e["file"] for e in read_manifest(tmp_path / "out")] == ["m.png", "M_1.png", "m_1_1.png"]
 
 
-def test_folders_that_cannot_be(tmp_path, photo):
+def test_folders_that_cannot_be(tmp_path, photo, monkeypatch):
     (tmp_path / "s" / "out").mkdir(parents=True)
     write(tmp_path / "s" / "m.png", photo)
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         prepare(tmp_path / "nowhere", tmp_path / "o", 64)
     with pytest.raises(ValueError, match="among their sources"):
         prepare(tmp_path / "s", tmp_path / "s" / "out" / "..", 64)
-    for _ in range(2):                                                       # the results lie below the sources, and are no sources
-        prepare(tmp_path / "s", tmp_path / "s" / "out", 64, progress=False)
+    monkeypatch.chdir(tmp_path)
+    for source, out in ((tmp_path / "s", Path("s/out")), (Path("s"), tmp_path / "s/out"), ("s/", "./s/out/")):      # the results lie below the sources, and are no sources
+        prepare(source, out, 64, progress=False)
     assert [e["source"] for e in read_manifest(tmp_path / "s" / "out")] == ["m.png"]
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "m.png", photo)
+    before = content(tmp_path / "mine")
+    with pytest.raises(ValueError, match="mine: holds pictures of other origin"):
+        prepare(tmp_path / "s", tmp_path / "mine", 64, progress=False)
+    assert content(tmp_path / "mine") == before
     with pytest.raises(ValueError, match="64 px, not 128"):
         prepare(tmp_path / "s", tmp_path / "s" / "out", 128, progress=False)
 

@@ -127,7 +127,7 @@ def plain_component(d, x):
 @pytest.mark.parametrize("size,batch", [(8, 1), (16, 4), (32, 6)])
 def test_discriminator_from_plain_functions(size, batch):
     d, x = tiny(size), randn(batch, 3, size, size)
-    assert d(x).shape == (batch, 1) and d(x).std() > 0 or batch == 1
+    assert d(x).shape == (batch, 1)
     assert_close(d(x), plain_discriminator(d, x), **CLOSE)
 
 

@@ -577,7 +577,7 @@ def face_components(landmarks, size, fit=COMPONENT_FIT):
 measured = json.loads(Path("../figures/component_boxes.json").read_text())
 assert measured["constants"] == COMPONENT_FIT
 print(f"fitted on {measured['fitted_faces']} faces: {measured['constants']}")
-print(f"overlap with the boxes of the 68 points on {measured['measured_faces']} other faces:")
+print(f"overlap (shared area / area of both) with the boxes of the 68 points on {measured['measured_faces']} other faces:")
 for part in PARTS:
     ours, mean = measured["iou"][part], measured["iou_of_the_mean_boxes"][part]
     print(f"  {part:9}  median {ours['median']:.2f}, worst 5 % below {ours['worst_5_percent']:.2f}; the mean face's box: {mean['median']:.2f}, {mean['worst_5_percent']:.2f}")
@@ -596,7 +596,7 @@ for part in PARTS:
 
 # %% [markdown]
 # The printed overlap is the area that two boxes share, divided by the area that they cover together. An eye's box that is 70 px wide and misplaced by 5 px one way has an overlap of 0.87, so the medians mean errors of a few pixels, and the crops that a discriminator sees hold the same part.
-# The comparison is instructive: in FFHQ's own pictures the mean face's eyes do better than ours, because FFHQ was aligned with those same 68 points and its eyes are nearly always in one place. Mouths open and smile, and there the five points earn their keep.
+# The last two columns use one box for all faces, the mean. For FFHQ's own eyes it is better in the median than five points are: FFHQ was aligned with 68 points of the same kind, so its eyes are nearly always in one place. Mouths open and smile, and there the five points earn their keep.
 #
 # A box is larger than $h$ for the eyes, by $\rho=1.4$ ($\rho=1$ for the mouth), and lies at
 #
@@ -612,7 +612,7 @@ def boxes_from_components(components, size):
     Counted from the edge of the picture: pixel i reaches from i to i + 1.
     """
     c = np.array([components[part] for part in PARTS], float)
-    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids and a part of the brows
+    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids
     return (np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1) * size / 512).astype(np.float32)
 
 
@@ -622,18 +622,15 @@ def component_boxes(landmarks, size):
 
 
 # %% [markdown]
-# The check draws a bar one pixel wide at $c$ and asks where its middle is after shrinking: it must stay in the middle of the box at every size.
+# The check draws a soft bar at $c$, shrinks the picture by averaging, and asks where the bar's centre of mass is now: it must stay in the middle of the box at every size.
 
 # %%
 known = {"left_eye": (100, 200, 20), "right_eye": (300, 210, 30), "mouth": (220, 380, 50)}
 assert_allclose(boxes_from_components(known, 512), [[73, 173, 128, 228], [259, 169, 342, 252], [171, 331, 270, 430]], atol=1e-4)     # 1.4 · 20 = 28, 1.4 · 30 = 42
 for size in (512, 256, 64):
-    for box, (x, y, _) in zip(boxes_from_components(known, size), known.values()):
-        bar = np.zeros(512)
-        bar[x] = 1
-        small = bar.reshape(size, -1).mean(1)
-        pixels = np.arange(size) + 0.5                                       # their centres, from the edge
-        assert abs((small * pixels).sum() / small.sum() - (box[0] + box[2]) / 2) <= 0.5      # a bar inside a pixel of the small picture
+    for box, (x, _, _) in zip(boxes_from_components(known, size), known.values()):
+        bar = np.exp(-((np.arange(512) - x) ** 2) / 200).reshape(size, -1).mean(1)
+        assert_allclose((bar * (np.arange(size) + 0.5)).sum() / bar.sum(), (box[0] + box[2]) / 2, atol=0.01)     # centres of pixels, from the edge
     assert_allclose(boxes_from_components(known, size) * 512 / size, boxes_from_components(known, 512))
 assert_allclose(component_boxes(template(100), 100) * 5.12, component_boxes(FFHQ_512, 512), rtol=1e-5)
 
@@ -659,11 +656,11 @@ plt.show()
 
 
 # %% [markdown]
-# In @fig-faces-parts each crop holds its part with a margin, the eyes with lids and a piece of brow. Five points were enough.
+# In @fig-faces-parts each crop holds its part, the eyes with their lids. Five points were enough.
 #
 # ## What a mirror does to the names
 #
-# In training every second picture is mirrored, which doubles the number of faces for free. The boxes must follow: $x$ becomes $512-x$, as the official code has it (the pixel that $x$ goes to is $511-x$, so its boxes are one pixel of 512 beside the exact place; we keep that). And the eye that was on the left is on the right now, so the two change names.
+# In training every second picture, by chance, is mirrored, which doubles the number of faces for free. The boxes must follow: $x$ becomes $512-x$, as the official code has it (the pixel that $x$ goes to is $511-x$, so its boxes are one pixel of 512 beside the exact place; we keep that). And the eye that was on the left is on the right now, so the two change names.
 # There is a trap in these four lines. Code that swaps the entries of the *stored* table finds them swapped the next time it comes by, and mirrors them back while the picture is not. The function here cannot: it makes new values.
 
 # %%
@@ -826,7 +823,9 @@ def _entry(file, source, size, faces, landmarks):
 def _resume(out, size):
     "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
     path = out / MANIFEST
-    if not path.exists():
+    if not path.exists():                                                   # it is made before the first picture
+        if any(p.suffix.lower() in SUFFIXES for p in out.iterdir()):
+            raise ValueError(f"{out}: holds pictures of other origin; choose another folder")
         return []
     entries = read_manifest(out)
     if other := {e["size"] for e in entries} - {size}:
@@ -839,6 +838,17 @@ def _resume(out, size):
         part.write_bytes(text.encode())
         part.replace(path)
     return entries
+
+
+def _sources(source, out):
+    "Sorted pictures below the folder `source`; `out`, if it lies there, is left out."
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder")
+    base, inside = source.resolve(), out.resolve()
+    if base == inside:
+        raise ValueError(f"{source}: the faces would fall among their sources; choose another folder")
+    results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
+    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
 
 
 def _first_free(stem, taken):
@@ -864,9 +874,7 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
     from gfpgan_edu.photos import read_image, write_image
 
     source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
-    if not source.is_dir() or source.resolve() == out.resolve():
-        raise ValueError(f"{source}: " + ("the faces would fall among their sources; choose another folder" if source.is_dir() else "no such folder"))
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and out not in p.parents)
+    paths = _sources(source, out)
     out.mkdir(parents=True, exist_ok=True)
     entries = _resume(out, size)
     done, taken = {e["source"] for e in entries}, {e["file"].casefold() for e in entries}
@@ -1034,13 +1042,13 @@ first = {key: data[key] for key in [(0, 0), (0, 1), (1, 1), (7, 1)]}
 assert all(same(FaceFolder(resumed, 64, SEVERE, seed=5)[key], item) for key, item in reversed(first.items())) and same(data[1], first[0, 1])
 assert not same(first[0, 1], first[1, 1]) and not same(FaceFolder(resumed, 64, SEVERE, seed=6)[0, 1], first[0, 1])
 
-painted, entry = Path(work.name) / "painted", read_manifest(resumed)[0]
-shutil.copytree(resumed, painted)
-canvas = np.zeros((256, 256, 3), np.uint8)
-for channel, (x0, y0, x1, y1) in enumerate(boxes_from_components(entry["components"], 256).round().astype(int)):
+painted, canvas = Path(work.name) / "painted", np.zeros((256, 256, 3), np.uint8)
+for channel, (x0, y0, x1, y1) in enumerate(boxes_from_components(known, 256).round().astype(int)):            # known: far from symmetric
     canvas[y0:y1, x0:x1, channel] = 255
-cv2.imwrite(str(painted / entry["file"]), canvas[..., ::-1])
-planted, seen = FaceFolder(painted, 256, names=[entry["file"]], degraded=False), []
+painted.mkdir()
+cv2.imwrite(str(painted / "1.png"), canvas[..., ::-1])
+torch.save({"00000001": known}, painted / "boxes.pth")
+planted, seen = FaceFolder(painted, 256, boxes=painted / "boxes.pth", degraded=False), []
 for epoch in [*range(12), *range(12)]:                                      # asked twice: nothing is remembered
     item = planted[epoch, 0]
     held = torch.stack([(item["gt"][:, y0:y1, x0:x1] > 0).float().mean((1, 2)) for x0, y0, x1, y1 in item["boxes"].round().int().tolist()])
@@ -1075,7 +1083,7 @@ plt.show()
 numbered = Path(work.name) / "numbered"
 numbered.mkdir()
 for name in ("00007.png", "7_1.png", "8.png"):
-    shutil.copy(resumed / entry["file"], numbered / name)
+    shutil.copy(resumed / "eileen.png", numbered / name)
 official = FaceFolder(numbered, 512, boxes=good, names=["00007.png"], flip=False)
 assert_allclose(official[0]["boxes"], boxes512, atol=1e-4)
 test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]), exc=ValueError, contains="8.png: no entry")

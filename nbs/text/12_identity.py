@@ -1,8 +1,29 @@
 # %% [markdown]
 # # Identity {#sec-identity}
+#
+# > A sharp face can still be somebody else's.
+#
+# **You will build** the judge behind the identity loss: the grey input of the official code, the ArcFace network with the official names, the angle between two faces, the margin loss such networks are trained with, and a small embedder that comes with the package.
+# **Needs** the losses of @sec-losses, aligned faces from @sec-faces, the weight files of @sec-weights, and the damage of @sec-degradation.
+# **Runs in** about 20 s on a laptop CPU.
 
 # %%
 #| default_exp identity
+
+# %%
+import copy
+import json
+import tempfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+from fastcore.test import test_fail
+from torch.testing import assert_close
+
+from gfpgan_edu.degradation import DegradationParams, degrade
+from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.faces import to_tensor
+from gfpgan_edu.losses import identity
 
 # %%
 #| export
@@ -17,6 +38,27 @@ from torch import nn
 
 from gfpgan_edu.weights import WeightsError, load, read_state
 
+# %% [markdown]
+# The identity loss looks at the very end of the chain in @fig-identity-map: at the restored face, beside the true one. It adds no part to the restorer. It is used in training, and again as a measure when results are compared.
+
+# %%
+#| label: fig-identity-map
+#| fig-cap: "This chapter builds a judge of the last box: is the restored face still the same person?"
+#| fig-alt: "The method as boxes and arrows; the box for the restored face is coloured."
+draw_map("output");
+
+
+# %% [markdown]
+# ## Faces as directions
+#
+# A prior that has seen thousands of faces can put a perfect stranger into the picture. Pixel losses hardly notice: a slightly wider nose is a small error. What is needed is a distance that is small for two pictures of one person, and large for two people, however lit or framed.
+#
+# Such a distance comes from an *embedding*: a function $\eta$ that turns a picture into a short vector, so that the vectors of one person point the same way. The identity loss, @eq-id, is in words: embed the restored face, embed the true face, and take the mean absolute difference of the two vectors.
+# As a measure one takes the angle instead. The paper calls it Deg.:
+#
+# $$\theta(a,b)=\frac{180}{\pi}\arccos\frac{a\cdot b}{\lVert a\rVert\,\lVert b\rVert}$$ {#eq-identity-angle}
+#
+# Here $a=\eta(\hat y)$ and $b=\eta(y)$ are the embeddings of the restored and of the true face. The angle does not see their lengths. In many dimensions two unrelated vectors stand at about 90 degrees.
 
 # %%
 #| export
@@ -28,11 +70,131 @@ class Embedder(Protocol):
 
 # %%
 #| export
+def angle(a, b):
+    "Angle in degrees between embeddings a and b (..., d), @eq-identity-angle: 0 the same direction, 90 unrelated. For measuring, not as a loss."
+    return torch.rad2deg(torch.arccos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)))
+
+
+# %%
+torch.set_num_threads(1)                                               # quickest for small nets, and the same sums on every machine
+east, north = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+assert_close(torch.stack([angle(east, 3 * east), angle(east, north), angle(east, -east), angle(east, east + north)]),
+             torch.tensor([0.0, 90.0, 180.0, 45.0]))
+g = torch.Generator().manual_seed(0)
+a, b = torch.randn(2, 1000, 128, generator=g)
+by_numpy = np.degrees(np.arccos([np.dot(p, q) / np.linalg.norm(p) / np.linalg.norm(q) for p, q in zip(a.double().numpy(), b.double().numpy())]))
+np.testing.assert_allclose(angle(a.double(), b.double()).numpy(), by_numpy, rtol=1e-10)
+assert 85 < angle(a, b).mean() < 95                                    # unrelated directions
+
+# %% [markdown]
+# Why the clipping? The cosine of equal vectors is 1 only up to rounding. In 32 bits it can come out a little larger than 1, and the arccosine of that is not a number.
+
+# %%
+unit = F.normalize(a)
+cosines = (unit * unit).sum(-1)
+print(f"cosines of equal vectors above 1: {(cosines > 1).sum() > 0}, arccos of them a number: {torch.arccos(cosines[cosines > 1]).isfinite().any()}")
+assert (cosines > 1).any() and not torch.arccos(cosines[cosines > 1]).isfinite().any()
+assert angle(a, a).isfinite().all() and angle(a, a).max() < 0.1        # clipped: small, though not exactly 0 in 32 bits
+v = a[:1].clone().requires_grad_()
+angle(v, a[:1].clone()).sum().backward()
+assert not v.grad.isfinite().all() or v.grad.abs().max() > 1           # the slope of arccos at 1 is infinite
+w = a[:1].clone().requires_grad_()
+identity(w, a[:1]).backward()
+assert torch.equal(w.grad, torch.zeros_like(w))                        # Eq. 8 at its minimum: no slope, no trouble
+
+
+# %% [markdown]
+# The last lines give a second reason why Eq. 8 is not the angle itself. The arccosine has an infinite slope at 1, so the gradient of the angle blows up exactly where training should come to rest. `angle` is for measuring.
+#
+# `Embedder` is a protocol: any callable of the right shape will do. Here is one made of three lines. It takes the grey picture itself as the vector.
+
+# %% [markdown]
+# ## Grey at 128 px
+#
+# What does the judge see? The official code hands it neither colour nor full resolution. It takes the brightness of the [-1, 1] picture,
+#
+# $$y=0.2989\,R+0.5870\,G+0.1140\,B$$ {#eq-identity-gray}
+#
+# where $R,G,B$ are the three channels. Then it resizes $y$ to 128 px: bilinear, `align_corners=False`, without a filter against aliasing. Whoever wants the gradients or the angles of the official code has to do just that.
+
+# %%
+#| export
 def to_gray(x, size=128):
     "RGB (b, 3, h, w) -> brightness (b, 1, size, size): 0.2989 R + 0.5870 G + 0.1140 B, bilinear, not antialiased, as in the official code."
     y = (x * x.new_tensor([0.2989, 0.5870, 0.1140]).view(3, 1, 1)).sum(1, keepdim=True)
     return F.interpolate(y, (size, size), mode="bilinear", align_corners=False)
 
+
+# %%
+x = torch.rand(2, 3, 512, 512, generator=g, dtype=torch.float64) * 2 - 1
+red, green, blue = x[1, :, :, :].numpy()
+luma = 0.2989 * red + 0.5870 * green + 0.1140 * blue
+i, j = 37, 90                                                          # one pixel by hand: the middle 2×2 of its 4×4 block
+assert_close(to_gray(x)[1, 0, i, j].item(), luma[4 * i + 1:4 * i + 3, 4 * j + 1:4 * j + 3].mean(), rtol=1e-12, atol=1e-12)
+inner = luma.reshape(128, 4, 128, 4)[:, 1:3, :, 1:3].mean((1, 3))      # all pixels
+np.testing.assert_allclose(to_gray(x)[1, 0].numpy(), inner, rtol=1e-10, atol=1e-12)
+per_channel = F.interpolate(x, (100, 100), mode="bilinear", align_corners=False)      # independent: resize first, then weigh
+assert_close(to_gray(x, 100)[:, 0], 0.2989 * per_channel[:, 0] + 0.5870 * per_channel[:, 1] + 0.1140 * per_channel[:, 2])
+assert_close(to_gray(x[..., :256, :256]), F.avg_pool2d(to_gray(x[..., :256, :256], 256), 2))    # from 256 px: plain means of 2×2
+assert_close(to_gray(torch.ones(1, 3, 128, 128)), torch.full((1, 1, 128, 128), 0.9999))         # the weights add up to 0.9999
+
+# %% [markdown]
+# So at 512 px each of the 128 × 128 values is the mean of 4 pixels, and the other 12 of its 4 × 4 block are never read. They get no gradient from the identity loss either. The next cell counts, and shows what aliasing does to a pattern whose stripes become finer outwards.
+
+# %%
+picture = torch.zeros(1, 3, 512, 512, requires_grad=True)
+to_gray(picture).sum().backward()
+read = (picture.grad[0] != 0).any(0)
+print(f"pixels of a 512 px picture that the embedder reads: {read.float().mean():.2f}")
+assert read.float().mean() == 0.25
+
+# %%
+#| label: fig-identity-gray
+#| fig-cap: "A 512 px picture of rings; the same at 128 px as the embedder gets it, and with a filter against aliasing; the pixels that are read, in a corner of 24 px."
+#| fig-alt: "Rings that become finer outwards; a version with false rings around the edges; a version that fades to grey; a regular grid of small white squares."
+r2 = (torch.arange(512.0) - 255.5).square()
+rings = torch.cos(math.pi * (r2[:, None] + r2[None]) / 1024).expand(1, 3, 512, 512)
+fair = F.interpolate(rings[:, :1], (128, 128), mode="bilinear", antialias=True)
+show([rings[0, 0], to_gray(rings)[0, 0], fair[0, 0], read[:24, :24]], ["512 px", "to_gray", "antialiased", "pixels read"], vmin=None, height=2.0);
+
+
+# %% [markdown]
+# The outer rings of @fig-identity-gray are too fine for 128 px and should fade to an even grey. With `to_gray` a part of them comes back as false rings. Faces hold less of such detail, but noise does the same: it is averaged over 4 pixels and not over 16. At 256 px nothing is skipped, and at 128 px nothing is resized at all.
+#
+# With `to_gray` at hand, the embedder of three lines:
+
+# %%
+def pixels(x):
+    gray = to_gray(x).flatten(1)
+    return gray - gray.mean(1, keepdim=True)
+
+
+# %%
+face = example_faces(1, 128)[0]
+y = to_tensor(face)
+views = {"the face": y, "darker, flat": 0.5 * y - 0.3, "mirrored": y.flip(3), "4 px aside": y.roll(4, 3),
+         "blurred": to_tensor(degrade(face, DegradationParams(sigma_x=3, sigma_y=3, kernel_size=17))), "upside down": y.flip(2)}
+at = {name: angle(pixels(y), pixels(v)).item() for name, v in views.items()}
+assert at["the face"] < 0.1 and at["darker, flat"] < 0.1               # a cosine of centred vectors sees no light and no contrast
+assert_close(at["mirrored"], float(np.degrees(np.arccos(np.corrcoef(to_gray(y).numpy().ravel(), to_gray(y.flip(3)).numpy().ravel())[0, 1]))), rtol=1e-3, atol=1e-2)
+assert at["blurred"] < at["4 px aside"] < at["upside down"]
+
+# %%
+#| label: fig-identity-pixels
+#| fig-cap: "The embedder of three lines: angles between the first picture and changed copies of it."
+#| fig-alt: "Six pictures of one face, each with an angle: very small for the darker copy, larger for the shifted, mirrored and upside-down ones."
+show([v[0] for v in views.values()], [f"{name}: {at[name]:.0f}°" for name in views], cols=6, height=1.5);
+
+
+# %% [markdown]
+# In @fig-identity-pixels this embedder forgives darkness and contrast exactly, as it must: its angle is the arccosine of a correlation. It does not forgive a shift of 4 px, and nothing in it knows about people. It is the baseline that a trained one has to beat.
+
+# %% [markdown]
+# ## The official network
+#
+# GFP-GAN takes a ResNet-18 [@he2016resnet] trained for face recognition with ArcFace [@deng2019arcface]. Its file is called `arcface_resnet18.pth`. If our network has exactly the names and shapes of that file, the file loads and nothing has to be converted.
+#
+# Two details differ from the ResNet-18 that most people know. A block begins with a normalisation, and a single PReLU slope is used twice in it. And the last feature, $512\times8\times8$, is not averaged over places but goes into one linear layer whole: where something is in an aligned face says who it is.
 
 # %%
 #| export
@@ -61,11 +223,13 @@ class Block(nn.Module):
 class ArcFaceResNet(nn.Module):
     """ResNet-18 for faces: brightness x (b, 1, size, size) in [-1, 1] -> (b, dim), not normalised. Names as in the official file.
 
-    `width` 64, `dim` 512, `size` 128 is the official network (25.6 M parameters); smaller ones serve for teaching.
+    `width` 64, `dim` 512, `size` 128 is the official network (25.6 M parameters); smaller ones serve for teaching. `size`: a multiple of 16.
     """
 
     def __init__(self, width=64, dim=512, size=128):
         super().__init__()
+        if size % 16 or size < 16:
+            raise ValueError(f"size is {size}, needs a multiple of 16")
         self.config = dict(width=width, dim=dim, size=size)
         self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -86,9 +250,62 @@ class ArcFaceResNet(nn.Module):
 
 
 # %%
+official = json.loads(Path("../tests/data/official_arcface.json").read_text())        # names and shapes of the official class
+with torch.device("meta"):
+    full = ArcFaceResNet()
+ours = {k: list(v.shape) for k, v in full.state_dict().items()}
+assert list(ours) == list(official["state_dict"]) and ours == official["state_dict"]
+count = lambda m: sum(p.numel() for p in m.parameters())
+assert count(full) == official["parameters"] == 25_627_081
+assert {k: count(m) for k, m in full.named_children() if count(m)} == official["parameters_by_top_module"]
+print(f"{len(ours)} tensors, {count(full):,} parameters, {count(full.fc5) / count(full):.2f} of them in fc5")
+
+# %%
+torch.manual_seed(1)
+block = Block(4, 6, stride=2).double().eval()
+for bn in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+    for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+        t.data.uniform_(0.5, 1.5)
+norm = lambda m, h: (h - m.running_mean[:, None, None]) / (m.running_var[:, None, None] + 1e-5).sqrt() * m.weight[:, None, None] + m.bias[:, None, None]
+prelu = lambda h: torch.where(h > 0, h, block.prelu.weight * h)
+x = torch.randn(2, 4, 9, 9, generator=g, dtype=torch.float64)
+h = prelu(norm(block.bn1, F.conv2d(norm(block.bn0, x), block.conv1.weight, padding=1)))
+h = norm(block.bn2, F.conv2d(h, block.conv2.weight, padding=1, stride=2))
+skip = norm(block.downsample[1], torch.einsum("oi,bihw->bohw", block.downsample[0].weight[:, :, 0, 0], x[..., ::2, ::2]))
+assert_close(block(x), prelu(h + skip), rtol=1e-9, atol=1e-9)          # independent: plain functions with copied weights
+test_fail(lambda: ArcFaceResNet(size=100), exc=ValueError, contains="multiple of 16")
+
+# %%
+#| label: fig-identity-parameters
+#| fig-cap: "Parameters of the official network, part by part, and the shape of the feature that each part returns."
+#| fig-alt: "Bars: small for the first layers, 1.7 and 6.6 million for the last two stages, 16.8 million for the linear layer."
+parts = {"conv1": "64 × 128 × 128", "layer1": "64 × 64 × 64", "layer2": "128 × 32 × 32", "layer3": "256 × 16 × 16", "layer4": "512 × 8 × 8", "fc5": "512"}
+fig, ax = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
+millions = [count(getattr(full, k)) / 1e6 for k in parts]
+bars = ax.barh(range(len(parts)), millions, color="#0072B2")
+ax.bar_label(bars, [f"{m:.2g}" if m < 10 else f"{m:.1f}" for m in millions], padding=3, fontsize=8)
+ax.set_yticks(range(len(parts)), [f"{k}: {shape}" for k, shape in parts.items()], fontsize=8), ax.invert_yaxis()
+ax.set_xlim(0, 19), ax.set_xlabel("million parameters");
+
+
+# %% [markdown]
+# @fig-identity-parameters: two thirds of the parameters sit in the linear layer, and the price of keeping places apart is that the input size is fixed. The output has passed a last normalisation (`bn5`) and is *not* brought to length 1. Eq. 8 compares these raw vectors.
+
+# %% [markdown]
+# ## Frozen, but not cut off
+#
+# The judge must not learn. If its weights moved with the restorer's loss, the pair would soon agree that all faces are alike. Three things are easy to confuse here:
+#
+# - *frozen*: no parameter gets a gradient;
+# - *eval mode*: batch normalisation uses its stored statistics, dropout does nothing;
+# - *not cut off*: the gradient of the loss still flows through the network to the picture. `torch.no_grad` around it would end the training signal.
+#
+# Eval mode is lost easily. A trainer calls `.train()` on the module that holds everything, and PyTorch hands this down to all children. So this module refuses.
+
+# %%
 #| export
 class GrayEmbedder(nn.Module):
-    "An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode; gradients flow through it to the picture."
+    "An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode whatever is asked; gradients flow through it to the picture."
 
     def __init__(self, net):
         super().__init__()
@@ -102,11 +319,42 @@ class GrayEmbedder(nn.Module):
 
 
 # %%
-#| export
-def angle(a, b):
-    "Angle in degrees between embeddings a and b (..., d): 0 the same direction, 90 unrelated."
-    return torch.rad2deg(torch.arccos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)))
+torch.manual_seed(2)
+small = GrayEmbedder(ArcFaceResNet(width=4, dim=16, size=32))
+trainer = nn.ModuleDict(dict(restorer=nn.Conv2d(3, 3, 1), judge=small)).train()
+assert trainer.restorer.training and not any(m.training for m in small.modules())          # a parent's train() does not reach it
+before = copy.deepcopy(small.state_dict())
+x, truth = torch.rand(2, 2, 3, 64, 64, generator=g) * 2 - 1
+loss = identity(small(trainer.restorer(x)), small(truth))
+loss.backward()
+assert trainer.restorer.weight.grad.abs().min() > 0                                         # gradient arrives behind the judge
+assert not any(p.requires_grad or p.grad is not None for p in small.parameters())           # and leaves nothing in it
+assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())                # statistics included
+assert_close(small(x[:1]), small(x)[:1], rtol=1e-4, atol=1e-5)                              # one face, one vector, whoever else is in the batch
 
+# %% [markdown]
+# What would go wrong in training mode? The same net, switched by hand, gives one face a different vector depending on its neighbour in the batch.
+
+# %%
+careless = copy.deepcopy(small.net).train()
+torch.manual_seed(3)
+with torch.no_grad():
+    first, second = (careless(to_gray(torch.stack([x[0], other]), 32))[0] for other in (x[1], truth[0]))
+    moved = angle(first, second).item()
+print(f"one face beside two neighbours: training mode more than 10 degrees apart: {moved > 10}")
+assert moved > 10
+assert not torch.equal(careless.bn5.running_mean, small.net.bn5.running_mean)               # and its statistics have drifted
+
+
+# %% [markdown]
+# ## The margin that makes an embedder
+#
+# How does one train a network so that a person becomes a direction? Give each of the $n$ people of the training set a *prototype* $W_j$, a vector that is trained too, and classify by the angle $\theta_j$ between embedding and prototype. The softmax of $s\cos\theta_j$, with a scale $s$, would do this.
+# But it is content as soon as the right prototype is nearest. People who were never seen in training then fall in between. ArcFace [@deng2019arcface] asks for more. It adds a margin $m$ to the angle of the right person $y$:
+#
+# $$\mathcal L=-\log\frac{e^{s\cos(\theta_y+m)}}{e^{s\cos(\theta_y+m)}+\sum_{j\neq y}e^{s\cos\theta_j}}$$ {#eq-identity-arcface}
+#
+# The embedding must beat the others although its own angle is counted as larger than it is. Where $\theta_y+m$ would exceed $\pi$, the cosine would rise again and reward a worse angle; there it is continued by $\cos\theta_y-m\sin m$.
 
 # %%
 #| export
@@ -123,18 +371,303 @@ def arcface_logits(embeddings, prototypes, labels, scale=30.0, margin=0.5):
 
 
 # %%
+e, prototypes, labels = torch.randn(7, 5, generator=g).double(), torch.randn(4, 5, generator=g).double(), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+got = arcface_logits(e, prototypes, labels, scale=20.0, margin=0.4)
+want = np.empty((7, 4))
+for row, col in np.ndindex(7, 4):                                      # independent: one pair at a time, in plain Python
+    cos = F.cosine_similarity(e[row], prototypes[col], dim=0).item()
+    t = math.acos(cos) + (0.4 if col == labels[row] else 0.0)
+    want[row, col] = 20.0 * (math.cos(t) if t < math.pi else cos - 0.4 * math.sin(0.4))
+np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-9)
+p = np.exp(want) / np.exp(want).sum(1, keepdims=True)                  # the equation itself
+assert_close(F.cross_entropy(got, labels).item(), -np.log(p[np.arange(7), labels]).mean(), rtol=1e-9, atol=0)
+plain = 20.0 * F.cosine_similarity(e[:, None], prototypes[None], dim=-1)
+assert_close(arcface_logits(e, prototypes, labels, 20.0, margin=0.0), plain, rtol=1e-9, atol=1e-9)       # limit: no margin, plain cosines
+
+# %%
+angles = torch.linspace(0, math.pi, 721, dtype=torch.float64)
+around = torch.stack([angles.cos(), angles.sin()], 1)
+margins = {m: arcface_logits(around, torch.tensor([[1.0, 0.0]]).double(), torch.zeros(721, dtype=torch.long), 1.0, m)[:, 0] for m in (0.0, 0.3, 0.5)}
+assert all((c.diff() < 0).all() for c in margins.values())             # a worse angle never pays
+near = torch.tensor([[1.0, 0.0]], requires_grad=True)
+arcface_logits(near, torch.tensor([[1.0, 0.0]]), torch.tensor([0])).sum().backward()
+assert near.grad.isfinite().all()                                      # even where arccos is infinitely steep
+
+# %%
+#| label: fig-identity-margin
+#| fig-cap: "Left: two prototypes on the unit circle; an embedding of person A satisfies the margin only in the blue arc, one of B only in the orange arc. Right: the logit of the right person."
+#| fig-alt: "A circle with two arrows and two coloured arcs with a gap between them; three falling curves, lower for a larger margin."
+fig, (ax, bx) = plt.subplots(1, 2, figsize=(7.5, 2.9), layout="constrained")
+middle, half = math.radians(60), 0.25                                  # prototypes at 20 and 100 degrees, margin 0.5: θ_A + m < θ_B
+for label, at_, lo, hi, colour in (("A", 20, middle - math.pi / 2, middle - half, "#0072B2"), ("B", 100, middle + half, middle + math.pi / 2, "#D55E00")):
+    t, p = np.linspace(lo, hi, 100), math.radians(at_)
+    ax.plot(np.cos(t), np.sin(t), lw=6, color=colour, solid_capstyle="butt")
+    ax.annotate("", (math.cos(p), math.sin(p)), (0, 0), arrowprops=dict(arrowstyle="-|>", color=colour, lw=1.5))
+    ax.text(1.2 * math.cos(p), 1.2 * math.sin(p), f"$W_{label}$", ha="center", va="center", color=colour)
+ax.plot([0, 1.15 * math.cos(middle)], [0, 1.15 * math.sin(middle)], "--", color="#444444")
+ax.text(1.5 * math.cos(middle), 1.28 * math.sin(middle), "gap $m$", ha="center", fontsize=9)
+ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="#bbbbbb", zorder=0))
+ax.set(aspect="equal", xlim=(-1.5, 1.7), ylim=(-1.1, 1.45)), ax.axis("off")
+for (m, c), colour in zip(margins.items(), ("#444444", "#009E73", "#CC79A7")):
+    bx.plot(np.degrees(angles), c, color=colour, label=f"margin {m}")
+bx.set(xlabel="angle to the right prototype (°)", ylabel="logit / scale", xticks=range(0, 181, 45)), bx.legend(fontsize=8);
+
+
+# %% [markdown]
+# Without a margin the dashed line of @fig-identity-margin is the only border. With it, a strip as wide as $m$ between any two people belongs to nobody. On the right the curves fall everywhere, also past $\pi-m$.
+#
+# Does it work? The next cell trains a tiny network that maps six noisy clusters of 16 numbers to *two* numbers, once with margin 0 and once with 0.5. In two dimensions everything can be seen.
+
+# %%
+def toy(margin, people=6, steps=300):
+    "Train 16 -> 2 numbers with `arcface_logits` -> embeddings, prototypes and labels of 600 fresh samples."
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(people, 16, generator=g)
+    def sample(n):
+        y = torch.randint(people, (n,), generator=g)
+        return centres[y] + 0.5 * torch.randn(n, 16, generator=g), y
+    torch.manual_seed(0)
+    net, prototypes = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 2)), nn.Parameter(torch.randn(people, 2))
+    optimiser = torch.optim.Adam([*net.parameters(), prototypes], 1e-2)
+    for _ in range(steps):
+        x, y = sample(64)
+        loss = F.cross_entropy(arcface_logits(net(x), prototypes, y, 16.0, margin), y)
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    x, y = sample(600)
+    return net(x).detach(), prototypes.detach(), y
+
+
+# %%
+toys, gaps, owns = {m: toy(m) for m in (0.0, 0.5)}, {}, {}
+for m, (e, prototypes, y) in toys.items():
+    theta = angle(e[:, None], prototypes[None])
+    own, other = theta.gather(1, y[:, None])[:, 0], theta.scatter(1, y[:, None], 999.0).amin(1)
+    gaps[m], owns[m] = other - own, own
+    print(f"margin {m}: right {(own < other).float().mean():.2f}, angle to the own prototype {own.mean():.0f}°, worst 5 % of the lead over the next {gaps[m].quantile(0.05):.0f}°")
+assert all((g > 0).float().mean() > 0.97 for g in gaps.values())       # both decide well ...
+assert owns[0.5].mean() < 0.75 * owns[0.0].mean() and gaps[0.5].quantile(0.05) > 1.3 * gaps[0.0].quantile(0.05)     # ... with very different reserves
+
+# %%
+#| label: fig-identity-toy
+#| fig-cap: "Directions of 600 fresh samples of six classes (dots, one circle each for margin 0 and 0.5), the prototypes (lines), and the lead of the right prototype over the next."
+#| fig-alt: "Two circles with six coloured groups of dots, wide without the margin and narrow with it; two histograms, the one with the margin further right."
+fig, axes = plt.subplots(1, 3, figsize=(8, 2.7), layout="constrained", width_ratios=[1, 1, 1.4])
+colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+for ax, (m, (e, prototypes, y)) in zip(axes, toys.items()):
+    u, radius = F.normalize(e), 0.85 + 0.15 * torch.arange(len(e))[:, None] / len(e)      # spread a little, so that dots do not hide each other
+    ax.scatter(*(u * radius).T, s=3, c=[colours[k] for k in y])
+    for k, q in enumerate(F.normalize(prototypes)):
+        ax.plot([0, 0.8 * q[0]], [0, 0.8 * q[1]], color=colours[k], lw=1)
+    ax.set(aspect="equal", title=f"margin {m}"), ax.axis("off")
+for (m, v), colour in zip(gaps.items(), ("#444444", "#CC79A7")):
+    axes[2].hist(v.numpy(), bins=np.arange(-20, 91, 5), histtype="step", color=colour, label=f"margin {m}", lw=1.5)
+axes[2].set(xlabel="lead over the next prototype (°)", ylabel="samples"), axes[2].legend(fontsize=8, loc="upper left");
+
+# %% [markdown]
+# Both toys of @fig-identity-toy classify almost everything correctly. With the margin the groups contract around their prototypes and empty space opens between them. This reserve is what carries over, in part, to people who were not in the training set.
+
+# %% [markdown]
+# ## A small embedder for the shelf
+#
+# The official file cannot come with this package, and a distance that needs a download is often not there when it is needed. So a small `ArcFaceResNet` was trained for it, by `figures/embedder.py`, on the aligned grey faces of 55 people of Labeled Faces in the Wild [@huang2007lfw], about ten pictures each. That is very little: recognition networks see tens of thousands of people and more.
+#
+# `load_embedder` reads the small one, any other of ours, or the official file. The official file needs one kindness: files of old PyTorch versions lack the batch counters of the normalisations.
+
+# %%
 #| export
 BUNDLED_EMBEDDER = "embedder-lfw55"
 
 
+def _complaint(state, own):
+    "Why `state` does not fit `own`, both {name: tensor}, or None. Counters may be missing: old torch versions did not write them."
+    for k in [*own, *state]:
+        if k not in own:
+            return f"it holds {k}, which the network has not"
+        if k not in state:
+            if not k.endswith("num_batches_tracked"):
+                return f"{k} is missing"
+        elif state[k].shape != own[k].shape:
+            return f"{k} is {tuple(state[k].shape)}, needs {tuple(own[k].shape)}"
+        elif state[k].is_floating_point() != own[k].is_floating_point() or not state[k].isfinite().all():
+            return f"{k} holds NaN, infinity or numbers of the wrong kind ({state[k].dtype})"
+
+
+# %%
+#| export
 def load_embedder(source="bundled"):
-    """An `Embedder` from "bundled" (the small one of this chapter), a .safetensors of ours, or the official arcface_resnet18.pth. Raises WeightsError."""
+    """A `GrayEmbedder` from "bundled" (the small one of this chapter), a .safetensors of ours, or the official arcface_resnet18.pth.
+
+    Raises WeightsError, which names the file and the reason.
+    """
     path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_EMBEDDER}.safetensors")) if source == "bundled" else Path(source)
     if path.suffix.lower() == ".safetensors":
         return GrayEmbedder(load(path, ArcFaceResNet))
-    net = ArcFaceResNet()
-    try:
-        net.load_state_dict(read_state(path))
-    except RuntimeError as e:
-        raise WeightsError(f"{path}: not the official arcface_resnet18.pth ({str(e).splitlines()[1].strip()})") from e
+    net, state = ArcFaceResNet(), read_state(path)
+    if reason := _complaint(state, net.state_dict()):
+        raise WeightsError(f"{path}: not the official arcface_resnet18.pth: {reason}")
+    net.load_state_dict(net.state_dict() | state)
     return GrayEmbedder(net)
+
+
+# %%
+embedder = load_embedder()
+assert embedder(y_ := to_tensor(example_faces(3, 128))).shape == (3, embedder.net.config["dim"])
+with tempfile.TemporaryDirectory() as folder:
+    path, wanted = Path(folder) / "arcface_resnet18.pth", full.state_dict()
+    fake = {k: torch.rand(v.shape).to(v.dtype) for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
+    torch.save({f"module.{k}": v.half() for k, v in fake.items()}, path)                    # as DataParallel names them, old: no counters
+    assert_close(load_embedder(path).net.layer3[0].conv2.weight, fake["layer3.0.conv2.weight"].half().float(), rtol=0, atol=0)
+    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
+    test_fail(lambda: load_embedder(path), exc=WeightsError, contains="conv1.weight is (64, 3, 3, 3), needs (64, 1, 3, 3)")
+    test_fail(lambda: load_embedder(Path(folder) / "none.pth"), exc=WeightsError, contains="no such file")
+
+# %% [markdown]
+# How the run went is stored in `figures/embedder.json`. All angles below come from 20 *other* people, and from the shipped 16-bit file.
+
+# %%
+run = json.loads(Path("../figures/embedder.json").read_text())
+unseen, flat, known = run["unseen"], run["pixels"], run["train_people_scores"]
+print(f"{run['data']['train_people']} people, {run['data']['train_pictures']} pictures, {run['steps']} steps of {run['batch']}; {count(embedder):,} parameters")
+print(f"same or different? pairs: {unseen['pairs_same']} same, {unseen['pairs_different']:,} different")
+table = {"people of the training set": known, "people never seen": unseen, "the same, degraded": run["unseen_degraded"], "grey pixels": flat, "grey pixels, degraded": run["pixels_degraded"]}
+for name, s in table.items():
+    print(f"{name:28} same {s['mean_same']:.0f}°, different {s['mean_different']:.0f}°, equal error rate {s['equal_error_rate']:.2f}")
+middles = np.add(unseen["bins"][:-1], 1.5)
+for s in (unseen, flat):                                               # the stored scores agree with the stored histograms
+    assert sum(s["same"]) == s["pairs_same"] and sum(s["different"]) == s["pairs_different"]
+    np.testing.assert_allclose(np.average(middles, weights=s["same"]), s["mean_same"], atol=0.5)
+    missed, wrong = 1 - np.cumsum(s["same"]) / s["pairs_same"], np.cumsum(s["different"]) / s["pairs_different"]
+    best = np.abs(missed - wrong).argmin()
+    assert abs((missed + wrong)[best] / 2 - s["equal_error_rate"]) < 0.03
+assert known["equal_error_rate"] < unseen["equal_error_rate"] < flat["equal_error_rate"] and count(embedder) == run["parameters"]
+
+# %%
+#| label: fig-identity-run
+#| fig-cap: "Training on 55 people. Left: share of right answers on training views, and balanced accuracy of same-or-different on 20 unseen people. Right: angles of all pairs of unseen people, as shares."
+#| fig-alt: "The training curve rises steeply to near 1, the other one flattens early. Two wide histograms that overlap, the same-person one further left."
+fig, (ax, bx) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+steps = [c["step"] for c in run["curve"]]
+ax.plot(steps, [c["train_accuracy"] for c in run["curve"]], color="#444444", label="right person (training)")
+ax.plot(steps, [c["unseen_accuracy"] for c in run["curve"]], color="#0072B2", label="same or different (unseen)")
+ax.axhline(flat["accuracy"], ls=":", color="#D55E00", label="the same, grey pixels")
+ax.set(xlabel="step", ylim=(0, 1)), ax.legend(fontsize=8, loc="lower right")
+for name, colour in (("same", "#0072B2"), ("different", "#E69F00")):
+    bx.stairs(np.divide(unseen[name], sum(unseen[name])), unseen["bins"], color=colour, fill=True, alpha=0.5, label=f"{name} person")
+bx.axvline(unseen["threshold"], ls="--", color="#444444"), bx.set(xlabel="angle (°)", ylabel="share of pairs", xlim=(20, 130)), bx.legend(fontsize=8);
+
+# %% [markdown]
+# RUN_PROSE
+
+# %% [markdown]
+# ## Put together
+#
+# One real face, damaged more and more. The true face is one end of the angle, the damaged one the other. A face of somebody else would stand near 90 degrees.
+
+# %%
+sigmas = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+damaged = [to_tensor(degrade(face, DegradationParams(sigma_x=s, sigma_y=s, kernel_size=41, delta=5 if s else 0, noise_seed=1))) for s in sigmas]
+curves = {name: [angle(f(y := to_tensor(face)), f(x)).item() for x in damaged] for name, f in (("embedder", embedder), ("grey pixels", pixels))}
+assert all(c[0] < 0.1 and c[2] < c[4] < c[7] for c in curves.values())
+stranger = angle(embedder(y), embedder(y.flip(2))).item()              # no stranger at hand: a face upside down
+assert stranger > curves["embedder"][-1]
+
+# %% [markdown]
+# Eq. 8 is a loss, so what it gives the restorer is a gradient. The next cell takes it with respect to the damaged picture. Two checks: along a random direction it agrees with a finite difference, and in each pixel its three channels have the ratio of the grey weights. So the loss is *blind to colour*: a change that leaves the brightness alone costs nothing.
+
+# %%
+judge = copy.deepcopy(embedder).double()
+target, x = judge(y.double()), damaged[5].double().requires_grad_()
+loss = identity(judge(x), target)
+slope, = torch.autograd.grad(loss, x)
+direction = torch.randn(x.shape, generator=g, dtype=torch.float64)
+with torch.no_grad():
+    up, down = (identity(judge(x + h * direction), target) for h in (1e-6, -1e-6))
+    blind = torch.tensor([0.1140, 0.0, -0.2989], dtype=torch.float64).view(3, 1, 1).expand_as(x)      # no brightness in it
+    tinted = identity(judge(x + 0.5 * blind), target)
+assert_close((up - down) / 2e-6, (slope * direction).sum(), rtol=1e-3, atol=1e-8)
+assert_close(slope[:, 0] * 0.5870, slope[:, 1] * 0.2989, rtol=1e-6, atol=1e-15)
+assert_close(slope[:, 2] * 0.5870, slope[:, 1] * 0.1140, rtol=1e-6, atol=1e-15)
+assert_close(tinted, loss, rtol=1e-9, atol=0) and None
+
+# %% [markdown]
+# And now a warning in form of an experiment: what if the identity loss were the only loss? Gradient descent on the *pixels* of the damaged face, with nothing but Eq. 8:
+
+# %%
+free, before = damaged[5].clone().requires_grad_(), damaged[5]
+optimiser = torch.optim.Adam([free], 0.01)
+for _ in range(60):
+    loss = identity(embedder(free), embedder(y))
+    optimiser.zero_grad(), loss.backward(), optimiser.step()
+    free.data.clamp_(-1, 1)
+psnr = lambda a: (10 * torch.log10(4 / (a - y).square().mean())).item()
+deg = lambda a: angle(embedder(a), embedder(y)).item()
+after = free.detach()
+print(f"angle: {deg(before):.0f}° before, below 5° after: {deg(after) < 5}; PSNR falls by more than 0.3 dB: {psnr(before) - psnr(after) > 0.3}")
+assert deg(after) < 0.3 * deg(before) and psnr(after) < psnr(before)
+
+# %%
+#| label: fig-identity-gradient
+#| fig-cap: "The true face, a damaged copy, the gradient of the identity loss (size, per pixel), the copy after descent on Eq. 8 alone, and what the descent added, ten times enlarged."
+#| fig-alt: "A sharp face, a blurred face, a map with bright spots over the face, a blurred face with faint grain, and a picture of grain."
+strength = slope[0].float().norm(dim=0)
+show([y[0], before[0], strength / strength.max() * 2 - 1, after[0], 10 * (after - before)[0]],
+     ["true", f"damaged: {deg(before):.0f}°", "gradient", f"descent: {deg(after):.0f}°", "added × 10"], cols=5, height=1.7, cmap="magma");
+
+# %%
+#| label: fig-identity-damage
+#| fig-cap: "Angle between a face and its damaged copy, for the bundled embedder and for grey pixels."
+#| fig-alt: "Two rising curves over the strength of the blur."
+fig, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
+for (name, c), colour in zip(curves.items(), ("#0072B2", "#D55E00")):
+    ax.plot(sigmas, c, "o-", color=colour, label=name, ms=4)
+ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)"), ax.legend(fontsize=8);
+
+# %% [markdown]
+# PUT_PROSE
+
+# %% [markdown]
+# ## Paper, official code, ours
+#
+# | | paper | official code | ours | why |
+# |---|---|---|---|---|
+# | embedder | "ArcFace" | ResNet-18, 25,627,081 parameters, grey 128 px, 512 numbers | the same class; `load_embedder` also has a small one, trained on 55 people | works offline; the official file loads unchanged |
+# | input | not stated | whole aligned face, brightness, bilinear without antialiasing | the same | comparable angles and gradients |
+# | Eq. 8 | l1 norm | mean of absolute differences, of vectors that are not normalised, weight 10 | the same (@sec-losses) | |
+# | the truth's embedding | not stated | detached | the same | nothing to train there |
+# | frozen | "pretrained" | parameters without gradient, `eval()` once | also refuses a later `.train()` | a parent's `.train()` cannot undo it |
+# | Deg. | angle in the ArcFace space | a script published with a later paper of some of the authors: arccosine in degrees, mean over pairs | `angle`, clipped | no NaN for equal pictures |
+#
+# : The identity loss in three versions {#tbl-identity-versions}
+#
+# @tbl-identity-versions has one line to remember: angles of the bundled embedder and of the official one are two different scales, and only the official one may stand beside numbers from papers.
+
+# %% [markdown]
+# ## What users trip over
+#
+# ::: {.callout-warning}
+# - *What is `arcface_resnet18.pth`, and which crop does it want?* It is the network of this chapter, at full width. It wants the whole FFHQ-aligned face, the same picture that the restorer returns. Do not crop tighter and do not align to the 112 px points that other ArcFace files use.
+# - *It wants brightness.* One channel, from [-1, 1] RGB. A picture with red and blue exchanged gives a plausible but wrong value, as nothing fails.
+# - *It is for training only.* Restoring a photo does not need it.
+# - *A later `.train()`* on the module that holds the embedder switches batch normalisation and dropout on, unless the embedder refuses.
+# :::
+
+# %% [markdown]
+# ## Summary
+#
+# - An embedder turns a face into a direction; the identity loss (@eq-id) is the mean absolute difference of two embeddings, and Deg. (@eq-identity-angle) is the angle between them.
+# - The official judge sees brightness at 128 px, resized without antialiasing: of a 512 px picture it reads a quarter of the pixels, and no colour.
+# - It is frozen and in eval mode, and the gradient flows through it to the picture.
+# - ArcFace trains such networks as classifiers with a margin on the angle (@eq-identity-arcface), which leaves empty space between people.
+# - The bundled embedder is better than pixels and far from good; descent on an identity loss alone fools the judge and does not restore the face.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. *Compute.* `angle` of equal vectors is not exactly 0 in 32 bits. Show that $2\arctan(\lVert u-v\rVert/\lVert u+v\rVert)$, with $u,v$ the normalised vectors, is the same angle, and compare the errors of the two formulas for angles of 0.001°.
+# 2. *Modify.* Write an embedder that antialiases before it resizes. How do the angles of a noisy 512 px face change?
+# 3. *Break.* Put the embedder in training mode during the descent of @fig-identity-gradient (use `embedder.net.train()` on a copy). Why does the loss now jump, although the picture changes slowly?
+
+# %% [markdown]
+# ## References
+#
+# The identity loss is that of GFP-GAN [@wang2021gfpgan]; the margin loss is ArcFace [@deng2019arcface], the network a residual one [@he2016resnet]. The small embedder was trained on Labeled Faces in the Wild [@huang2007lfw].

@@ -17,7 +17,7 @@ import types
 import warnings
 import zipfile
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import timedelta
@@ -56,6 +56,9 @@ class Run:
         for name in ("iterations", "batch", "accumulate", "log_every", "valid_every", "save_every", "keep", "ema_images"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs a positive number")
+        for name in ("seed", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs 0 or more")
 
 
 # %%
@@ -85,7 +88,7 @@ def config_from(cls, d, where=""):
     "A config dataclass `cls` from plain dicts, lists and numbers, as YAML holds them. Unknown keys and unfit values are a ValueError."
     hints, values = get_type_hints(cls), {}
     if not isinstance(d, dict):
-        raise ValueError(f"{where or 'the config'} is {d!r}, needs keys and values")
+        raise ValueError(f"{where.rstrip('.') or 'the config'} is {d!r}, needs keys and values")
     if unknown := sorted(map(str, d.keys() - hints.keys())):
         raise ValueError(f"unknown config key {where}{unknown[0]}; there are {', '.join(where + k for k in hints)}")
     for k, v in d.items():
@@ -114,7 +117,10 @@ def override(config, settings):
             here = here.get(part) if isinstance(here, dict) else None
         if not eq or not isinstance(here, dict) or last not in here:
             raise ValueError(f"{setting!r}: no such setting; write key=value with a key as in config.yaml, such as run.batch=4")
-        here[last] = yaml.safe_load(value)
+        try:
+            here[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{setting!r}: {value!r} is not YAML") from None
     return config_from(type(config), d)
 
 
@@ -189,28 +195,41 @@ def checkpoints(folder):
     return sorted(Path(folder).glob("state-*.pt"))
 
 
-def write_checkpoint(folder, iteration, state, keep=3):
-    """Write state-ITERATION.pt: to another name, forced to the disk, then renamed; only then are all but the last `keep` deleted.
-
-    Raises TrainingError where it cannot be written; the older ones are untouched then.
-    """
-    path = Path(folder) / f"state-{iteration:08d}.pt"
-    part = path.with_suffix(".part")
+@contextmanager
+def naming(path):
+    "What goes wrong while `path` is written becomes a TrainingError of one line: the file, the reason, the last good checkpoint beside it."
     try:
-        with open(part, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
+        yield
+    except (OSError, RuntimeError) as e:                       # torch wraps a full disk in a RuntimeError
+        cause, last = e.__context__ if isinstance(e.__context__, OSError) else e, checkpoints(path.parent)
+        raise TrainingError(f"{path}: not written ({cause}); last good checkpoint: {last[-1] if last else 'none'}") from e
+
+
+def write_whole(path, write):
+    "All or nothing: `write(file)` fills another file, which is forced to the disk, then renamed to `path`. Raises TrainingError; `path` is as before then."
+    part = path.with_suffix(".part")
+    with naming(path):
+        try:
+            with open(part, "wb") as f:
+                write(f)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(part, path)
+        except (OSError, RuntimeError):
+            part.unlink(missing_ok=True)
+            raise
         if os.name == "posix":                                 # the new name, too, has to reach the disk
-            handle = os.open(folder, os.O_RDONLY)
+            handle = os.open(path.parent, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
-    except (OSError, RuntimeError) as e:                       # torch wraps a full disk in a RuntimeError
-        part.unlink(missing_ok=True)
-        last = checkpoints(folder)
-        cause = e.__context__ if isinstance(e.__context__, OSError) else e
-        raise TrainingError(f"{path}: not written ({cause}); last good checkpoint: {last[-1] if last else 'none'}") from e
+
+
+# %%
+#| export
+def write_checkpoint(folder, iteration, state, keep=3):
+    "Write state-ITERATION.pt; only when it is safe on the disk are all but the last `keep` deleted. Raises TrainingError; the older ones are untouched then."
+    path = Path(folder) / f"state-{iteration:08d}.pt"
+    write_whole(path, lambda f: torch.save(state, f))
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
@@ -242,18 +261,17 @@ class Phase:
 
 # %%
 #| export
-class Trainer:
-    """What the trainers of this book share. A subclass builds its networks, then calls this with
+class Players:
+    """Networks that learn, each with its optimiser and its phases, and one iteration of them. In every process of a run there is one of these.
 
-    nets {player: network that learns}, optimizers {player: Adam}, phases [Phase, …], averaged (the player whose average is kept), data
-    (a map-style data set with keys (epoch, index)), schedule (iteration -> factor of the learning rate), frozen {name: network that only helps}.
-    It may override `inputs`, `validate` and `card`. `out` None: nothing is written.
+    nets {player: network that learns}, optimizers {player: Adam}, phases [Phase, …], averaged (the player whose average is kept),
+    schedule (iteration -> factor of the learning rate), frozen {name: network that only helps}. `fast` has them all, compiled if asked.
     """
 
-    def __init__(self, config, out, nets, optimizers, phases, averaged, data, schedule, frozen=None, device=None):
+    def __init__(self, config, nets, optimizers, phases, averaged, schedule, frozen=None, device=None):
         from accelerate import PartialState
 
-        self.config, self.run, self.out = config, config.run, None if out is None else Path(out)
+        self.config, self.run = config, config.run
         self.state = PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
         self.device = self.state.device if device is None else torch.device(device)
@@ -265,13 +283,11 @@ class Trainer:
         self.fast = {k: torch.compile(n) if self.run.compile else n for k, n in (self.nets | self.frozen).items()}
         self.learns = {k: [p for p in n.parameters() if p.requires_grad] for k, n in self.nets.items()}
         self.averaged, self.ema = averaged, deepcopy(self.nets[averaged]).eval().requires_grad_(False)
-        self.optimizers, self.phases, self.data, self.schedule = optimizers, phases, data, schedule
+        self.optimizers, self.phases, self.schedule = optimizers, phases, schedule
         self.base_lr = {k: o.param_groups[0]["lr"] for k, o in optimizers.items()}
-        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.run.precision]
-        self.half, self.scaler = half, torch.amp.GradScaler(self.device.type, enabled=half == torch.float16)
-        self.it, self.lr_factor, self.rollbacks, self.stop, self.extra, self.logs = 0, 1.0, 0, None, {}, {}
-
-    # ------------------------------------------------ one iteration
+        self.half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.run.precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
+        self.it, self.lr_factor, self.rollbacks, self.extra, self.logs = 0, 1.0, 0, {}, {}
 
     def seed(self, shared=False):
         "All random numbers of an iteration follow from this, for this process or `shared` by all: there is no random state to save."
@@ -292,26 +308,31 @@ class Trainer:
         "Every player takes its turn: gradients of its due phases over all micro-batches, one step; the average follows the averaged player."
         torch.manual_seed(self.seed())
         micros = split(self.inputs(batch), self.run.accumulate)
-        self.logs = {}
+        self.logs, stepped = {}, False
         for player, optimizer in self.optimizers.items():
-            due = [p for p in self.phases if p.player == player and self.it % p.every == 0]
             for k, parameters in self.learns.items():
                 for p in parameters:
                     p.requires_grad_(k == player)
             optimizer.zero_grad(set_to_none=True)
-            terms = defaultdict(float)
-            for phase in due:
+            if terms := self.gradients(player, micros):
+                self.step(player, optimizer, terms)
+                stepped = True
+            if player == self.averaged:
+                average(self.ema, self.nets[player], ema_decay(self.run.batch, self.run.ema_images))
+        if stepped and self.scaler.is_enabled():
+            self.scaler.update()
+
+    def gradients(self, player, micros):
+        "The backward passes that are due: they fill the gradients of `player` -> {name of a term: its mean over the micro-batches}."
+        terms = defaultdict(float)
+        for phase in self.phases:
+            if phase.player == player and self.it % phase.every == 0:
                 for micro in micros:
                     losses = phase.terms(micro)
                     self.scaler.scale(sum(losses.values()) / len(micros)).backward()
                     for name, v in losses.items():
                         terms[name] += v.detach() / len(micros)
-            if due:
-                self.step(player, optimizer, terms)
-            if player == self.averaged:
-                average(self.ema, self.nets[player], ema_decay(self.run.batch, self.run.ema_images))
-        if self.scaler.is_enabled():
-            self.scaler.update()
+        return terms
 
     def step(self, player, optimizer, terms):
         "Mean of gradients and losses over the processes, the check that all are finite, then the optimiser's step."
@@ -322,15 +343,14 @@ class Trainer:
             *parts, values = flat.split([g.numel() for g in grads] + [len(values)])
             for g, part in zip(grads, parts):
                 g.copy_(part.view_as(g))
-        self.scaler.unscale_(optimizer) if self.scaler.is_enabled() else None
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         self.logs |= dict(zip(terms, values)) | {f"grad_{player}": norm}
         if not torch.isfinite(torch.cat([values, norm[None].to(values)])).all():
             bad = [k for k, v in zip(terms, values) if not torch.isfinite(v)]
             if bad or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:     # a too large scale is fp16's affair: it skips the step
-                what = f"loss {', '.join(bad)}" if bad else f"the gradient of {player}"
-                last = checkpoints(self.out)[-1:] if self.out else []
-                raise NonFinite(f"{what} is not finite at iteration {self.it}; last good checkpoint: {last[0] if last else 'none'}")
+                raise NonFinite(f"{'loss ' + ', '.join(bad) if bad else 'the gradient of ' + player} is not finite at iteration {self.it}")
         for group in optimizer.param_groups:
             group["lr"] = self.base_lr[player] * self.schedule(self.it) * self.lr_factor
         self.scaler.step(optimizer)
@@ -339,8 +359,6 @@ class Trainer:
         from accelerate.utils import reduce
 
         return reduce(t, "mean") if self.world > 1 else t
-
-    # ------------------------------------------------ state
 
     def state_dict(self):
         return dict(iteration=self.it, config=plain(self.config), lr_factor=self.lr_factor, rollbacks=self.rollbacks, scaler=self.scaler.state_dict(),
@@ -352,36 +370,78 @@ class Trainer:
             n.load_state_dict(state["nets"][k])
             self.optimizers[k].load_state_dict(state["optimizers"][k])
         self.ema.load_state_dict(state["ema"])
-        self.scaler.load_state_dict(state["scaler"]) if self.scaler.is_enabled() else None
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.it, self.lr_factor, self.rollbacks = state["iteration"], state["lr_factor"], state["rollbacks"]
         self.extra = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in state["extra"].items()}
 
-    def save(self):
-        if self.main and self.out:
-            write_checkpoint(self.out, self.it, self.state_dict(), self.run.keep)
 
-    def resume(self):
-        "Go back to the newest good checkpoint of the folder, if there is one. A folder made with another config is a TrainingError."
-        import yaml
+# %%
+#| export
+FREE = {"run": {"iterations", "workers", "log_every", "valid_every", "save_every", "keep", "on_nonfinite"}}     # may change when a run goes on
 
-        if not self.out:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        state, path = read_checkpoint(self.out)
-        if state is None and checkpoints(self.out):
-            raise TrainingError(f"{self.out}: every checkpoint is damaged; move the folder away to start anew")
-        if state is not None:
-            changed = _differences(state["config"], plain(self.config))
-            if changed:
-                raise TrainingError(f"{self.out}: holds a run with another config: {'; '.join(changed)}. Choose another folder, or the same config")
-            self.load_state_dict(state)
-        if self.main:
-            (self.out / "config.yaml").write_text(yaml.safe_dump(plain(self.config), sort_keys=False))
-        alike = self.mean_over_processes(own := sum(p.detach().double().abs().sum() for n in self.nets.values() for p in n.parameters()))
-        if not torch.allclose(alike, own, rtol=1e-12):
-            raise TrainingError("the processes start from different weights")
 
-    # ------------------------------------------------ the run
+def _differences(old, new, where=""):
+    "Settings in which two plain configs differ, but for those in FREE: a list of sentences."
+    out = []
+    for k in old | new:
+        if isinstance(old.get(k), dict) and isinstance(new.get(k), dict):
+            out += _differences(old[k], new[k], f"{where}{k}.")
+        elif old.get(k) != new.get(k) and k not in FREE.get(where.rstrip("."), ()):
+            out.append(f"{where}{k} was {old.get(k)!r}, is {new.get(k)!r}")
+    return out
+
+
+def _quiet_worker(_):
+    "A loading process: one thread; signals are its parent's affair, which needs it to the end of the iteration."
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals(trainer):
+    "Ctrl-C and SIGTERM end the run after the iteration, with a checkpoint; again after two seconds (torchrun repeats what it gets at once): on the spot."
+    import threading
+
+    def ask(number, frame):
+        nonlocal first
+        if first is not None and time.monotonic() > first + 2:
+            raise KeyboardInterrupt
+        first, trainer.stop = first or time.monotonic(), "interrupted"
+
+    first = None
+    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    try:
+        yield
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+# %%
+#| export
+class Trainer(Players):
+    """A run of `Players` in a folder: data, checkpoints, journal, signals. What the trainers of this book share.
+
+    A subclass builds its networks, then calls this. `out`: the folder; None: nothing is written. `data`: a map-style data set with keys
+    (epoch, index). For the rest see `Players`. A subclass may override `inputs`, `validate` and `card`.
+    """
+
+    def __init__(self, config, out, nets, optimizers, phases, averaged, data, schedule, frozen=None, device=None):
+        super().__init__(config, nets, optimizers, phases, averaged, schedule, frozen, device)
+        self.out, self.data, self.stop, self.deadline = None if out is None else Path(out), data, None, math.inf
+
+    def validate(self):
+        "(numbers {name: value}, picture uint8 H×W×3 or None) of the averaged network on fixed inputs."
+        return {}, None
+
+    def card(self):
+        "What goes into the header of the weights that the run leaves."
+        return dict(iterations=self.it, images=self.it * self.run.batch)
 
     def loader(self):
         stream = Stream(len(self.data), self.run.batch, self.run.seed, self.rank, self.world, self.it)
@@ -392,15 +452,44 @@ class Trainer:
         layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
         return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout if v.ndim == 4 else torch.contiguous_format) for k, v in batch.items()}
 
+    def save(self):
+        if self.main and self.out:
+            write_checkpoint(self.out, self.it, self.state_dict(), self.run.keep)
+
+    def resume(self):
+        "Go back to the newest good checkpoint of the folder -> whether there was one. A folder made with another config is a TrainingError."
+        import yaml
+
+        state = None
+        if self.out:
+            self.out.mkdir(parents=True, exist_ok=True)
+            state, _ = read_checkpoint(self.out)
+            if state is None and checkpoints(self.out):
+                raise TrainingError(f"{self.out}: every checkpoint is damaged; move the folder away to start anew")
+            if state and (changed := _differences(state["config"], plain(self.config))):
+                raise TrainingError(f"{self.out}: holds a run with another config: {'; '.join(changed)}. Choose another folder, or the same config")
+        if state:
+            self.load_state_dict(state)
+        own = sum(p.detach().double().abs().sum() for n in self.nets.values() for p in n.parameters())
+        mean = self.mean_over_processes(own)
+        if self.mean_over_processes((own - mean).abs()) > 1e-9 * mean:
+            raise TrainingError("the processes start from different weights")
+        if self.main and self.out:
+            for part in self.out.glob("*.part"):                                       # left by a run that was killed while it wrote
+                part.unlink()
+            write_whole(self.out / "config.yaml", lambda f: f.write(yaml.safe_dump(plain(self.config), sort_keys=False).encode()))
+        return state is not None
+
     def fit(self, minutes=None):
         """Train from the newest checkpoint to the last iteration -> "done"; "stopped" at the time limit, "interrupted" by a signal, both with a checkpoint.
 
-        Raises NonFinite where a loss or gradient is not finite (with `on_nonfinite="rollback"`: after three returns to the last checkpoint).
+        Raises NonFinite where a loss or gradient is not finite (with `on_nonfinite="rollback"`: after three returns to the last checkpoint),
+        TrainingError where the folder does not fit or cannot be written.
         """
-        self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self.resume()
-        with Journal(self) as journal, _signals(self):
-            if self.it == 0:
+        self.stop, self.deadline = None, math.inf if minutes is None else time.monotonic() + 60 * minutes
+        resumed = self.resume()
+        with Journal(self, self.it if resumed else -1) as journal, _signals(self):
+            if not resumed and self.it == 0:
                 self.report(journal)
                 self.save()
             while True:
@@ -410,13 +499,13 @@ class Trainer:
                 except NonFinite as e:
                     self.roll_back(e, journal)
         if self.main and self.out:
-            save(self.ema, self.out / "ema.safetensors", **self.card())
+            with naming(self.out / "ema.safetensors"):
+                save(self.ema, self.out / "ema.safetensors", **self.card())
         self.state.wait_for_everyone()
         return ended
 
     def loop(self, journal):
         batches = iter(self.loader())
-        saved = self.it
         while self.it < self.run.iterations:
             self.it += 1
             self.iteration(self.place(next(batches)))
@@ -440,12 +529,13 @@ class Trainer:
 
     def roll_back(self, error, journal):
         "Return to the last good checkpoint with half the learning rate, at most three times."
-        state = read_checkpoint(self.out)[0] if self.out and self.run.on_nonfinite == "rollback" else None
-        if state is None or self.rollbacks >= 3:
-            raise error
+        state, path = read_checkpoint(self.out) if self.out else (None, "none")
+        if state is None or self.rollbacks >= 3 or self.run.on_nonfinite != "rollback":
+            raise NonFinite(f"{error}; last good checkpoint: {path}") from error
         rollbacks, factor = self.rollbacks + 1, self.lr_factor / 2
         self.load_state_dict(state)
         self.rollbacks, self.lr_factor = rollbacks, factor
+        self.save()                                                                    # else a kill would forget it
         journal.rewind(f"{error}; back to iteration {self.it}, learning rate × {factor:g} ({rollbacks} of 3)")
 
     def report(self, journal):
@@ -453,63 +543,15 @@ class Trainer:
             journal.picture(*self.validate())
         self.state.wait_for_everyone()
 
-    def validate(self):
-        "(numbers {name: value}, picture uint8 H×W×3 or None) of the averaged network on fixed inputs."
-        return {}, None
-
-    def card(self):
-        "What goes into the header of the weights that the run leaves."
-        return dict(iterations=self.it, images=self.it * self.run.batch)
-
-
-# %%
-#| export
-FREE = {"run": {"iterations", "workers", "log_every", "valid_every", "save_every", "keep", "on_nonfinite"}}     # may change when a run goes on
-
-
-def _differences(old, new, where=""):
-    "Settings in which two plain configs differ, but for those in FREE."
-    for k in old.keys() | new.keys():
-        if isinstance(old.get(k), dict) and isinstance(new.get(k), dict):
-            yield from _differences(old[k], new[k], f"{where}{k}.")
-        elif old.get(k) != new.get(k) and k not in FREE.get(where.rstrip("."), ()):
-            yield f"{where}{k} was {old.get(k)!r}, is {new.get(k)!r}"
-
-
-def _quiet_worker(_):
-    "A loading process: one thread, and Ctrl-C is its parent's affair."
-    import cv2
-
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _signals(trainer):
-    "Ctrl-C and SIGTERM end the run after the iteration, with a checkpoint; a second Ctrl-C at once."
-    def ask(number, frame):
-        if trainer.stop == "interrupted":
-            raise KeyboardInterrupt
-        trainer.stop = "interrupted"
-
-    import threading
-
-    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
-    try:
-        yield
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
-
 
 # %%
 #| export
 class Journal:
     "What a run tells: a progress bar, metrics.jsonl, TensorBoard and valid-ITERATION.png in the run's folder. Only the main process writes."
 
-    def __init__(self, trainer):
-        self.trainer, self.folder = trainer, trainer.out if trainer.main else None
+    def __init__(self, trainer, keep):
+        "Lines up to iteration `keep` stay; those after it will be written again."
+        self.trainer, self.folder, self.keep = trainer, trainer.out if trainer.main else None, keep
 
     def __enter__(self):
         from tqdm import tqdm
@@ -521,36 +563,34 @@ class Journal:
         if self.folder:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.trim()
+            self.trim(self.keep)
             self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=t.it + 1)
         return self
 
     def __exit__(self, *_):
         self.bar.close()
-        if self.folder:
-            self.file.close()
-            self.board.close()
+        for file in (self.file, self.board) if self.folder else ():
+            with suppress(OSError):                            # every line has been flushed, or its loss reported
+                file.close()
 
-    def trim(self):
-        "Drop lines after the iteration at which the run goes on (they will be written again), and a line that was cut off."
+    def trim(self, keep):
+        "Drop lines after the iteration `keep`, and one that was cut off."
         path, kept = self.folder / "metrics.jsonl", []
         for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                kept += [line] * (json.loads(line)["iteration"] <= self.trainer.it)
-            except (ValueError, KeyError):
-                pass
-        part = path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)
+            with suppress(ValueError, KeyError):
+                kept += [line] * (json.loads(line)["iteration"] <= keep)
+        write_whole(path, lambda f: f.write("".join(f"{line}\n" for line in kept).encode()))
         self.file = open(path, "a", buffering=1)
 
     def write(self, numbers):
         t = self.trainer
         if self.folder:
-            self.file.write(json.dumps(dict(iteration=t.it, images=t.it * t.run.batch) | numbers) + "\n")
-            for k, v in numbers.items():
-                if isinstance(v, (int, float)):
-                    self.board.add_scalar(k, v, t.it)
+            with naming(self.folder / "metrics.jsonl"):
+                self.file.write(json.dumps(dict(iteration=t.it, images=t.it * t.run.batch) | numbers) + "\n")
+            with naming(self.folder / "tensorboard"):
+                for k, v in numbers.items():
+                    if isinstance(v, (int, float)):
+                        self.board.add_scalar(k, v, t.it)
 
     def tick(self, logs):
         "After each iteration; every `log_every` iterations the numbers are read from the device and written."
@@ -569,7 +609,8 @@ class Journal:
         if self.folder and image is not None:
             import cv2
 
-            cv2.imwrite(str(self.folder / f"valid-{self.trainer.it:08d}.png"), np.ascontiguousarray(image[..., ::-1]))
+            png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+            write_whole(self.folder / f"valid-{self.trainer.it:08d}.png", lambda f: f.write(png))
 
     def rewind(self, message):
         "The run went back to an earlier iteration."
@@ -579,5 +620,5 @@ class Journal:
         self.since, self.images = time.perf_counter(), self.trainer.it * self.trainer.run.batch
         if self.folder:
             self.file.close()
-            self.trim()
+            self.trim(self.trainer.it)
             self.write(dict(rollback=message))

@@ -36,3 +36,31 @@ def build_like(classes, family, config):
     return classes[family](config.size, num_style_feat=config.style_dim, channel_multiplier=config.channel_multiplier, decoder_load_path=None,
                            fix_decoder=False, num_mlp=config.n_mlp, input_is_latent=True, different_w=config.w == "per_layer", narrow=config.narrow,
                            sft_half=config.sft == "half").eval()
+
+
+def load_official_trainer(vgg_seed=19):
+    "The official `GFPGANModel` on CPU, its VGG-19 random instead of downloaded. ImportError where it is not installed."
+    load_official()
+    import cv2
+    from basicsr.models.base_model import BaseModel
+    from torchvision.models import vgg
+
+    real, optimizer, encode = vgg.vgg19, BaseModel.get_optimizer, cv2.imencode
+
+    def random_vgg19(*_, **__):
+        with torch.random.fork_rng():
+            torch.manual_seed(vgg_seed)
+            net = real(weights=None)
+            for m in net.features:
+                if isinstance(m, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(m.weight, nonlinearity="relu")     # unit scale through all layers
+        return net
+
+    if getattr(BaseModel, "patched", None) is None:
+        vgg.vgg19 = random_vgg19
+        BaseModel.get_optimizer = lambda self, kind, params, lr, betas=(0.9, 0.999), **kw: optimizer(self, kind, params, lr, betas=tuple(map(float, betas)), **kw)
+        BaseModel.patched = encode
+    from gfpgan.archs import arcface_arch  # noqa: F401  (registers the network)
+    from gfpgan.models.gfpgan_model import GFPGANModel
+
+    return GFPGANModel

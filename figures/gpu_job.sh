@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Train on a GPU machine that has torch but no network, in pieces that fit its time limits.
+#   bash figures/gpu_job.sh pack DIR           here: DIR holds ffhq128/, ffhq256/, stylegan256/; makes runs/pack/ (faces and wheels, about 45 MB)
+#   bash figures/gpu_job.sh prior128 8         there: 8 minutes; the same line again goes on from the checkpoint
+#   bash figures/gpu_job.sh restorer128 8      there, after prior128
+# Results are copied to $OUT (default runs/out): averaged weights in fp16, config, curves, the last sheets.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+job=$1
+pack=runs/pack
+if [ "$job" = pack ]; then
+    mkdir -p "$pack/wheels"
+    python - "$2" "$pack" <<'PY'
+import pathlib, sys, tarfile, tempfile
+import cv2
+data, pack = map(pathlib.Path, sys.argv[1:])
+best = {p.stem: p for p in sorted(data.glob("ffhq128/*.jpg"))} | {p.stem: p for p in sorted(data.glob("ffhq256/*.jpg"))}    # the larger files are cleaner
+groups = {"train128": {n: p for n, p in best.items() if int(n) < 4700} | {f"s{p.stem}": p for p in sorted(data.glob("stylegan256/*.jpg"))},
+          "valid128": {n: p for n, p in best.items() if int(n) >= 4700}}
+with tempfile.TemporaryDirectory() as tmp, tarfile.open(pack / "faces128.tar", "w") as tar:
+    for group, files in groups.items():
+        folder = pathlib.Path(tmp, group)
+        folder.mkdir()
+        for name, p in sorted(files.items()):
+            cv2.imwrite(str(folder / f"{name}.jpg"), cv2.resize(cv2.imread(str(p)), (128, 128), interpolation=cv2.INTER_AREA), [cv2.IMWRITE_JPEG_QUALITY, 93])
+        tar.add(folder, group)
+        print(group, len(files))
+PY
+    python -m pip download --quiet --no-deps --only-binary :all: --dest "$pack/wheels" tyro typeguard shtab docstring_parser typing_extensions pyyaml tensorboard protobuf markdown werkzeug \
+        absl-py tensorboard-data-server grpcio pillow packaging facenet-pytorch==2.5.3 --python-version 3.12 --platform manylinux2014_x86_64
+    du -sh "$pack"
+    exit
+fi
+minutes=$2
+python -m pip install --quiet --no-index --no-deps --find-links "$pack/wheels" "$pack"/wheels/*.whl || echo "some wheels were not installed; going on"
+[ -d runs/train128 ] || tar -xf "$pack/faces128.tar" -C runs
+export PYTHONPATH=$PWD
+train() { python -c "from gfpgan_edu.cli import main; main()" train "$@" --data runs/train128 --out "runs/$job" --minutes "$minutes" --set run.workers=12; }
+case $job in
+    prior128) train prior --preset faces128 ;;
+    restorer128) train restorer --preset faces128 --prior runs/prior128/ema.safetensors --valid runs/valid128 --set boxes=template ;;
+    *) echo "no job $job: pack, prior128, restorer128" >&2; exit 2 ;;
+esac
+out=${OUT:-runs/out}
+mkdir -p "$out"
+python - "runs/$job" "$out/$job" <<'PY'
+import shutil, sys
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+run, out = sys.argv[1:]
+with safe_open(f"{run}/ema.safetensors", "pt") as f:                 # fp16 halves what travels
+    save_file({k: f.get_tensor(k).half() if f.get_tensor(k).is_floating_point() else f.get_tensor(k) for k in f.keys()}, f"{out}.safetensors", metadata=f.metadata())
+shutil.copy(f"{run}/config.yaml", f"{out}.yaml")
+shutil.copy(f"{run}/metrics.jsonl", f"{out}.jsonl")
+PY
+for sheet in $(ls "runs/$job"/valid-*.png | tail -n 3); do cp "$sheet" "$out/$job-$(basename "$sheet")"; done
