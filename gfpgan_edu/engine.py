@@ -58,7 +58,7 @@ class Run:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs 0 or more")
 
-# %% ../nbs/13_engine.ipynb #4853e233
+# %% ../nbs/13_engine.ipynb #f4f28e20
 def _suits(v, hint):
     "`v` as the annotation `hint` wants it; TypeError where it does not suit."
     if get_origin(hint) in (Union, types.UnionType):
@@ -114,7 +114,7 @@ def override(config, settings):
         if not eq or not isinstance(here, dict) or last not in here:
             raise ValueError(f"{setting!r}: no such setting; write key=value with a key as in config.yaml, such as run.batch=4")
         try:
-            here[last] = yaml.safe_load(value)
+            here[last] = yaml.safe_load(value) if value.strip() else ""
         except yaml.YAMLError:
             raise ValueError(f"{setting!r}: {value!r} is not YAML") from None
     return config_from(type(config), d)

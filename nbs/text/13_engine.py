@@ -118,7 +118,7 @@ def override(config, settings):
         if not eq or not isinstance(here, dict) or last not in here:
             raise ValueError(f"{setting!r}: no such setting; write key=value with a key as in config.yaml, such as run.batch=4")
         try:
-            here[last] = yaml.safe_load(value)
+            here[last] = yaml.safe_load(value) if value.strip() else ""
         except yaml.YAMLError:
             raise ValueError(f"{setting!r}: {value!r} is not YAML") from None
     return config_from(type(config), d)
