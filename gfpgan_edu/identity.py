@@ -84,13 +84,14 @@ class ArcFaceResNet(nn.Module):
         h = self.bn4(self.layer4(self.layer3(self.layer2(self.layer1(h)))))
         return self.bn5(self.fc5(self.dropout(h).flatten(1)))
 
-# %% ../nbs/12_identity.ipynb #0808fdbf
+# %% ../nbs/12_identity.ipynb #3086374c
 class GrayEmbedder(nn.Module):
     "An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode whatever is asked; gradients flow through it to the picture."
 
     def __init__(self, net):
         super().__init__()
-        self.net = net.requires_grad_(False).eval()
+        self.net = net.requires_grad_(False)
+        self.eval()
 
     def train(self, mode=True):
         return super().train(False)        # its statistics stay what they are

@@ -53,7 +53,7 @@ def test_every_preset_prints_its_config_and_reads_it_back(what, presets, tmp_pat
 
 @pytest.mark.parametrize("args, words", [
     ([], "--preset is missing"), (["--preset", "tinny"], "tinny"), ([*TINY, "--set", "run.bach=3"], "run.bach"), ([*TINY, "--set", "run.batch=many"], "run.batch is 'many'"),
-    ([*TINY, "--set", "loss=1"], "loss"), ([*TINY, "--set", "prior="], "no prior is named"), ([*TINY, "--set", "embedder="], "no embedder is named"),
+    ([*TINY, "--set", "loss=1"], "loss"), ([*TINY, "--set", "prior="], "no prior is named"), ([*TINY, "--set", "embedder=", "loss.identity=1"], "no embedder is named"),
     ([*TINY, "--set", "loss.perceptual=1"], "no features is named"), ([*TINY, "--set", "freeze_prior=true"], "freeze_prior"), ([*TINY, "--prior", "nowhere.pth"], "nowhere.pth"),
     ([*TINY, "--prior", "bundled"], "does not fit"), ([*TINY, "--set", "run.batch=3", "run.accumulate=2"], "cannot be shared"), ([*TINY, "--init-from", "nobody"], "nobody"),
     ([*TINY, "--set", "boxes=manifest"], "manifest")])

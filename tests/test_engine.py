@@ -1,5 +1,4 @@
 """The training loop inside one process: config, data order, averages, checkpoints, divergence, precision, time limits."""
-import json
 import math
 import os
 import resource
@@ -91,7 +90,7 @@ def test_a_setting_that_cannot_be_is_named(setting):
     assert setting.split("=")[0] in str(e.value)
 
 
-@pytest.mark.parametrize("change", [dict(batch=0), dict(keep=0), dict(ema_images=-1.0), dict(accumulate=0), dict(workers=-1), dict(seed=-1), dict(ema_images=math.nan)])
+@pytest.mark.parametrize("change", [dict(batch=0), dict(keep=0), dict(ema_images=-1.0), dict(accumulate=0), dict(workers=-1), dict(threads=-1), dict(seed=-1), dict(ema_images=math.nan)])
 def test_a_run_of_nonsense_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Run(**change)
@@ -130,6 +129,18 @@ def test_micro_batches_and_ranks_cut_alike(k, world, share):
     parts = [m["x"] for x in own for m in split({"x": x}, k)]
     assert sorted(torch.cat(parts).tolist()) == whole.tolist() and all(len(p) == share for p in parts)
     assert all((p[1:] - p[:-1] == k * world).all() for p in parts)                      # the stride that keeps groups of the minibatch statistic together
+
+
+def test_every_iteration_run_and_process_draws_its_own():
+    def seeds(seed, rank):
+        t = Toy(toy_run(seed=seed))
+        t.rank = rank
+        for t.it in range(1, 50):
+            yield t.seed(), t.seed(shared=True)
+
+    own, shared = ([pair[i] for seed in (0, 1) for rank in (0, 1) for pair in seeds(seed, rank)] for i in (0, 1))
+    assert len(set(own)) == len(own) == 4 * 49 and len(set(shared)) == len(shared) / 2 and not set(own) & set(shared)
+    assert all(0 <= s < 2**63 for s in own)
 
 
 # ---------------------------------------------------------------- averages and rates

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gfpgan_edu.engine import Phase, Run, Trainer, adam, checkpoints, read_checkpoint, stepwise
+from gfpgan_edu.engine import Phase, Run, Trainer, adam, read_checkpoint, stepwise
 
+os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")     # what a killed process left behind is cleaned up; no need to say so
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["gfpgan_edu.cli", "gfpgan_edu.train_prior", "gfpgan_edu.train_restorer", "gfpgan_edu.photos", "accelerate.utils", "cv2", "yaml", "tqdm",
                                 "torch.utils.tensorboard", "torchvision.ops"])
@@ -26,7 +27,8 @@ CONTEXT.set_forkserver_preload(["gfpgan_edu.cli", "gfpgan_edu.train_prior", "gfp
 
 # ---------------------------------------------------------------- processes
 
-def _child(target, args, log, env):
+def _child(target, args, log, env, start_method):
+    multiprocessing.set_start_method(start_method, force=True)                          # of its own children: the platform's
     os.setsid()
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
@@ -37,7 +39,7 @@ def _child(target, args, log, env):
 
 def start(target, *args, log, **env):
     "A process that runs target(*args) in its own process group; what it returns is its exit code."
-    p = CONTEXT.Process(target=_child, args=(target, args, str(log), env))
+    p = CONTEXT.Process(target=_child, args=(target, args, str(log), env, multiprocessing.get_start_method()))
     p.start()
     return p
 

@@ -139,7 +139,7 @@ assert_close(to_gray(x[..., :256, :256]), F.avg_pool2d(to_gray(x[..., :256, :256
 assert_close(to_gray(torch.ones(1, 3, 128, 128)), torch.full((1, 1, 128, 128), 0.9999))         # the weights add up to 0.9999
 
 # %% [markdown]
-# So at 512 px each of the 128 × 128 values is the mean of 4 pixels, and the other 12 of its 4 × 4 block are never read. They get no gradient from the identity loss either. The next cell counts, and shows what aliasing does to a pattern whose stripes become finer outwards.
+# So at 512 px each of the 128 × 128 values is the mean of 4 pixels, and the other 12 of its 4 × 4 block are never read. They get no gradient from the identity loss either. The next cells count them, and show what aliasing does to rings that become finer outwards.
 
 # %%
 picture = torch.zeros(1, 3, 512, 512, requires_grad=True)
@@ -150,16 +150,17 @@ assert read.float().mean() == 0.25
 
 # %%
 #| label: fig-identity-gray
-#| fig-cap: "A 512 px picture of rings; the same at 128 px as the embedder gets it, and with a filter against aliasing; the pixels that are read, in a corner of 24 px."
-#| fig-alt: "Rings that become finer outwards; a version with false rings around the edges; a version that fades to grey; a regular grid of small white squares."
+#| fig-cap: "Fine rings, 128 px wide part of a 512 px picture; the same part as the embedder gets it, and with a filter against aliasing; the pixels that are read, in a corner of 24 px."
+#| fig-alt: "Stripes that become finer to the right; a version whose stripes become wider again; a version that fades to grey; a regular grid of small white squares."
 r2 = (torch.arange(512.0) - 255.5).square()
 rings = torch.cos(math.pi * (r2[:, None] + r2[None]) / 1024).expand(1, 3, 512, 512)
 fair = F.interpolate(rings[:, :1], (128, 128), mode="bilinear", antialias=True)
-show([rings[0, 0], to_gray(rings)[0, 0], fair[0, 0], read[:24, :24]], ["512 px", "to_gray", "antialiased", "pixels read"], vmin=None, height=2.0);
+part = lambda t: t[0, 0, 3 * t.shape[2] // 8:5 * t.shape[2] // 8, 3 * t.shape[3] // 4:]       # at the right edge, half way down
+show([part(rings), part(to_gray(rings)), part(fair), read[:24, :24] * 2.0 - 1], ["512 px", "to_gray", "antialiased", "pixels read"], vmin=-1, vmax=1, height=1.6);
 
 
 # %% [markdown]
-# The outer rings of @fig-identity-gray are too fine for 128 px and should fade to an even grey. With `to_gray` a part of them comes back as false rings. Faces hold less of such detail, but noise does the same: it is averaged over 4 pixels and not over 16. At 256 px nothing is skipped, and at 128 px nothing is resized at all.
+# The rings of @fig-identity-gray are too fine for 128 px and should fade to an even grey. With `to_gray` they come back as false ones, which even become wider where the true ones become finer. Faces hold less of such detail, but noise does the same: it is averaged over 4 pixels and not over 16. At 256 px nothing is skipped, and at 128 px nothing is resized at all.
 #
 # With `to_gray` at hand, the embedder of three lines:
 
@@ -171,19 +172,19 @@ def pixels(x):
 
 # %%
 face = example_faces(1, 128)[0]
-y = to_tensor(face)
-views = {"the face": y, "darker, flat": 0.5 * y - 0.3, "mirrored": y.flip(3), "4 px aside": y.roll(4, 3),
-         "blurred": to_tensor(degrade(face, DegradationParams(sigma_x=3, sigma_y=3, kernel_size=17))), "upside down": y.flip(2)}
-at = {name: angle(pixels(y), pixels(v)).item() for name, v in views.items()}
+true = to_tensor(face)
+views = {"the face": true, "darker, flat": 0.5 * true - 0.3, "mirrored": true.flip(3), "4 px aside": true.roll(4, 3),
+         "blurred": to_tensor(degrade(face, DegradationParams(sigma_x=3, sigma_y=3, kernel_size=17))), "upside down": true.flip(2)}
+at = {name: angle(pixels(true), pixels(v)).item() for name, v in views.items()}
 assert at["the face"] < 0.1 and at["darker, flat"] < 0.1               # a cosine of centred vectors sees no light and no contrast
-assert_close(at["mirrored"], float(np.degrees(np.arccos(np.corrcoef(to_gray(y).numpy().ravel(), to_gray(y.flip(3)).numpy().ravel())[0, 1]))), rtol=1e-3, atol=1e-2)
+assert_close(at["mirrored"], float(np.degrees(np.arccos(np.corrcoef(to_gray(true).numpy().ravel(), to_gray(true.flip(3)).numpy().ravel())[0, 1]))), rtol=1e-3, atol=1e-2)
 assert at["blurred"] < at["4 px aside"] < at["upside down"]
 
 # %%
 #| label: fig-identity-pixels
-#| fig-cap: "The embedder of three lines: angles between the first picture and changed copies of it."
-#| fig-alt: "Six pictures of one face, each with an angle: very small for the darker copy, larger for the shifted, mirrored and upside-down ones."
-show([v[0] for v in views.values()], [f"{name}: {at[name]:.0f}°" for name in views], cols=6, height=1.5);
+#| fig-cap: "The embedder of three lines: angles between a face and changed copies of it."
+#| fig-alt: "Five pictures of one face, each with an angle: zero for the darker copy, larger for the blurred, shifted, mirrored and upside-down ones."
+show([v[0] for v in views.values()][1:], [f"{name}: {at[name]:.0f}°" for name in views][1:], cols=5, height=1.1);
 
 
 # %% [markdown]
@@ -309,7 +310,8 @@ class GrayEmbedder(nn.Module):
 
     def __init__(self, net):
         super().__init__()
-        self.net = net.requires_grad_(False).eval()
+        self.net = net.requires_grad_(False)
+        self.eval()
 
     def train(self, mode=True):
         return super().train(False)        # its statistics stay what they are
@@ -399,7 +401,7 @@ assert near.grad.isfinite().all()                                      # even wh
 #| fig-alt: "A circle with two arrows and two coloured arcs with a gap between them; three falling curves, lower for a larger margin."
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(7.5, 2.9), layout="constrained")
 middle, half = math.radians(60), 0.25                                  # prototypes at 20 and 100 degrees, margin 0.5: θ_A + m < θ_B
-for label, at_, lo, hi, colour in (("A", 20, middle - math.pi / 2, middle - half, "#0072B2"), ("B", 100, middle + half, middle + math.pi / 2, "#D55E00")):
+for label, at_, lo, hi, colour in (("A", 20, middle - math.pi + half, middle - half, "#0072B2"), ("B", 100, middle + half, middle + math.pi - half, "#D55E00")):
     t, p = np.linspace(lo, hi, 100), math.radians(at_)
     ax.plot(np.cos(t), np.sin(t), lw=6, color=colour, solid_capstyle="butt")
     ax.annotate("", (math.cos(p), math.sin(p)), (0, 0), arrowprops=dict(arrowstyle="-|>", color=colour, lw=1.5))
@@ -409,12 +411,12 @@ ax.text(1.5 * math.cos(middle), 1.28 * math.sin(middle), "gap $m$", ha="center",
 ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="#bbbbbb", zorder=0))
 ax.set(aspect="equal", xlim=(-1.5, 1.7), ylim=(-1.1, 1.45)), ax.axis("off")
 for (m, c), colour in zip(margins.items(), ("#444444", "#009E73", "#CC79A7")):
-    bx.plot(np.degrees(angles), c, color=colour, label=f"margin {m}")
+    bx.plot(np.degrees(angles.numpy()), c.numpy(), color=colour, label=f"margin {m}")
 bx.set(xlabel="angle to the right prototype (°)", ylabel="logit / scale", xticks=range(0, 181, 45)), bx.legend(fontsize=8);
 
 
 # %% [markdown]
-# Without a margin the dashed line of @fig-identity-margin is the only border. With it, a strip as wide as $m$ between any two people belongs to nobody. On the right the curves fall everywhere, also past $\pi-m$.
+# Without a margin the dashed line of @fig-identity-margin and its continuation are the only border. With it, a strip as wide as $m$ between any two people belongs to nobody. On the right the curves fall everywhere, also past $\pi-m$.
 #
 # Does it work? The next cell trains a tiny network that maps six noisy clusters of 16 numbers to *two* numbers, once with margin 0 and once with 0.5. In two dimensions everything can be seen.
 
@@ -511,7 +513,7 @@ def load_embedder(source="bundled"):
 
 # %%
 embedder = load_embedder()
-assert embedder(y_ := to_tensor(example_faces(3, 128))).shape == (3, embedder.net.config["dim"])
+assert embedder(to_tensor(example_faces(3, 128))).shape == (3, embedder.net.config["dim"])
 with tempfile.TemporaryDirectory() as folder:
     path, wanted = Path(folder) / "arcface_resnet18.pth", full.state_dict()
     fake = {k: torch.rand(v.shape).to(v.dtype) for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
@@ -529,7 +531,10 @@ run = json.loads(Path("../figures/embedder.json").read_text())
 unseen, flat, known = run["unseen"], run["pixels"], run["train_people_scores"]
 print(f"{run['data']['train_people']} people, {run['data']['train_pictures']} pictures, {run['steps']} steps of {run['batch']}; {count(embedder):,} parameters")
 print(f"same or different? pairs: {unseen['pairs_same']} same, {unseen['pairs_different']:,} different")
-table = {"people of the training set": known, "people never seen": unseen, "the same, degraded": run["unseen_degraded"], "grey pixels": flat, "grey pixels, degraded": run["pixels_degraded"]}
+table = {"people of the training set": known, "people never seen": unseen, "the same, degraded": run["unseen_degraded"],
+         "only an oval of the face": run["unseen_face_only"], "only what is around it": run["unseen_surroundings_only"], "grey pixels": flat, "grey pixels, degraded": run["pixels_degraded"]}
+if "reference" in run:
+    table |= {"a strong public embedder": run["reference"]["unseen"], "the same one, degraded": run["reference"]["unseen_degraded"]}
 for name, s in table.items():
     print(f"{name:28} same {s['mean_same']:.0f}°, different {s['mean_different']:.0f}°, equal error rate {s['equal_error_rate']:.2f}")
 middles = np.add(unseen["bins"][:-1], 1.5)
@@ -539,7 +544,10 @@ for s in (unseen, flat):                                               # the sto
     missed, wrong = 1 - np.cumsum(s["same"]) / s["pairs_same"], np.cumsum(s["different"]) / s["pairs_different"]
     best = np.abs(missed - wrong).argmin()
     assert abs((missed + wrong)[best] / 2 - s["equal_error_rate"]) < 0.03
-assert known["equal_error_rate"] < unseen["equal_error_rate"] < flat["equal_error_rate"] and count(embedder) == run["parameters"]
+assert known["equal_error_rate"] < 0.02 and unseen["equal_error_rate"] < 0.8 * flat["equal_error_rate"] > run["unseen_face_only"]["equal_error_rate"] and count(embedder) == run["parameters"]
+third, last = run["curve"][2], run["curve"][-1]
+print(f"steps {third['step']} and {last['step']}: right in training {third['train_accuracy']:.2f}, {last['train_accuracy']:.2f}; same or different {third['unseen_accuracy']:.2f}, {last['unseen_accuracy']:.2f}")
+assert last["train_accuracy"] > 0.95 and abs(last["unseen_accuracy"] - third["unseen_accuracy"]) < 0.03
 
 # %%
 #| label: fig-identity-run
@@ -556,19 +564,25 @@ for name, colour in (("same", "#0072B2"), ("different", "#E69F00")):
 bx.axvline(unseen["threshold"], ls="--", color="#444444"), bx.set(xlabel="angle (°)", ylabel="share of pairs", xlim=(20, 130)), bx.legend(fontsize=8);
 
 # %% [markdown]
-# RUN_PROSE
+# The equal error rate is where one threshold calls as many same-person pairs different as it calls different people the same. A coin has 0.5.
+#
+# The numbers are sobering. On the people it was trained on the embedder makes no mistake worth printing. On strangers it errs in about a quarter of the cases, against two fifths for plain pixels. @fig-identity-run shows when this was decided: after 300 steps the strangers gain hardly anything more, while the network goes on to learn its 55 people by heart.
+# The two histograms on the right are apart, and overlap widely. No single pair can be judged with it. Means over many pairs can be compared.
+# It does not look at faces alone, either: with the face painted over it still does better than the pixels of the whole picture. Hair, clothes and background help it.
+#
+# One line is a surprise. A strong public embedder, trained on far more people, hardly errs on sharp faces, and loses nearly all of that on heavily degraded ones. Ours saw degraded faces in training and hardly changes. An embedder that judges restorers should know what bad pictures look like.
 
 # %% [markdown]
 # ## Put together
 #
-# One real face, damaged more and more. The true face is one end of the angle, the damaged one the other. A face of somebody else would stand near 90 degrees.
+# One real face, damaged more and more. The true face is one end of the angle, the damaged one the other. A face of somebody else stands at about 90 degrees on average, as the run above showed.
 
 # %%
 sigmas = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 damaged = [to_tensor(degrade(face, DegradationParams(sigma_x=s, sigma_y=s, kernel_size=41, delta=5 if s else 0, noise_seed=1))) for s in sigmas]
-curves = {name: [angle(f(y := to_tensor(face)), f(x)).item() for x in damaged] for name, f in (("embedder", embedder), ("grey pixels", pixels))}
+curves = {name: [angle(f(true), f(x)).item() for x in damaged] for name, f in (("embedder", embedder), ("grey pixels", pixels))}
 assert all(c[0] < 0.1 and c[2] < c[4] < c[7] for c in curves.values())
-stranger = angle(embedder(y), embedder(y.flip(2))).item()              # no stranger at hand: a face upside down
+stranger = angle(embedder(true), embedder(true.flip(2))).item()        # no stranger at hand: the face upside down
 assert stranger > curves["embedder"][-1]
 
 # %% [markdown]
@@ -576,7 +590,7 @@ assert stranger > curves["embedder"][-1]
 
 # %%
 judge = copy.deepcopy(embedder).double()
-target, x = judge(y.double()), damaged[5].double().requires_grad_()
+target, x = judge(true.double()), damaged[5].double().requires_grad_()
 loss = identity(judge(x), target)
 slope, = torch.autograd.grad(loss, x)
 direction = torch.randn(x.shape, generator=g, dtype=torch.float64)
@@ -587,7 +601,7 @@ with torch.no_grad():
 assert_close((up - down) / 2e-6, (slope * direction).sum(), rtol=1e-3, atol=1e-8)
 assert_close(slope[:, 0] * 0.5870, slope[:, 1] * 0.2989, rtol=1e-6, atol=1e-15)
 assert_close(slope[:, 2] * 0.5870, slope[:, 1] * 0.1140, rtol=1e-6, atol=1e-15)
-assert_close(tinted, loss, rtol=1e-9, atol=0) and None
+assert_close(tinted, loss, rtol=1e-9, atol=0)
 
 # %% [markdown]
 # And now a warning in form of an experiment: what if the identity loss were the only loss? Gradient descent on the *pixels* of the damaged face, with nothing but Eq. 8:
@@ -596,22 +610,24 @@ assert_close(tinted, loss, rtol=1e-9, atol=0) and None
 free, before = damaged[5].clone().requires_grad_(), damaged[5]
 optimiser = torch.optim.Adam([free], 0.01)
 for _ in range(60):
-    loss = identity(embedder(free), embedder(y))
+    loss = identity(embedder(free), embedder(true))
     optimiser.zero_grad(), loss.backward(), optimiser.step()
     free.data.clamp_(-1, 1)
-psnr = lambda a: (10 * torch.log10(4 / (a - y).square().mean())).item()
-deg = lambda a: angle(embedder(a), embedder(y)).item()
+psnr = lambda a: (10 * torch.log10(4 / (a - true).square().mean())).item()
+deg = lambda a: angle(embedder(a), embedder(true)).item()
 after = free.detach()
-print(f"angle: {deg(before):.0f}° before, below 5° after: {deg(after) < 5}; PSNR falls by more than 0.3 dB: {psnr(before) - psnr(after) > 0.3}")
-assert deg(after) < 0.3 * deg(before) and psnr(after) < psnr(before)
+flat_deg = lambda a: angle(pixels(a), pixels(true)).item()
+for name, a in (("before", before), ("after", after)):
+    print(f"{name:6}  angle {deg(a):.0f}°, by grey pixels {flat_deg(a):.0f}°, PSNR {psnr(a):.1f} dB")
+assert deg(after) < 0.3 * deg(before) and psnr(after) < psnr(before) and flat_deg(after) > flat_deg(before)
 
 # %%
 #| label: fig-identity-gradient
-#| fig-cap: "The true face, a damaged copy, the gradient of the identity loss (size, per pixel), the copy after descent on Eq. 8 alone, and what the descent added, ten times enlarged."
-#| fig-alt: "A sharp face, a blurred face, a map with bright spots over the face, a blurred face with faint grain, and a picture of grain."
+#| fig-cap: "The true face, a damaged copy, the gradient of the identity loss (size, per pixel), and the copy after descent on Eq. 8 alone."
+#| fig-alt: "A sharp face, a blurred face, a map with bright spots over the face, and a blurred face with grain."
 strength = slope[0].float().norm(dim=0)
-show([y[0], before[0], strength / strength.max() * 2 - 1, after[0], 10 * (after - before)[0]],
-     ["true", f"damaged: {deg(before):.0f}°", "gradient", f"descent: {deg(after):.0f}°", "added × 10"], cols=5, height=1.7, cmap="magma");
+show([true[0], before[0], (strength / strength.max()).sqrt(), after[0]],
+     ["true", f"damaged: {deg(before):.0f}°", "gradient", f"descent: {deg(after):.0f}°"], cols=4, height=1.05, cmap="magma");
 
 # %%
 #| label: fig-identity-damage
@@ -620,10 +636,14 @@ show([y[0], before[0], strength / strength.max() * 2 - 1, after[0], 10 * (after 
 fig, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
 for (name, c), colour in zip(curves.items(), ("#0072B2", "#D55E00")):
     ax.plot(sigmas, c, "o-", color=colour, label=name, ms=4)
-ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)"), ax.legend(fontsize=8);
+ax.axhline(stranger, ls="--", color="#444444", label="embedder, face upside down")
+ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)", ylim=(0, None)), ax.legend(fontsize=8);
 
 # %% [markdown]
-# PUT_PROSE
+# In @fig-identity-gradient the descent reaches an angle of almost zero, and the face is no sharper. The change is a grain that means something to this network only. The other judge, grey pixels, sees no improvement, and the PSNR falls. A judge that can be differentiated can be fooled.
+# A restorer is harder to lead astray: the other losses pull too, and one network must serve all faces. Still, it is a reason not to report, as a result, the angle of the very embedder that was trained against.
+#
+# @fig-identity-damage: with mild blur the angle of the embedder stays near that of the pixels, and then grows faster. What a restorer may be praised for is the way back along such a curve.
 
 # %% [markdown]
 # ## Paper, official code, ours
@@ -635,7 +655,7 @@ ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)"), ax.legend(fontsize=8);
 # | Eq. 8 | l1 norm | mean of absolute differences, of vectors that are not normalised, weight 10 | the same (@sec-losses) | |
 # | the truth's embedding | not stated | detached | the same | nothing to train there |
 # | frozen | "pretrained" | parameters without gradient, `eval()` once | also refuses a later `.train()` | a parent's `.train()` cannot undo it |
-# | Deg. | angle in the ArcFace space | a script published with a later paper of some of the authors: arccosine in degrees, mean over pairs | `angle`, clipped | no NaN for equal pictures |
+# | Deg. | angle in the ArcFace space | a script published with a later paper of some of the authors: arccosine in degrees, mean over pairs, those below 1° left out | `angle`, clipped | no NaN for equal pictures |
 #
 # : The identity loss in three versions {#tbl-identity-versions}
 #

@@ -1,14 +1,41 @@
 # %% [markdown]
 # # Training the prior {#sec-train-prior}
+#
+# > Before a network can restore faces, something has to know what faces look like.
+#
+# **You will build** the trainer of the StyleGAN2 prior: its two players, two penalties that run only now and then, mixed codes, and augmentations that hide nothing from the gradient.
+# **Needs** the generator of @sec-stylegan2, the discriminator of @sec-discriminators, the objectives of @sec-losses and the loop of @sec-engine.
+# **Runs in** about 30 s on a laptop CPU, a live training included.
 
 # %%
 #| default_exp train_prior
+
+# %%
+import json
+import tempfile
+import warnings
+from pathlib import Path
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fastcore.test import test_fail
+from torch.testing import assert_close
+
+from gfpgan_edu.engine import plain
+from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.faces import to_images, to_tensor
+from gfpgan_edu.gfpgan import GFPGAN
+from gfpgan_edu.stylegan2 import StyleGAN2
+from gfpgan_edu.weights import load_prior
 
 # %%
 #| export
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +47,110 @@ from gfpgan_edu.faces import FaceFolder, to_images
 from gfpgan_edu.losses import d_logistic, g_logistic, path_length, r1
 from gfpgan_edu.stylegan2 import StyleGAN2
 
+# %% [markdown]
+# In @fig-train-prior-map the prior is the last box before the output. This chapter trains it alone, with no degraded face in sight.
+
+# %%
+#| label: fig-train-prior-map
+#| fig-cap: "This chapter trains the prior, before anything else is trained."
+#| fig-alt: "The method as boxes and arrows; the box of StyleGAN2 is coloured."
+torch.set_num_threads(1)                                              # quickest for small nets
+warnings.filterwarnings("ignore", message="IProgress not found")
+draw_map("stylegan2");
+
+# %% [markdown]
+# ## Why a prior comes first
+#
+# A restorer is trained on pairs: a damaged face and the truth. Pairs teach it what to keep. They teach it less well what a face *is*, because the pixel loss rewards a blurred average wherever the input does not decide.
+# A generative network is trained on sharp pictures alone. No pair, no label and no degradation is needed. GFP-GAN therefore takes a finished StyleGAN2, freezes it, and trains the rest around it.
+#
+# How much of the restorer is that frozen part? The cell counts on the `meta` device, where tensors have shapes and no data.
+
+# %%
+with torch.device("meta"):
+    net = GFPGAN()
+count = lambda m: sum(p.numel() for p in m.parameters() if p.requires_grad)
+total, prior = count(net), count(net.decoder)
+print(f"restorer of the paper: {total / 1e6:.1f} million parameters, {prior / total:.0%} of them in the prior")
+assert count(net.freeze_prior()) == total - prior and 0.3 < prior / total < 0.4
+
+# %% [markdown]
+# A third of the numbers never learns from pairs. If that third is random instead of trained, the restorer bends around noise. @sec-train-restorer refuses to start in that state.
+#
+# ## The game
+#
+# Two networks play. The generator $G$ makes a picture from a code $z$. The discriminator $D$ scores pictures, high for real. Per iteration they minimise, in turn,
+#
+# $$\mathcal L_D=\mathbb E_y\,\mathrm{sp}(-D(t(y)))+\mathbb E_z\,\mathrm{sp}(D(t(G(z))))+\tfrac{\gamma}{2}\,\mathbb E_y\|\partial D(t(y))/\partial t(y)\|^2,\qquad \mathcal L_G=\mathbb E_z\,\mathrm{sp}(-D(t(G(z))))+\lambda\,\mathbb E\big(\|J^\top\epsilon\|-a\big)^2$$ {#eq-train-prior-game}
+#
+# Here $y$ is a real face, $\mathrm{sp}$ is softplus, and $t$ is an augmentation that is explained below. The logistic terms are those of @eq-adv. The term with $\gamma=10$ is R1: it keeps the slope of $D$ small at real pictures, so that $D$ cannot become a cliff. The last term asks that steps of equal size in code space change the picture by equal amounts: $J$ is the derivative of the picture with respect to the codes, $\epsilon$ is noise, $a$ is a running mean. All of them were built and checked in @sec-losses.
+#
+# Two numbers help to read such a game. A discriminator that cannot tell scores 0 everywhere:
+
+# %%
+undecided = torch.zeros(8, 1)
+d, g = d_logistic(undecided, undecided).item(), g_logistic(undecided).item()
+print(f"an undecided discriminator: loss of D {d:.2f}, loss of G {g:.2f}")
+np.testing.assert_allclose([d, g], [2 * np.log(2), np.log(2)], rtol=1e-6)
+
+# %% [markdown]
+# A loss of $D$ far below 1.39 means that $D$ wins. Neither loss says how good the pictures are. They describe the balance, and pictures are judged by looking.
+#
+# ## Penalties that run now and then
+#
+# Both penalties need a derivative of a derivative. That costs about as much as the rest of the iteration. StyleGAN2 [@karras2020stylegan2] computes R1 in every 16th iteration only and path length in every 4th, and calls this lazy regularisation. Two corrections belong to it, for an interval of $k$ iterations:
+#
+# $$\text{weight}\times k,\qquad \beta'=\beta^{\,k/(k+1)},\qquad \eta'=\eta\,\tfrac{k}{k+1}$$ {#eq-train-prior-lazy}
+#
+# The first is bookkeeping: once in $k$ iterations, $k$ times as strong, gives the same push on average. The others concern Adam [@kingma2015adam], with its decay rates $\beta$ and its learning rate $\eta$. In StyleGAN2 the penalty takes a step of its own, so $k$ iterations hold $k+1$ steps. With $\beta'$ the memory fades over those $k+1$ steps as it would over $k$ steps with $\beta$, and the steps add up to the same distance. The cell checks this arithmetic.
+
+# %%
+for k in (4, 16):
+    beta, lr = 0.99, 2e-3
+    slower, shorter = beta ** (k / (k + 1)), lr * k / (k + 1)
+    np.testing.assert_allclose([slower ** (k + 1), shorter * (k + 1)], [beta**k, lr * k], rtol=1e-12)
+    pushes = sum(k * (it % k == 0) for it in range(1, 10 * k + 1))                 # weight k, in every k-th iteration
+    assert pushes == 10 * k
+    print(f"every {k:2}: beta {beta} -> {slower:.4f}, learning rate {lr} -> {shorter:.5f}")
+
+
+# %% [markdown]
+# Our engine, like the official GFP-GAN code, adds the penalty's gradient to the same step and takes no extra one. The corrections are then a convention. We keep StyleGAN2's values, so that its learning rates can be copied. The trainer further down is checked for both: one step, and the sum of the two gradients.
+#
+# ## Codes that are mixed
+#
+# A face drawn from one code lets neighbouring layers rely on each other: the hair of layer 8 may assume the pose of layer 2. StyleGAN [@karras2019stylegan] breaks this with pictures made from *two* codes. Layers before a random cut take the first, the rest the second. With $L$ layers and a cut $c\in\{1,\dots,L-1\}$:
+#
+# $$w_i=\begin{cases}f(z_1)& i<c\\ f(z_2)& i\ge c\end{cases}\qquad i=0,\dots,L-1$$ {#eq-train-prior-mixing}
+#
+# $f$ is the mapping network. A cut at $L$ means a single code. In training 90 % of the pictures are mixed. GFP-GAN profits, because it later asks the prior for a different code at each layer.
+
+# %%
+#| export
+def mixed_codes(g, z, cut):
+    "z (b, 2, d), cut (b,) -> codes w (b, L, d) of a StyleGAN2 `g`: layers before `cut` take the first, those from `cut` on the second (@eq-train-prior-mixing)."
+    w = g.mapping(z)
+    late = torch.arange(g.synthesis.n_codes, device=cut.device) >= cut[:, None]
+    return torch.where(late[..., None], w[:, 1, None], w[:, 0, None])
+
+
+# %%
+torch.manual_seed(0)
+small = StyleGAN2(32, 16, 2, narrow=1 / 16).requires_grad_(False)
+L, z = small.synthesis.n_codes, torch.randn(4, 2, 16)
+cut = torch.tensor([1, 3, L - 1, L])
+w = mixed_codes(small, z, cut)
+for b in range(4):                                                     # independent: one layer at a time, one code at a time
+    for i in range(L):
+        assert_close(w[b, i], small.mapping(z[b, 0 if i < cut[b] else 1][None])[0], rtol=1e-5, atol=1e-6)
+assert w.shape == (4, L, 16) and (w[3] == w[3, :1]).all() and not (w[2] == w[2, :1]).all()
+
+
+# %% [markdown]
+# ## Augmentations the generator never sees
+#
+# A discriminator with a few thousand faces soon knows them by heart. From then on it teaches nothing. The remedy would be more pictures, and augmentation makes more out of few. But a discriminator that is shown shifted and tinted real faces takes shifted and tinted for real, and the generator learns to make such faces.
+# The way out is to treat real and made pictures alike [@zhao2020diffaugment; @karras2020ada]. The same $t$ stands before every $D$ in @eq-train-prior-game. Then a shift is no sign of anything. For $G$ to learn through $t$, a gradient must flow through it.
 
 # %%
 #| export
@@ -33,8 +164,27 @@ def augment_colour(x):
     return mean + (x - mean) * u(0.5, 1.5)
 
 
+# %% [markdown]
+# Of the three changes only brightness may move the mean of a picture, and only by up to 0.5. Saturation turns colours about the grey of each pixel, contrast turns values about the mean of the picture. All three are centred on "no change", so the average over many draws is the picture itself.
+
+# %%
+face = to_tensor(example_faces(1, 128))                                            # (1, 3, 128, 128)
+crowd = augment_colour(face.double()[..., ::8, ::8].expand(20_000, -1, -1, -1))
+one = face.double()[..., ::8, ::8]
+drift = crowd.mean((1, 2, 3)) - one.mean()
+assert drift.abs().max() < 0.5 and 0.45 < drift.abs().max() and abs(drift.mean()) < 0.01
+assert_close(crowd.mean(0), one[0], rtol=0, atol=0.03)                             # centred: the mean of all draws is the picture
+grey = one.mean(1, keepdim=True).expand_as(one)
+assert (augment_colour(grey).std(1) < 1e-12).all()                                 # a grey picture gains no colour
+slope = (crowd - crowd.mean((1, 2, 3), keepdim=True)).mean(1) / (grey - grey.mean())[:, 0]
+assert_close(slope.amax((1, 2)), slope.amin((1, 2)), rtol=1e-6, atol=1e-6)         # one contrast per picture: the greys stay in proportion
+assert 0.5 < slope.min() < 0.51 and 1.49 < slope.max() < 1.5
+
+
+# %%
+#| export
 def augment_place(x, most=1 / 8):
-    "Each picture shifted by up to `most` of its side, black where nothing comes in."
+    "Each picture shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
     b, _, s, _ = x.shape
     m = int(s * most + 0.5)
     shift = torch.randint(-m, m + 1, (b, 2), device=x.device)
@@ -44,15 +194,47 @@ def augment_place(x, most=1 / 8):
     return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
+# %% [markdown]
+# Shifts are whole pixels. A fraction would need interpolation, and the discriminator would see blur. The check looks for the shift of each picture by trying all of them with `np.roll`.
+
+# %%
+torch.manual_seed(1)
+many = torch.randn(1, 3, 16, 16).expand(300, -1, -1, -1)
+moved, found = augment_place(many).numpy(), set()
+framed = np.pad(many[0].numpy(), ((0, 0), (16, 16), (16, 16)))
+for picture in moved:
+    fits = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if np.array_equal(np.roll(framed, (i, j), (1, 2))[:, 16:32, 16:32], picture)]
+    assert len(fits) == 1                                                          # exactly one whole shift explains it, to the last bit
+    found.add(fits[0])
+assert len(found) == 25                                                            # all shifts of up to 16/8 = 2 px occur
+
+
+# %%
+#| export
 def augment_hole(x, share=0.5):
-    "A square of `share` of the side set to grey (0), its centre anywhere."
+    "A square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
     b, _, s, _ = x.shape
-    half, at = int(s * share) // 2, torch.arange(s, device=x.device)
-    centre = torch.randint(0, s, (b, 2), device=x.device)
-    row, col = ((at - centre[:, i, None]).abs() < half for i in (0, 1))
+    n = int(s * share + 0.5)
+    first = torch.randint(0, s + 1 - n % 2, (b, 2), device=x.device) - n // 2
+    at = torch.arange(s, device=x.device)
+    row, col = ((at >= first[:, i, None]) & (at < first[:, i, None] + n) for i in (0, 1))
     return x * ~(row[:, None, :, None] & col[:, None, None, :])
 
 
+# %%
+for s, share in ((16, 0.5), (15, 0.2), (64, 0.5)):
+    n = int(s * share + 0.5)
+    gone = augment_hole(torch.ones(4000, 1, s, s), share)[:, 0] == 0
+    sides = torch.stack([gone.any(2).sum(1), gone.any(1).sum(1)], 1)
+    assert (gone.flatten(1).sum(1) == sides.prod(1)).all()                         # a rectangle without gaps,
+    assert sides.max() == n and sides.min() == (n + 1) // 2                           # n × n in the middle, cut in half at most at the rim
+    share_of_all = gone.float().mean().item()
+    k = s + 1 - n % 2                                                              # by hand: the mean of the visible side over all centres
+    side = np.mean([min(s, c - n // 2 + n) - max(0, c - n // 2) for c in range(k)])
+    np.testing.assert_allclose(share_of_all, (side / s) ** 2, rtol=0.05)
+
+# %%
+#| export
 AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}
 
 
@@ -62,6 +244,45 @@ def augment(x, names):
         x = AUGMENTATIONS[name](x)
     return x
 
+
+# %%
+#| label: fig-train-prior-augment
+#| fig-cap: "Four draws for one face with each augmentation alone and with all three."
+#| fig-alt: "Portraits: with other colours, shifted with grey borders, with a grey square, and all of it at once."
+torch.manual_seed(3)
+tile = F.avg_pool2d(face, 2).expand(4, -1, -1, -1)
+rows = {"colour": ("colour",), "place": ("place",), "hole": ("hole",), "all three": ("colour", "place", "hole")}
+show([t for names in rows.values() for t in augment(tile, names)], [n for name in rows for n in (name, "", "", "")], cols=8, height=1.0);
+
+
+# %% [markdown]
+# @fig-train-prior-augment: nothing here changes what makes a face a face. Only pictures for $D$ are treated this way. What the generator makes is never shown like this.
+#
+# Does the gradient arrive? The check compares it with differences of values, for the whole chain and fixed draws. And the same draws must do the same to a real and to a made picture.
+
+# %%
+def with_seed(x, seed=0):
+    torch.manual_seed(seed)
+    return augment(x, ("colour", "place", "hole"))
+
+
+x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
+assert torch.autograd.gradcheck(with_seed, x)                                     # against finite differences
+for names in (("place", "hole"), ("colour", "place", "hole")):
+    torch.manual_seed(0)
+    (slope,) = torch.autograd.grad(augment(x, names).square().sum(), x)
+    print(f"{', '.join(names)}: {(slope != 0).double().mean():.0%} of the values get a gradient")
+real, made = torch.randn(2, 4, 3, 8, 8).double()
+assert_close(with_seed(real) - with_seed(made), with_seed(real - made) - with_seed(torch.zeros_like(made)), rtol=0, atol=1e-12)    # t is affine: it cannot know what it is given
+
+
+# %% [markdown]
+# What is in the hole or outside the frame gets nothing from a draw of these two. With colour everything gets a little, because contrast depends on the mean of the picture. The next draw moves the hole.
+
+# %% [markdown]
+# ## One config
+#
+# Everything that fixes a run is in one frozen dataclass. Four presets: `paper` is the prior GFP-GAN takes (512 px), `faces128` and `faces64` are for a few thousand faces, `tiny` is for a test. A wrong value is refused when the config is made, not after a night of training.
 
 # %%
 #| export
@@ -74,7 +295,7 @@ class PriorConfig:
     n_mlp: int = 8
     channel_multiplier: float = 1.0
     narrow: float = 1.0
-    resample: str = "fir"
+    resample: Literal["fir", "bilinear"] = "fir"
     narrow_d: float = 1.0
     lr: float = 2e-3
     r1: float = 10.0                      # γ of the penalty γ/2·|∂D/∂y|²
@@ -84,12 +305,15 @@ class PriorConfig:
     mixing: float = 0.9                   # share of pictures drawn from two codes
     augment: tuple = ()                   # of colour, place, hole: for small data
     flip: bool = True
-    noise: str = "random"
+    noise: Literal["random", "fixed", "zero"] = "random"
     run: Run = field(default_factory=lambda: Run(batch=32, ema_images=10_000.0))
 
     def __post_init__(self):
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
+        for name, ok in dict(lr=self.lr > 0, r1=self.r1 >= 0, path=self.path >= 0, r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
     @classmethod
     def paper(cls):
@@ -106,17 +330,34 @@ class PriorConfig:
     def faces64(cls):
         "64 px on some thousand faces: hours on a laptop. This made the bundled prior."
         return cls(size=64, style_dim=96, n_mlp=4, narrow=0.1875, narrow_d=0.1875, path=0.0, augment=("colour", "place", "hole"),
-                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True, valid_every=2000, save_every=500, log_every=50, workers=0))
+                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True, valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
 
     @classmethod
     def tiny(cls):
         "32 px, seconds per hundred iterations on a CPU."
         return cls(size=32, style_dim=64, n_mlp=2, narrow=1 / 16, narrow_d=1 / 16, augment=("colour", "place"),
-                   run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20, valid_every=500, save_every=500, workers=0))
+                   run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20, valid_every=500, save_every=500, workers=0, threads=1))
 
 
 PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "tiny")}
 
+# %%
+for bad, word in ((dict(augment=("mirror",)), "mirror"), (dict(r1_every=0), "r1_every"), (dict(path_every=0), "path_every"), (dict(mixing=1.5), "mixing"), (dict(lr=0.0), "lr")):
+    test_fail(lambda: PriorConfig(**bad), exc=ValueError, contains=word)
+keys = "size style_dim n_mlp narrow r1_every path path_every mixing augment".split()
+print(f"{'':12}" + "".join(f"{name:>10}" for name in PRESETS))
+for key in keys + ["run.batch", "run.precision"]:
+    value = lambda c: getattr(c.run, key[4:]) if key.startswith("run.") else getattr(c, key)
+    cell = lambda v: "".join(a[0] for a in v) or "-" if isinstance(v, tuple) else f"{v:.4g}" if isinstance(v, float) else str(v)
+    print(f"{key:13}" + "".join(f"{cell(value(make())):>10}" for make in PRESETS.values()))
+
+
+# %% [markdown]
+# (`cph` stands for colour, place, hole.) The large presets keep the path length term, which later makes codes easy to find. `faces64` drops it, because its second derivative is dear on a CPU.
+#
+# ## The trainer
+#
+# The class below adds to @sec-engine only what is a prior's own: two networks, up to four phases, and the codes. Read `__init__` as the list of who plays, and each `*_terms` as one summand of @eq-train-prior-game. The augmentation stands before every call of $D$.
 
 # %%
 #| export
@@ -150,14 +391,8 @@ class PriorTrainer(Trainer):
         cuts = torch.where(torch.rand(n, generator=rng) < self.config.mixing, cuts, self.nets["g"].synthesis.n_codes)[mine].to(self.device)
         return batch | dict(z_g=draw(2, self.config.style_dim), z_d=draw(2, self.config.style_dim), cut=cuts)
 
-    def codes(self, g, z, cut):
-        "z (b, 2, d), cut (b,) -> w (b, L, d): layers from `cut` on take the second code."
-        w = g.mapping(z)
-        late = torch.arange(g.synthesis.n_codes, device=cut.device) >= cut[:, None]
-        return torch.where(late[..., None], w[:, 1, None], w[:, 0, None])
-
     def generate(self, g, z, cut):
-        return g.synthesis(self.codes(g, z, cut), noise=self.config.noise)
+        return g.synthesis(mixed_codes(g, z, cut), noise=self.config.noise)
 
     def g_terms(self, b):
         fake = self.call(partial(self.generate, self.nets["g"]), b["z_g"], b["cut"])
@@ -165,7 +400,7 @@ class PriorTrainer(Trainer):
 
     def path_terms(self, b):
         g, half = self.nets["g"], max(1, len(b["cut"]) // 2)
-        w = self.codes(g, b["z_g"][:half], b["cut"][:half])
+        w = mixed_codes(g, b["z_g"][:half], b["cut"][:half])
         penalty, mean, _ = path_length(g.synthesis(w, noise=self.config.noise), w, self.extra["path_mean"])
         self.extra["path_mean"] = self.mean_over_processes(mean.detach())
         return {"path": self.config.path * self.config.path_every * penalty}
@@ -184,5 +419,261 @@ class PriorTrainer(Trainer):
     def validate(self):
         "A sheet of 4 × 8 samples of the average, the same codes each time."
         p = next(self.ema.parameters())
-        faces = to_images(self.ema(self.shown.to(p), noise="fixed"))
+        faces = to_images(torch.cat([self.ema(z, noise="fixed") for z in self.shown.to(p).split(8)]))
         return {}, np.concatenate([np.concatenate(list(row), 1) for row in faces.reshape(4, 8, *faces.shape[1:])], 0)
+
+
+# %% [markdown]
+# R1 looks at the picture that $D$ really sees, so its derivative is taken after the augmentation. $G$ and $D$ get different codes in the same iteration: a picture that $G$ has just been corrected for would be an odd one to judge by.
+#
+# Four properties are checked on a small trainer. First, in iteration 16 one step of $D$ uses the sum of the two gradients. Second, path length runs in every fourth iteration and moves its mean then. Third, nobody else's parameters move. Fourth, three processes together draw the codes that one would draw.
+
+# %%
+class Noise:
+    "A stand-in data set."
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        return {"gt": torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(key[1])) * 2 - 1}
+
+
+config = replace(PriorConfig.tiny(), size=16, style_dim=16, augment=(), noise="zero", run=replace(PriorConfig.tiny().run, batch=12))
+t = PriorTrainer(config, Noise(), device="cpu")
+batch = {"gt": torch.stack([Noise()[0, i]["gt"] for i in range(12)])}
+
+t.it, before = 16, {k: v.clone() for k, v in t.nets["d"].state_dict().items()}
+t.iteration(batch)
+d, b = t.nets["d"], t.inputs(batch)
+summed = [p.grad.clone() for p in d.parameters()]
+assert {s["step"].item() for s in t.optimizers["d"].state.values()} == {1.0} and set(t.logs) >= {"g", "path", "d", "r1"}
+d.load_state_dict(before)                                             # the D that was asked; G has moved by then, as in the iteration
+alone = [torch.autograd.grad(terms(b)[name], d.parameters(), allow_unused=True) for name, terms in (("d", t.d_terms), ("r1", t.r1_terms))]
+for got, parts in zip(summed, zip(*alone)):
+    assert_close(got, sum(p for p in parts if p is not None), rtol=1e-3, atol=1e-5)
+
+# %%
+t = PriorTrainer(config, Noise(), device="cpu")
+for it in range(1, 6):
+    old, t.it = t.extra["path_mean"].clone(), it
+    t.iteration(batch)
+    assert ("path" in t.logs) == (t.extra["path_mean"] != old).item() == (it % 4 == 0)
+
+t.it, codes = 7, {}
+for world in (1, 3):
+    t.world, codes[world] = world, []
+    for t.rank in range(world):
+        codes[world].append(t.inputs({}))
+for name in ("z_g", "z_d", "cut"):
+    together = torch.stack([c[name] for c in codes[3]], 1).flatten(0, 1)             # process 0, 1, 2, 0, 1, 2, …
+    assert torch.equal(together, codes[1][0][name])
+assert not torch.equal(codes[1][0]["z_g"], codes[1][0]["z_d"])
+
+# %% [markdown]
+# The share of mixed pictures and the range of the cuts can be counted, too:
+
+# %%
+t = PriorTrainer(replace(config, run=replace(config.run, batch=3000)), Noise(), device="cpu")
+cuts, L = t.inputs({})["cut"], t.nets["g"].synthesis.n_codes
+mixed = (cuts < L).double().mean().item()
+print(f"{mixed:.2f} of the pictures are mixed, cuts {cuts[cuts < L].min()} to {cuts[cuts < L].max()} of {L} layers")
+assert abs(mixed - 0.9) < 0.02 and set(cuts.tolist()) == set(range(1, L + 1))
+
+
+# %% [markdown]
+# ## Put together: a prior in seconds
+#
+# A live training needs data that are quickly learned. The cell draws 256 heads of 16 px: one palette, with skin, hair, background, width and position at random. They are toys, and they make the outcome measurable, because their statistics are known.
+
+# %%
+class Dolls:
+    "256 drawn heads, 16 × 16, as a data set."
+    def __init__(self, n=256, size=16, rng=np.random.default_rng(0)):
+        y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
+        disc = lambda cx, cy, rx, ry: (((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1)[..., None]
+        self.x = torch.empty(n, 3, size, size)
+        for i in range(n):
+            picture = np.array([-0.6, -0.1, 0.5]) + rng.uniform(-0.3, 0.3, 3) + np.zeros((size, size, 1))
+            hair, skin = np.array([-0.3, -0.6, -0.8]) + rng.uniform(-0.15, 0.3), np.array([0.9, 0.55, 0.3]) * rng.uniform(0.3, 1)
+            at, w = rng.uniform(-0.15, 0.15), rng.uniform(0.45, 0.6)
+            for shape, colour in ((disc(at, -0.1, w + 0.15, 0.75), hair), (disc(at, 0.1, w, 0.72), skin), (disc(at - 0.22, 0, 0.1, 0.1), -0.9),
+                                  (disc(at + 0.22, 0, 0.1, 0.1), -0.9), (disc(at, 0.45, rng.uniform(0.15, 0.3), 0.1), np.array([0.6, -0.5, -0.5]))):
+                picture = np.where(shape, colour, picture)
+            self.x[i] = torch.from_numpy(picture).permute(2, 0, 1)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, key):
+        return {"gt": self.x[key[1]]}
+
+
+# %% [markdown]
+# The training is one call of `fit`, as in the command line. The run folder keeps a line of numbers for every fifth iteration. $\gamma$ is 2 here: how much R1 a game needs depends on size and batch, and for 16 px the standard 10 is a lot.
+
+# %% tags=["volatile"]
+dolls, folder = Dolls(), Path(tempfile.mkdtemp())
+config = replace(PriorConfig.tiny(), size=16, r1=2.0, path=0.0, lr=4e-3, noise="zero", augment=(),
+                 run=replace(PriorConfig.tiny().run, iterations=350, ema_images=200.0, log_every=5, valid_every=350, save_every=350))
+t = PriorTrainer(config, dolls, folder, device="cpu")
+
+
+def samples(n=256):
+    with torch.no_grad():
+        return t.ema(torch.randn(n, config.style_dim, generator=torch.Generator().manual_seed(5)), noise="zero")
+
+
+def gap(made):
+    "Distance of the mean picture, and of the spread of each pixel, from those of the dolls; agreement of the mean pictures."
+    rms = lambda a, b: (a - b).square().mean().sqrt().item()
+    return rms(made.mean(0), dolls.x.mean(0)), rms(made.std(0), dolls.x.std(0)), np.corrcoef(made.mean(0).flatten(), dolls.x.mean(0).flatten())[0, 1]
+
+
+before = samples()
+ended = t.fit()
+after = samples()
+print("before: mean off by {:.1f}, spread off by {:.1f}, agreement {:.1f}".format(*gap(before)))
+print("after:  mean off by {:.1f}, spread off by {:.1f}, agreement {:.1f}".format(*gap(after)))
+assert ended == "done" and gap(after)[0] < gap(before)[0] / 2 and gap(after)[1] < gap(before)[1] / 2 and gap(after)[2] > 0.7 > gap(before)[2]
+
+# %%
+#| label: fig-train-prior-curves
+#| fig-cap: "The live game: both losses, with the values of an undecided discriminator dashed."
+#| fig-alt: "Two noisy curves over the pictures seen; neither falls steadily."
+lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+fig, ax = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
+for name, colour, level in (("g", "#0072B2", np.log(2)), ("d", "#D55E00", 2 * np.log(2))):
+    ax.plot([r["images"] for r in lines], [r[name] for r in lines], color=colour, label=f"loss of {name.upper()}")
+    ax.axhline(level, color=colour, lw=0.8, ls="--")
+ax.set(xlabel="pictures seen", ylabel="loss"), ax.legend(fontsize=8);
+
+# %%
+#| label: fig-train-prior-dolls
+#| fig-cap: "Twelve dolls of the data (top), and twelve samples for the same codes before and after the live training."
+#| fig-alt: "Drawn heads; coloured blots; and blurred heads with hair on a blue background."
+show([*dolls.x[:12], *before[:12], *after[:12]], sum(([n] + [""] * 11 for n in ("dolls", "before", "after")), []), cols=12, height=0.7);
+
+# %% [markdown]
+# In @fig-train-prior-curves both losses wander. $D$ stays ahead of an undecided one, $G$ keeps pressing, and neither curve tells how far one is. @fig-train-prior-dolls tells it. After some thousand pictures the samples have the background, the hair and the skin where they belong. Eyes and mouth are a smear at best. This order, colour before layout before detail, is that of large trainings, too.
+#
+# ## The bundled prior
+#
+# The package brings a prior that was trained with the preset `faces64`. The cell reads its story from the result file of that run, not from this text. It is small and has seen few pictures, so expect faces, not portraits, and at an early stage less than that.
+
+# %% tags=["volatile"]
+story = json.loads(Path("../figures/prior64.json").read_text())
+sheet = cv2.imread("../figures/prior64.png")[..., ::-1]
+print(f"{story['command']}\n{story['data']}; {story['hardware']}; torch {story['torch']}; {story['date']}")
+print(f"{story['parameters']:,} parameters, {story['images']:,} pictures seen in {story['minutes']:.0f} minutes: {story['images'] / 25e6:.1%} of the 25 million that StyleGAN2's authors use")
+assert sheet.shape == (64 * len(story["rows"]), 64 * 16, 3) and story["config"]["size"] == 64
+chroma = lambda row: np.ptp(sheet[64 * row:64 * row + 64].astype(float), axis=2).mean()
+assert chroma(len(story["rows"]) - 1) < 0.8 * chroma(0)                    # the wild colours of the start are gone
+
+# %% tags=["volatile"]
+#| label: fig-train-prior-story
+#| fig-cap: "The stored run. Left of each row: pictures seen. The same ten codes in every row, none picked; shrunk to 32 px."
+#| fig-alt: "Rows of small pictures, from coloured blots at the top to later stages below."
+seen = story["rows"][:-1]
+fig, ax = plt.subplots(figsize=(8, 0.75 * len(seen) + 0.1), layout="constrained")
+ax.imshow(cv2.resize(sheet[:64 * len(seen), :640], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), interpolation="nearest")
+ax.set_yticks([32 * i + 16 for i in range(len(seen))], [f"{r:,}" for r in seen], fontsize=8)
+ax.tick_params(length=0), ax.set_xticks([]), [s.set_visible(False) for s in ax.spines.values()];
+
+# %% tags=["volatile"]
+#| label: fig-train-prior-samples
+#| fig-cap: "Sixteen samples of the bundled prior, truncation 0.7, none picked."
+#| fig-alt: "Two rows of eight small pictures made by the bundled prior."
+show([sheet[-64:, 64 * i:64 * i + 64] for i in range(16)], cols=8, height=1.0);
+
+# %% tags=["volatile"]
+#| label: fig-train-prior-run
+#| fig-cap: "The stored run: losses of both players, with the values of an undecided discriminator dashed, and the R1 term."
+#| fig-alt: "Curves of two losses over the pictures seen, and of the penalty."
+fig, axes = plt.subplots(1, 2, figsize=(8, 2.5), layout="constrained")
+for ax, names in zip(axes, (("g", "d"), ("r1",))):
+    for name, colour in zip(names, ("#0072B2", "#D55E00") if len(names) == 2 else ("#009E73",)):
+        points = np.array(story["curves"].get(name, [[0, 0]]))
+        ax.plot(points[:, 0] / 1000, points[:, 1], color=colour, label=name, lw=1, marker="." if len(points) < 10 else "")
+        if name in "gd":
+            ax.axhline(np.log(2) * (1 + (name == "d")), color=colour, lw=0.8, ls="--")
+    ax.set(xlabel="thousand pictures seen", ylim=(0, None)), ax.legend(fontsize=8)
+
+# %% [markdown]
+# Read @fig-train-prior-story down one column: the code is the same. The saturated blots of the untrained network go first. Large shapes follow: a bright patch in the middle, a darker frame. Eyes, mouths and hair come out of those, and only then skin and teeth. How far the stored run got, the sheet shows. @fig-train-prior-samples has the final samples, with codes drawn towards the mean (@eq-truncation): less variety, fewer accidents.
+# In @fig-train-prior-run the losses show balance, not progress, as they should.
+#
+# The prior can be asked what it has put where. In @fig-train-prior-mix two codes meet at different cuts.
+
+# %% tags=["volatile"]
+#| label: fig-train-prior-mix
+#| fig-cap: "The bundled prior with two codes and four cuts. Layers before the cut follow the first code."
+#| fig-alt: "Two rows of six small pictures that change from the picture of one code to that of another."
+net = load_prior().requires_grad_(False)
+g, L = torch.Generator().manual_seed(1), net.synthesis.n_codes
+centre, pictures = net.mean_w(generator=torch.Generator().manual_seed(0)), []
+cuts = [L, 8, 6, 4, 2, 0]
+for z in torch.randn(2, 1, 2, net.config["style_dim"], generator=g):
+    w = mixed_codes(net, z.expand(len(cuts), -1, -1), torch.tensor(cuts))
+    pictures += list(net.synthesis(centre + 0.7 * (w - centre), noise="fixed"))
+show(pictures, ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second code"], cols=6, height=1.1);
+
+# %% [markdown]
+# From left to right the second code takes over, from the fine layers to the coarse. Colours change first, because they live in the last layers. Shape and pose change last.
+#
+# ## Your own prior
+#
+# ```
+# gfpgan-edu prepare photos/ --out faces/ --size 64
+# gfpgan-edu train prior --preset faces64 --data faces/ --out runs/mine --minutes 60
+# gfpgan-edu train prior --preset faces64 --data faces/ --out runs/mine
+# ```
+#
+# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, which is the better choice for a few hundred faces. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. How long they need on one, we have not measured yet.
+#
+# ## Paper, official code, ours
+#
+# | what | paper | official code | ours | why |
+# |---|---|---|---|---|
+# | the prior | a pretrained StyleGAN2 of 512 px | loads a released checkpoint; brings no trainer for it | trained here, or the official file | the book ends nowhere in a black box |
+# | channels | multiplier 1 | 1 | the preset `paper`; `narrow` for small ones | a laptop |
+# | R1, path length | not stated | not used on the prior, which is frozen | StyleGAN2's: $\gamma=10$ every 16, weight 2 every 4 iterations | the prior is a StyleGAN2 |
+# | lazy steps | – | StyleGAN2 takes a step for each penalty | one step with the summed gradient, StyleGAN2's rates | one rule for all players of the engine |
+# | path length off | – | – | the rates of $G$ keep the factor 4/5 | learning rates stay comparable |
+# | augmentation | – | – | DiffAugment, for both kinds of pictures | thousands of faces, not 70,000 |
+# | R1 and augmentation | – | – | the slope at the augmented picture | it is what $D$ judges |
+# | random codes | – | – | drawn for all processes from (seed, iteration), then shared out | one GPU or eight: the same codes |
+# | average | – | half-life 10,000 pictures in StyleGAN2 | the same | counts pictures, so the batch may change |
+#
+# : Where the three versions of the prior's training differ {#tbl-train-prior-versions}
+#
+# @tbl-train-prior-versions is mostly ours, because the paper starts where this chapter ends.
+#
+# ## What users trip over
+#
+# ::: {.callout-warning}
+# **"Do I have to train a StyleGAN2 first?"** Not at 512 px: the official prior loads with `--prior`. At any other size nobody has published one, and yes, then this chapter comes first.
+#
+# **"The samples all look alike."** The generator has found a few faces that $D$ accepts. Look at the sheet, not at the losses. More augmentation or a higher $\gamma$ helps; so does more data.
+#
+# **"My loss stopped falling."** It is a game. Compare sheets of the same codes that are hours apart.
+#
+# **"NaN with a small batch."** Path length on two pictures is noisy. Set `path=0` or raise `path_every`. The engine stops at the first value that is not finite and names the last good checkpoint.
+# :::
+#
+# ## Summary
+#
+# * A prior needs sharp faces only. A third of the paper's restorer is such a prior, and it does not learn from pairs.
+# * R1 and path length run in every 16th and 4th iteration, with weights to match (@eq-train-prior-lazy).
+# * Mixed codes (@eq-train-prior-mixing) keep layers independent, which GFP-GAN relies on.
+# * Augmentation stands before every call of the discriminator, and the gradient passes through it.
+# * Losses of a GAN show the balance. Progress is seen in samples of fixed codes, and here in the statistics of toys.
+#
+# ## Exercises
+#
+# 1. **Compute.** With a hole of half the side and its centre anywhere, which share of a picture survives on average? Compare with the check of `augment_hole`, then find the share after all three augmentations.
+# 2. **Modify.** Train the dolls with $\gamma$ = 0.1 and 50. Describe both curves. In which of the two does $D$ win?
+# 3. **Break.** Augment only the real pictures in `d_terms`, with `place`. What do the samples of the dolls learn? Which checks of this chapter notice?
+#
+# ## References
+#
+# Generator, R1 interval and path length are those of @karras2020stylegan2, mixing is from @karras2019stylegan. The augmentations are DiffAugment [@zhao2020diffaugment]; @karras2020ada reach the same end with a strength that adapts. GFP-GAN [@wang2021gfpgan] takes its prior ready-made.
