@@ -491,7 +491,8 @@ def test_without_a_checkpoint_there_is_no_way_back():
 
 def small_restorer(out=None, data=None, model=GFPGANConfig(size=16, style_dim=16, n_mlp=2, narrow=1 / 32), **changes):
     c = RestorerConfig.tiny()
-    c = replace(c, model=model, embedder="random", narrow_d=1 / 32, loss=replace(c.loss, r1_every=2, adversarial=0.1, component=0.1),
+    c = replace(c, model=model, embedder="random", narrow_d=1 / 32, prior="random", freeze_prior=False,
+                loss=replace(c.loss, r1_every=2, adversarial=0.1, component=0.1, feature_style=1.0, identity=0.1, pyramid=0.1),
                 run=toy_run(**dict(iterations=3, batch=2) | changes))
     return RestorerTrainer(c, data or Pictures(), out, valid=[{k: Pictures()[0, i][k] for k in ("lq", "gt")} for i in range(2)], device="cpu")
 

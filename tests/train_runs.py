@@ -101,8 +101,9 @@ def faces(folder, n=10, size=32):
 
 
 SMALL = {
-    "restorer": ["model.size=16", "model.style_dim=16", "embedder=random", "loss.r1_every=2", "narrow_d=0.03125", "model.narrow=0.03125"],
-    "prior": ["size=16", "style_dim=16", "r1_every=2", "path_every=2", "narrow=0.03125", "narrow_d=0.03125"],
+    "restorer": ["model.size=16", "model.style_dim=16", "model.narrow=0.03125", "narrow_d=0.03125", "embedder=random", "prior=random", "freeze_prior=false", "boxes=template",
+                 "loss.adversarial=0.1", "loss.component=0.1", "loss.feature_style=1", "loss.identity=0.1", "loss.pyramid=0.1", "loss.r1_every=2"],
+    "prior": ["size=16", "style_dim=16", "r1_every=2", "path=2", "path_every=2", "mixing=0.9", "augment=[colour, place]", "narrow=0.03125", "narrow_d=0.03125"],
 }
 QUICK = ["run.iterations=8", "run.batch=2", "run.log_every=1", "run.valid_every=4", "run.save_every=1", "run.workers=0"]
 
@@ -123,8 +124,12 @@ def flat(state, name=""):
 
 def differences(a, b, rtol=0.0):
     "Names of the leaves in which two states differ; tensors by more than rtol of their largest entry."
+    def same(x, y):
+        if not torch.is_tensor(x) or not torch.is_tensor(y):
+            return type(x) is type(y) and x == y
+        return x.dtype == y.dtype and x.shape == y.shape and (x.numel() == 0 or bool((x - y).abs().max() <= rtol * x.abs().max()))
+
     a, b = flat(a), flat(b)
-    same = lambda x, y: torch.is_tensor(y) and x.dtype == y.dtype and x.shape == y.shape and bool(((x - y).abs().max() if x.numel() else torch.zeros(())) <= rtol * x.abs().max()) if torch.is_tensor(x) else x == y
     return sorted(a.keys() ^ b.keys()) + [k for k in a.keys() & b.keys() if not same(a[k], b[k])]
 
 

@@ -304,7 +304,9 @@ class Train:
     """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the run goes on.
 
     Example: gfpgan-edu train --preset tiny --data faces --out runs/tiny --minutes 3
+
     Several GPUs: torchrun --no-python --nproc-per-node 4 gfpgan-edu train --preset paper --data faces --out runs/paper --prior prior.pth
+
     Several machines: the same on each, with torchrun's --nnodes 2 --node-rank 0 (1, …) --rdzv-backend c10d --rdzv-endpoint HOST:29500,
     and --out on a disk that all of them see (only the first process writes).
     """
@@ -349,7 +351,10 @@ class Train:
         presets = train_restorer.PRESETS if self.what == "restorer" else train_prior.PRESETS
         file = self.config or (self.out / "config.yaml" if (self.out / "config.yaml").exists() and not self.preset else None)
         if file is not None:
-            config = config_from(cls, yaml.safe_load(file.read_text()))
+            try:
+                config = config_from(cls, yaml.safe_load(file.read_text(encoding="utf-8")))
+            except (yaml.YAMLError, UnicodeDecodeError) as e:
+                raise ValueError(f"{file}: not YAML ({str(e).splitlines()[0]})") from e
         elif self.preset in presets:
             config = presets[self.preset]()
         else:
