@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on a GPU machine that has torch but no network, in pieces that fit its time limits.
-#   bash figures/gpu_job.sh pack DIR           here: DIR holds ffhq128/, ffhq256/, stylegan256/; makes runs/pack/ (faces and wheels, about 45 MB)
+#   bash figures/gpu_job.sh pack DIR           here: DIR holds ffhq128/, ffhq256/, stylegan256/; makes runs/pack/ (faces and wheels, about 55 MB)
 #   bash figures/gpu_job.sh prior128 8         there: 8 minutes; the same line again goes on from the checkpoint
 #   bash figures/gpu_job.sh restorer128 8      there, after prior128
 # Results are copied to $OUT (default runs/out): averaged weights in fp16, config, curves, the last sheets.
@@ -22,12 +22,12 @@ with tempfile.TemporaryDirectory() as tmp, tarfile.open(pack / "faces128.tar", "
         folder = pathlib.Path(tmp, group)
         folder.mkdir()
         for name, p in sorted(files.items()):
-            cv2.imwrite(str(folder / f"{name}.jpg"), cv2.resize(cv2.imread(str(p)), (128, 128), interpolation=cv2.INTER_AREA), [cv2.IMWRITE_JPEG_QUALITY, 93])
+            cv2.imwrite(str(folder / f"{name}.jpg"), cv2.resize(cv2.imread(str(p)), (128, 128), interpolation=cv2.INTER_AREA), [cv2.IMWRITE_JPEG_QUALITY, 88])
         tar.add(folder, group)
         print(group, len(files))
 PY
     python -m pip download --quiet --no-deps --only-binary :all: --dest "$pack/wheels" tyro typeguard shtab docstring_parser typing_extensions pyyaml tensorboard protobuf markdown werkzeug \
-        absl-py tensorboard-data-server grpcio pillow packaging facenet-pytorch==2.5.3 --python-version 3.12 --platform manylinux2014_x86_64
+        absl-py tensorboard-data-server grpcio facenet-pytorch==2.5.3 --python-version 3.12 --platform manylinux2014_x86_64
     du -sh "$pack"
     exit
 fi

@@ -12,12 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/01_restoration.ipynb #7afe4064
+# %% ../nbs/01_restoration.ipynb #9d9c2d2c
 def astronaut():
     "The public-domain portrait of Eileen Collins (NASA), uint8 512×512×3, that ships with scikit-image."
     from skimage.data import astronaut as photo
 
     return photo()
+
+
+@lru_cache(maxsize=8)
+def _made_up(n, seed):
+    "n samples of the bundled prior, truncated, uint8 (n, 64, 64, 3)."
+    import torch
+
+    from gfpgan_edu.faces import to_images
+    from gfpgan_edu.weights import load_prior
+
+    with torch.inference_mode():
+        net = load_prior()
+        z = torch.randn(n, net.config["style_dim"], generator=torch.Generator().manual_seed(seed))
+        return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
 
 
 def example_faces(n=8, size=128, seed=0):

@@ -22,7 +22,7 @@ from .identity import ArcFaceResNet, GrayEmbedder, load_embedder
 from .losses import VGG19, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
 from .weights import load_prior
 
-# %% ../nbs/15_train_restorer.ipynb #57eccef7
+# %% ../nbs/15_train_restorer.ipynb #ed56de3e
 @dataclass(frozen=True)
 class LossWeights:
     "λ of each term of Eq. 9; the defaults are the paper's, and the official code's where the paper is silent. 0 turns a term off."
@@ -43,7 +43,7 @@ class LossWeights:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if value < (name == "r1_every"):
+            if not value >= (name == "r1_every"):
                 raise ValueError(f"loss.{name} is {value}, needs {'a number from 1 up' if name == 'r1_every' else '0 or more'}")
 
     @property
@@ -51,7 +51,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #f376f398
+# %% ../nbs/15_train_restorer.ipynb #42df1de9
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -100,10 +100,10 @@ class RestorerConfig:
     @classmethod
     def tiny(cls):
         "64 px, from nothing, three minutes on a laptop CPU. No identity term: it would take a third of the time."
-        return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1000,), narrow_d=1 / 16, width_parts=8, prior="random", freeze_prior=False,
+        return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1100,), narrow_d=1 / 16, width_parts=8, prior="random", freeze_prior=False,
                    embedder="bundled", boxes="template",
                    loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.01, component=0.01, feature_style=1.0, identity=0.0, pyramid=0.1),
-                   run=Run(iterations=1300, batch=4, ema_images=400.0, log_every=20, valid_every=100, save_every=200, workers=0, threads=1))
+                   run=Run(iterations=1500, batch=4, ema_images=400.0, log_every=20, valid_every=150, save_every=300, workers=0, threads=1, channels_last=True))
 
 
 PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "tiny")}

@@ -282,7 +282,7 @@ def unexplained_figures(book):
     "Each file of figures/ that a run made is told of in manifest.json, and the other way round."
     manifest = book.root / "figures/manifest.json"
     entries = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-    made = [p for p in tree(book.root) if p.parts[0] == "figures" and p.suffix != ".py" and p.name != "manifest.json"]
+    made = [p for p in tree(book.root) if p.parts[0] == "figures" and p.suffix not in (".py", ".sh") and p.name != "manifest.json"]
     book.counts["result files"] += len(made)
     for p in made:
         if missing := [k for k in ("command", "config", "commit", "date") if k not in entries.get(p.relative_to("figures").as_posix(), {})]:

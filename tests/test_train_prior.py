@@ -197,16 +197,11 @@ def test_without_path_or_r1_there_is_no_such_phase():
     assert run_one(small(path=0.0, r1=0.0), 16)[1] == {"g", "d"}
 
 
-def test_each_player_is_alone():
+@pytest.mark.parametrize("player, other", [("g", "d"), ("d", "g")])
+def test_each_player_moves_itself_alone(player, other):
     t = small()
-    for player, other in (("g", "d"), ("d", "g")):
-        t.optimizers[other].step = lambda *a, **k: None
-        assert run_one(t, 16)[0] == ({"g", "ema"} if player == "g" else {"d"}) or player == "d"
-        del t.optimizers[other].step
-    frozen = [p.clone() for p in t.nets["g"].parameters()]
-    b = t.inputs({"gt": t.data.x[:4]})
-    (sum(t.d_terms(b).values()) + sum(t.r1_terms(b).values())).backward()
-    assert all(torch.equal(a, p) for a, p in zip(frozen, t.nets["g"].parameters()))
+    t.optimizers[other].step = lambda *a, **k: None
+    assert run_one(t, 16)[0] - {"ema"} == {player}
 
 
 def test_no_gradient_reaches_g_in_the_turn_of_d():

@@ -197,9 +197,23 @@ def astronaut():
     return photo()
 
 
+@lru_cache(maxsize=8)
+def _made_up(n, seed):
+    "n samples of the bundled prior, truncated, uint8 (n, 64, 64, 3)."
+    import torch
+
+    from gfpgan_edu.faces import to_images
+    from gfpgan_edu.weights import load_prior
+
+    with torch.inference_mode():
+        net = load_prior()
+        z = torch.randn(n, net.config["style_dim"], generator=torch.Generator().manual_seed(seed))
+        return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
+
+
 def example_faces(n=8, size=128, seed=0):
     """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder $GFPGAN_EDU_FACES; else, up to 64 px, faces that the
-    bundled prior makes up (nobody's portrait; index 0 and seed 0 give the same face every time); above, shifted and flipped crops of `astronaut()`.
+    bundled prior makes up (nobody's portrait); above 64 px, shifted and flipped crops of `astronaut()`.
 
     Raises FileNotFoundError where the folder holds no readable picture.
     """
@@ -226,19 +240,6 @@ def example_faces(n=8, size=128, seed=0):
 
 # %% [markdown]
 # Drawing is a matter of few lines, the same everywhere: `show` takes pictures as arrays, tensors or maps.
-#
-# @lru_cache(maxsize=8)
-# def _made_up(n, seed):
-#     "n samples of the bundled prior, truncated, uint8 (n, 64, 64, 3)."
-#     import torch
-#
-#     from gfpgan_edu.faces import to_images
-#     from gfpgan_edu.weights import load_prior
-#
-#     with torch.inference_mode():
-#         net = load_prior()
-#         z = torch.randn(n, net.config["style_dim"], generator=torch.Generator().manual_seed(seed))
-#         return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
 
 # %%
 #| export

@@ -64,17 +64,17 @@ for c in (candidates[3], torch.zeros(3, 64, 64)):                 # any other an
 
 edges = lambda x: x.diff(dim=-1).abs().mean().item()
 print(f"mean edge strength: one candidate {edges(candidates[0]):.2f}, the average {edges(mean):.2f}")
-assert edges(mean) < 0.7 * min(edges(c) for c in candidates)
+assert edges(mean) < 0.7 * sum(edges(c) for c in candidates) / len(candidates)
 
 # %%
 #| label: fig-stylegan2-mean
 #| fig-cap: "Three of sixteen candidate answers, and the answer with the smallest mean squared error to all of them."
-#| fig-alt: "Three sharp crops of a face and their blurred average."
+#| fig-alt: "Three sharp pictures of faces and the blurred average of sixteen."
 show([*candidates[:3], mean], ["candidate 1", "candidate 2", "candidate 3", "best in squared error"], height=1.5);
 
 
 # %% [markdown]
-# In @fig-stylegan2-mean the candidates differ only by a small shift, a flip and a zoom, and their mean has already lost the eyes.
+# In @fig-stylegan2-mean the candidates are faces that the bundled prior made up (@sec-train-prior). Each has eyes with edges; their mean has none left.
 #
 # A *generative prior* replaces the mean by a choice. A generator $G$ turns random numbers $z$ into pictures. It is trained against a discriminator [@goodfellow2014gan] until its pictures look like photographs of faces. After that its weights hold what faces look like: skin, teeth, hair, and how they go together.
 # A restorer that draws through such a network draws from a supply of plausible detail.
@@ -814,7 +814,7 @@ assert error(between[0]) > 3 * loss.item()                    # halfway between 
 # %%
 #| label: fig-stylegan2-face
 #| fig-cap: "Top: two faces, the fitted pictures, and the picture halfway between their codes. Bottom: the first fitted face, built up from its RGB shares."
-#| fig-alt: "Two astronaut crops, their reproductions and a broken in-between; below, the face appearing from coarse blobs."
+#| fig-alt: "Two small faces, their reproductions and a broken in-between; below, the face appearing from coarse blobs."
 sums = [sum(r[0] for r in own[:k + 1]) for k in range(4)]
 show([*faces, *fitted, between[0], *sums, own[3][0]], ["face 1", "face 2", "fitted 1", "fitted 2", "halfway", "4 px share", "+ 8 px", "+ 16 px", "+ 32 px", "32 px share alone"], cols=5, height=1.4);
 

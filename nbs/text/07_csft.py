@@ -441,7 +441,7 @@ ax.set(xlabel="step", ylabel="mean squared error", ylim=(1e-5, 2)), ax.legend(fo
 # %%
 #| label: fig-csft-fits
 #| fig-cap: "The face and the five fits."
-#| fig-alt: "An astronaut's face; a blurred fit by codes, coloured blobs by constants, a recognisable fit at 8 px, a good one at 16 px, a perfect one with all maps."
+#| fig-alt: "A small face; a blurred fit by codes, coloured blobs by constants, a recognisable fit at 8 px, a good one at 16 px, a perfect one with all maps."
 show([target[0], *(r[0] for r in routes.values())], ["face", *routes], height=1.35);
 
 # %% [markdown]

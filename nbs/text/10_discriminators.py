@@ -104,7 +104,7 @@ right.axhline(0, color="k", lw=0.8), right.set(xlabel="picture"), right.legend(f
 
 
 # %% [markdown]
-# In @fig-discriminators-best the third picture is equally common in both worlds and scores 0. A maker who wants better scores has to make more of the first picture and less of the last. That is the whole idea; the rest of the chapter is about judges for pictures that have a million values.
+# In @fig-discriminators-best picture 2 is equally common in both worlds and scores 0. A maker who wants better scores has to make more of picture 0 and less of picture 4. That is the whole idea; the rest of the chapter is about judges for pictures that have a million values.
 
 # %% [markdown]
 # ## A crowd of equals gives itself away

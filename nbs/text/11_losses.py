@@ -118,7 +118,7 @@ assert list(off) == [8, 16, 32, 64] and all(abs(v - s / 100) < 1e-6 for s, v in 
 #| fig-alt: "Four portraits of rising resolution; a blurred one; two that become as sharp as the truth."
 by_l1 = [descend(lambda z: l1(z, y), x, n)[0] for n in (10, 40)]
 assert l1(by_l1[1], y) < 0.2 * l1(x, y)
-show([*(t[0] for t in levels), x[0], *(z[0] for z in by_l1), y[0]], [f"target {s} px" for s in off] + ["degraded", "L1, 10 steps", "L1, 40 steps", "truth"], cols=4, height=1.15);
+show([*(t[0] for t in levels), x[0], *(z[0] for z in by_l1)], [f"target {s} px" for s in off] + ["degraded", "L1, 10 steps", "L1, 40 steps"], cols=4, height=1.1);
 
 
 # %% [markdown]
@@ -445,7 +445,7 @@ assert l1(fooled[10.0][0], start) > l1(fooled[0.0][0], start)                   
 #| label: fig-losses-fooled
 #| fig-cap: "Degraded crops, the same after 40 steps up the score of a frozen judge (without and with R1), and the truths."
 #| fig-alt: "Four columns of small faces; the second in violet, teal and pink, the third in black, red and white, both without any detail."
-show([t for i in range(3) for t in (start[i], fooled[0.0][0][i], fooled[10.0][0][i], new_real[i])], ["degraded", "fooled, γ = 0", "fooled, γ = 10", "truth"] * 3, cols=4, height=1.1);
+show([t for i in range(2) for t in (start[i], fooled[0.0][0][i], fooled[10.0][0][i], new_real[i])], ["degraded", "fooled, γ = 0", "fooled, γ = 10", "truth"] * 2, cols=4, height=1.1);
 
 
 # %% [markdown]
@@ -537,7 +537,7 @@ boxes = {"left eye": (33.0, 46.0, 61.0, 74.0), "right eye": (67.0, 47.0, 95.0, 7
 cuts = [crop(face, torch.tensor([b]), 48 if name == "mouth" else 32)[0] for name, b in boxes.items()]
 fig, axes = plt.subplots(1, 4, figsize=(5.8, 1.7), layout="constrained")
 for ax, picture, name in zip(axes, [face[0], *cuts], ["boxes", *boxes]):
-    ax.imshow((picture.permute(1, 2, 0) + 1) / 2), ax.set_title(name, fontsize=9), ax.axis("off")
+    ax.imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest"), ax.set_title(name, fontsize=9), ax.axis("off")
 for (x0, y0, x1, y1), colour in zip(boxes.values(), ("#56B4E9", "#E69F00", "#CC79A7")):
     axes[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=2));
 
@@ -688,7 +688,7 @@ assert not pulls["component"][..., 40:].any() and pulls["component"][..., 23:37,
 #| fig-cap: "How strongly each weighted term pulls at each pixel of the degraded face (each map on its own scale), and the sum. Untrained networks."
 #| fig-alt: "Eight maps; those of one part light up in a square at the left eye, the others everywhere, most along edges."
 heat = [p[0].abs().sum(0) for p in (*pulls.values(), total)]
-show([h / h.max() for h in heat], [*pulls, "sum"], cols=4, cmap="magma", vmin=0, vmax=0.6, height=1.1);
+show([h / h.max() for h in heat], [*pulls, "sum"], cols=4, cmap="magma", vmin=0, vmax=0.6, height=1.05);
 
 # %% [markdown]
 # In @fig-losses-total the terms of the part touch the eye only, and the others act everywhere. L1 pulls at every pixel with the same strength, however wrong it is.

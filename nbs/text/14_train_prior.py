@@ -247,12 +247,12 @@ def augment(x, names):
 
 # %%
 #| label: fig-train-prior-augment
-#| fig-cap: "Four draws for one face with each augmentation alone and with all three."
+#| fig-cap: "Two draws for one face with each augmentation alone and with all three."
 #| fig-alt: "Portraits: with other colours, shifted with grey borders, with a grey square, and all of it at once."
 torch.manual_seed(3)
-tile = F.avg_pool2d(face, 2).expand(4, -1, -1, -1)
+tile = F.avg_pool2d(face, 2).expand(2, -1, -1, -1)
 rows = {"colour": ("colour",), "place": ("place",), "hole": ("hole",), "all three": ("colour", "place", "hole")}
-show([t for names in rows.values() for t in augment(tile, names)], [n for name in rows for n in (name, "", "", "")], cols=8, height=1.0);
+show([t for names in rows.values() for t in augment(tile, names)], [n for name in rows for n in (name, "")], cols=8, height=1.0);
 
 
 # %% [markdown]
@@ -571,19 +571,19 @@ assert chroma(len(story["rows"]) - 1) < 0.8 * chroma(0)                    # the
 
 # %% tags=["volatile"]
 #| label: fig-train-prior-story
-#| fig-cap: "The stored run. Left of each row: pictures seen. The same ten codes in every row, none picked; shrunk to 32 px."
+#| fig-cap: "The stored run. Left of each row: pictures seen. The same seven codes in every row, none picked; shrunk to 32 px."
 #| fig-alt: "Rows of small pictures, from coloured blots at the top to later stages below."
 seen = story["rows"][:-1]
-fig, ax = plt.subplots(figsize=(8, 0.75 * len(seen) + 0.1), layout="constrained")
-ax.imshow(cv2.resize(sheet[:64 * len(seen), :640], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), interpolation="nearest")
+fig, ax = plt.subplots(figsize=(6, 0.8 * len(seen) + 0.1), layout="constrained")
+ax.imshow(cv2.resize(sheet[:64 * len(seen), :448], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), interpolation="nearest")
 ax.set_yticks([32 * i + 16 for i in range(len(seen))], [f"{r:,}" for r in seen], fontsize=8)
 ax.tick_params(length=0), ax.set_xticks([]), [s.set_visible(False) for s in ax.spines.values()];
 
 # %% tags=["volatile"]
 #| label: fig-train-prior-samples
-#| fig-cap: "Sixteen samples of the bundled prior, truncation 0.7, none picked."
-#| fig-alt: "Two rows of eight small pictures made by the bundled prior."
-show([sheet[-64:, 64 * i:64 * i + 64] for i in range(16)], cols=8, height=1.0);
+#| fig-cap: "Eight samples of the bundled prior, truncation 0.7, none picked."
+#| fig-alt: "A row of eight small pictures made by the bundled prior."
+show([sheet[-64:, 64 * i:64 * i + 64] for i in range(8)], cols=8, height=1.0);
 
 # %% tags=["volatile"]
 #| label: fig-train-prior-run
@@ -600,19 +600,19 @@ for ax, names in zip(axes, (("g", "d"), ("r1",))):
 
 # %% [markdown]
 # Read @fig-train-prior-story down one column: the code is the same. The saturated blots of the untrained network go first. Large shapes follow: a bright patch in the middle, a darker frame. Eyes, mouths and hair come out of those, and only then skin and teeth. How far the stored run got, the sheet shows. @fig-train-prior-samples has the final samples, with codes drawn towards the mean (@eq-truncation): less variety, fewer accidents.
-# In @fig-train-prior-run the losses show balance, not progress, as they should.
+# @fig-train-prior-run shows the balance: how far the loss of $D$ is from its dashed line tells how well $D$ still tells the two kinds apart.
 #
 # The prior can be asked what it has put where. In @fig-train-prior-mix two codes meet at different cuts.
 
 # %% tags=["volatile"]
 #| label: fig-train-prior-mix
 #| fig-cap: "The bundled prior with two codes and four cuts. Layers before the cut follow the first code."
-#| fig-alt: "Two rows of six small pictures that change from the picture of one code to that of another."
+#| fig-alt: "Six small pictures that change from the picture of one code to that of another."
 net = load_prior().requires_grad_(False)
 g, L = torch.Generator().manual_seed(1), net.synthesis.n_codes
 centre, pictures = net.mean_w(generator=torch.Generator().manual_seed(0)), []
 cuts = [L, 8, 6, 4, 2, 0]
-for z in torch.randn(2, 1, 2, net.config["style_dim"], generator=g):
+for z in torch.randn(1, 1, 2, net.config["style_dim"], generator=g):
     w = mixed_codes(net, z.expand(len(cuts), -1, -1), torch.tensor(cuts))
     pictures += list(net.synthesis(centre + 0.7 * (w - centre), noise="fixed"))
 show(pictures, ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second code"], cols=6, height=1.1);
@@ -656,6 +656,8 @@ show(pictures, ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second c
 # **"The samples all look alike."** The generator has found a few faces that $D$ accepts. Look at the sheet, not at the losses. More augmentation or a higher $\gamma$ helps; so does more data.
 #
 # **"My loss stopped falling."** It is a game. Compare sheets of the same codes that are hours apart.
+#
+# **"The loss of D sits on the dashed line."** Then $D$ cannot tell the two kinds apart, and $G$ learns little from it. Often $\gamma$ is too large: R1 flattens $D$. The authors of @karras2020ada choose $\gamma$ in proportion to pixels over batch, which for small pictures is far below 10. The dolls got 2.
 #
 # **"NaN with a small batch."** Path length on two pictures is noisy. Set `path=0` or raise `path_every`. The engine stops at the first value that is not finite and names the last good checkpoint.
 # :::
