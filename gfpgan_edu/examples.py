@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/01_restoration.ipynb #9d9c2d2c
+# %% ../nbs/01_restoration.ipynb #aaed48ca
 def astronaut():
     "The public-domain portrait of Eileen Collins (NASA), uint8 512×512×3, that ships with scikit-image."
     from skimage.data import astronaut as photo
@@ -36,7 +36,7 @@ def _made_up(n, seed):
 
 def example_faces(n=8, size=128, seed=0):
     """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder $GFPGAN_EDU_FACES; else, up to 64 px, faces that the
-    bundled prior makes up (nobody's portrait; index 0 and seed 0 give the same face every time); above, shifted and flipped crops of `astronaut()`.
+    bundled prior makes up (nobody's portrait); above 64 px, shifted and flipped crops of `astronaut()`.
 
     Raises FileNotFoundError where the folder holds no readable picture.
     """

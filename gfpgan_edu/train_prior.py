@@ -70,7 +70,7 @@ def augment(x, names):
         x = AUGMENTATIONS[name](x)
     return x
 
-# %% ../nbs/14_train_prior.ipynb #be9e4d20
+# %% ../nbs/14_train_prior.ipynb #250e2238
 @dataclass(frozen=True)
 class PriorConfig:
     "Training of a StyleGAN2 prior. Numbers are StyleGAN2's where not said otherwise."
@@ -114,7 +114,7 @@ class PriorConfig:
     @classmethod
     def faces64(cls):
         "64 px on some thousand faces: hours on a laptop. This made the bundled prior."
-        return cls(size=64, style_dim=96, n_mlp=4, narrow=0.1875, narrow_d=0.1875, path=0.0, augment=("colour", "place", "hole"),
+        return cls(size=64, style_dim=96, n_mlp=4, narrow=0.1875, narrow_d=0.1875, r1=0.5, path=0.0, augment=("colour", "place", "hole"),
                    run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True, valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
 
     @classmethod
