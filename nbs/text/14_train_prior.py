@@ -564,6 +564,7 @@ show([*dolls.x[:12], *before[:12], *after[:12]], sum(([n] + [""] * 11 for n in (
 story = json.loads(Path("../figures/prior64.json").read_text())
 sheet = cv2.imread("../figures/prior64.png")[..., ::-1]
 print(f"{story['command']}\n{story['data']}; {story['hardware']}; torch {story['torch']}; {story['date']}")
+print(story["history"])
 print(f"{story['parameters']:,} parameters, {story['images']:,} pictures seen in {story['minutes']:.0f} minutes: {story['images'] / 25e6:.1%} of the 25 million that StyleGAN2's authors use")
 assert sheet.shape == (64 * len(story["rows"]), 64 * 12, 3) and story["config"]["size"] == 64
 chroma = lambda row: np.ptp(sheet[64 * row:64 * row + 64].astype(float), axis=2).mean()
@@ -600,7 +601,7 @@ for ax, names in zip(axes, (("g", "d"), ("r1",))):
 
 # %% [markdown]
 # Read @fig-train-prior-story down one column: the code is the same. The saturated blots of the untrained network go first. Large shapes follow: a bright patch in the middle, a darker frame. Eyes, mouths and hair come out of those, and only then skin and teeth. How far the stored run got, the sheet shows. @fig-train-prior-samples has the final samples, with codes drawn towards the mean (@eq-truncation): less variety, fewer accidents.
-# @fig-train-prior-run shows the balance: how far the loss of $D$ is from its dashed line tells how well $D$ still tells the two kinds apart.
+# @fig-train-prior-run shows the balance, and a mistake. The run began with $\gamma=10$, and for 95,000 pictures the loss of $D$ lay on its dashed line: the penalty was too strong for 64 px, and $G$ had nobody to learn from. The preset now says 0.5, and the run went on with it. How far the loss of $D$ is from its dashed line tells how well $D$ still tells the two kinds apart.
 #
 # The prior can be asked what it has put where. In @fig-train-prior-mix two codes meet at different cuts.
 
