@@ -729,7 +729,7 @@ for ax, names in zip(axes, (("pixel",), ("valid_psnr", "valid_psnr_input"))):
 
 # %% tags=["volatile"]
 #| label: fig-train-restorer-sheet
-#| fig-cap: "The stored run after its last iteration: input, restored, truth, for the first three validation faces, none picked."
+#| fig-cap: "The stored run after its last iteration: input, restored, truth, for the first three validation faces, none picked (FFHQ 04700 to 04702, CC BY-NC-SA 4.0)."
 #| fig-alt: "Three rows of three small faces: damaged, restored, original."
 sheet = cv2.imread("../figures/tiny64.png")[..., ::-1]
 fig, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
