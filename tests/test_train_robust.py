@@ -63,14 +63,15 @@ def test_killed_at_random_moments_nothing_is_lost(data, tmp_path):
 
 
 def _killed_inside(folder, call, at):
-    "A checkpoint is written until the `at`-th call of os.<call>; there the process dies."
-    real, left = getattr(os, call), [at]
+    "A checkpoint is written until the `at`-th call of os.<call> (or Path.unlink); there the process dies."
+    home = Path if call == "unlink" else os
+    real, left = getattr(home, call), [at]
 
     def dies(*args):
         left[0] -= 1
         return os.kill(os.getpid(), signal.SIGKILL) if not left[0] else real(*args)
 
-    setattr(os, call, dies)
+    setattr(home, call, dies)
     write_checkpoint(folder, 3, {"iteration": 3, "x": torch.ones(1000)}, 2)
 
 
