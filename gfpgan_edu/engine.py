@@ -409,7 +409,7 @@ def _signals(trainer):
         for s, handler in old.items():
             signal.signal(s, handler)
 
-# %% ../nbs/13_engine.ipynb #6e3b5478
+# %% ../nbs/13_engine.ipynb #c45b0b9e
 class Trainer(Players):
     """A run of `Players` in a folder: data, checkpoints, journal, signals. What the trainers of this book share.
 
@@ -432,6 +432,10 @@ class Trainer(Players):
     def loader(self):
         stream = Stream(len(self.data), self.run.batch, self.run.seed, self.rank, self.world, self.it)
         workers = dict(num_workers=self.run.workers, persistent_workers=True, worker_init_fn=_quiet_worker) if self.run.workers else {}
+        if workers:
+            import cv2
+
+            cv2.setNumThreads(0)                               # validation has used OpenCV's threads; a forked process would wait for them for ever
         return torch.utils.data.DataLoader(self.data, batch_sampler=stream, pin_memory=self.device.type == "cuda", **workers)
 
     def place(self, batch):

@@ -781,6 +781,10 @@ class Trainer(Players):
     def loader(self):
         stream = Stream(len(self.data), self.run.batch, self.run.seed, self.rank, self.world, self.it)
         workers = dict(num_workers=self.run.workers, persistent_workers=True, worker_init_fn=_quiet_worker) if self.run.workers else {}
+        if workers:
+            import cv2
+
+            cv2.setNumThreads(0)                               # validation has used OpenCV's threads; a forked process would wait for them for ever
         return torch.utils.data.DataLoader(self.data, batch_sampler=stream, pin_memory=self.device.type == "cuda", **workers)
 
     def place(self, batch):
