@@ -2,6 +2,7 @@
 import datetime
 import json
 import pathlib
+import re
 import subprocess
 
 HERE = pathlib.Path(__file__).parent
@@ -12,5 +13,11 @@ def record(file, command, config):
     path = HERE / "manifest.json"
     entries = json.loads(path.read_text()) if path.exists() else {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    entries[pathlib.Path(file).name] = dict(command=command, config=config, commit=commit or "unknown", date=datetime.date.today().isoformat())
+    entries[pathlib.PurePosixPath(file).as_posix()] = dict(command=command, config=config, commit=commit or "unknown", date=datetime.date.today().isoformat())
     path.write_text(json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+
+
+def neat(value):
+    "JSON text with one key a line, and lists of plain values on one line."
+    flat = lambda m: "[" + " ".join(m[1].split()) + "]"
+    return re.sub(r"\[([^\[\]{}]*)\]", flat, json.dumps(value, indent=1)) + "\n"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING_DONE', 'INTERRUPTED', 'SUFFIXES', 'Command', 'photos_in', 'make_writable', 'one_line',
-           'complain', 'Restore', 'restore_all', 'Weights', 'Prepare', 'Train', 'main']
+           'complain', 'Restore', 'restore_all', 'Weights', 'Prepare', 'Train', 'Testset', 'Baseline', 'Evaluate',
+           'Ablate', 'main']
 
 # %% ../nbs/21_cli.ipynb #75ce0e1b
 import sys
@@ -182,7 +183,7 @@ class Prepare:
         print(one_line(f"{done.written} faces written into {self.out}, {done.skipped} pictures done before, {len(done.no_face)} without a face, {len(done.unreadable)} unreadable"))
         return SOME_FAILED if done.unreadable else DONE if done.written or done.skipped else NOTHING_DONE
 
-# %% ../nbs/21_cli.ipynb #f48dd066
+# %% ../nbs/21_cli.ipynb #62ac699b
 @dataclass
 class Train:
     """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the run goes on.
@@ -202,7 +203,7 @@ class Train:
     what: Annotated[Literal["restorer", "prior"], tyro.conf.Positional] = "restorer"
     "What to train."
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    "restorer: paper, official, faces128, tiny. prior: paper, faces128, faces64, tiny."
+    "restorer: paper, official, faces128, faces32, tiny. prior: paper, faces128, faces64, faces32, tiny."
     config: Annotated[Optional[Path], tyro.conf.arg(metavar="YAML")] = None
     "A config file in the place of a preset, such as the config.yaml of another run."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -286,8 +287,230 @@ class Train:
             return PriorTrainer(config, self.data, self.out, device=device, init_from=net)
         return RestorerTrainer(config, self.data, self.out, valid=self.valid, device=device, init_from=net)
 
-# %% ../nbs/21_cli.ipynb #7eb36e0b
-Command = Union[tuple(Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Restore, Weights, Prepare, Train))]
+# %% ../nbs/21_cli.ipynb #d365c4d4
+@dataclass
+class Testset:
+    """Build a test set: lq/ to be restored, gt/ the truth, every draw of the damage saved.
+
+    Example: gfpgan-edu testset blind faces --out celeba-test
+    """
+
+    kind: Annotated[Literal["blind", "sr", "colour", "real"], tyro.conf.Positional]
+    "blind: damage as in training; sr: reduced bicubically; colour: each face grey and yellowed; real: photos without a truth."
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    "Folder of clean aligned faces (real: of photos)."
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "New folder for the set."
+    size: int = 512
+    "Side of the faces in px."
+    ranges: Literal["paper", "official", "severe", "extreme"] = "paper"
+    "blind, colour: what the damage is drawn from."
+    seed: int = 0
+    draws: int = 1
+    "blind: damaged versions of each face."
+    factor: int = 4
+    "sr: how many times smaller."
+    name: str = ""
+    "real: LFW-Test, CelebChild-Test, WebPhoto-Test or any other; known ones are checked against the paper's number of pictures."
+    align: bool = False
+    "real: the photos are not aligned; cut every face out."
+    limit: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
+    "Only the first N pictures."
+
+    def run(self):
+        from gfpgan_edu import evaluation as e
+
+        try:
+            if self.kind == "blind":
+                made = e.build_blind(self.source, self.out, self.size, self.ranges, self.seed, self.draws, self.limit)
+            elif self.kind == "sr":
+                made = e.build_sr(self.source, self.out, self.size, self.factor, self.limit)
+            elif self.kind == "colour":
+                made = e.build_colour(self.source, self.out, self.size, self.ranges, self.seed, self.limit)
+            else:
+                made = e.wrap_real(self.source, self.out, self.name or self.source.name, self.size, self.align, self.limit)
+        except (ValueError, OSError, RuntimeError) as error:
+            complain(error)
+            return NOTHING_DONE
+        for path, reason in made.failed:
+            complain(f"{path}: {reason}")
+        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out"))
+        return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
+
+# %% ../nbs/21_cli.ipynb #39df2367
+@dataclass
+class Baseline:
+    """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For photos take `restore`.
+
+    Example: gfpgan-edu baseline pulse --lq celeba-test/lq --out results/pulse --prior bundled
+    """
+
+    method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
+    "pulse, mganprior, or weights: a name as in `gfpgan-edu weights list`, or a file."
+    lq: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder of aligned faces of the method's size."
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder for the results; those already there are left, so a run that was broken off goes on. method.json says what it cost."
+    prior: Annotated[str, tyro.conf.arg(metavar="WHICH")] = ""
+    "The StyleGAN2 that is searched: bundled (64 px), prior32, an official .pth or a .safetensors."
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    "Settings of the search, such as factor=4 steps=100 n=8 block=2."
+    batch: int = 8
+    device: Literal["auto", "cpu"] = "auto"
+
+    def run(self):
+        import yaml
+
+        from gfpgan_edu.evaluation import apply_method, method
+
+        try:
+            settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
+            restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
+            failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(e)
+            return NOTHING_DONE
+        for path, reason in failed:
+            complain(f"{path}: {reason}")
+        done = len(list(self.out.glob("*.png")))
+        print(one_line(f"{done} restored faces in {self.out}, {len(failed)} failed"))
+        return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
+
+
+def _device(wanted):
+    import torch
+
+    return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
+
+# %% ../nbs/21_cli.ipynb #ba94bbda
+@dataclass
+class Evaluate:
+    """Measure folders of restored faces, whatever made them, and print one table.
+
+    Example: gfpgan-edu evaluate --pred Input=celeba-test/lq results/pulse --gt celeba-test/gt --out table.md table.json
+    """
+
+    pred: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]DIR")]
+    "Folders of results, one line of the table each."
+    gt: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
+    "Folder of truths with the same names (endings may differ)."
+    reference: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR_OR_FILE")] = ()
+    "For fid and frechet: a folder of real faces, or files of statistics (.npz, .pth)."
+    out: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="TABLE")] = ()
+    "Files for the table: .json, .csv, .md."
+    per_image: Annotated[Optional[Path], tyro.conf.arg(metavar="CSV")] = None
+    "File for every number of every picture."
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+    "Also lpips-alex chroma colourfulness deg:bundled deg:dlib perceptual:efficientnet-lite1 frechet:efficientnet-lite1."
+    protocol: Literal["plain", "vqfr"] = "plain"
+    "vqfr: channel means and deviations matched before PSNR and SSIM, pairs below 1 degree left out of deg."
+    channel: Literal["rgb", "y"] = "rgb"
+    "PSNR and SSIM on colours or on brightness."
+    suffix: str = ""
+    "Ending of the result names that the truths do not have, such as _00."
+    niqe: str = ""
+    "File of NIQE's pristine parameters: niqe_pris_params.npz, modelparameters.mat, or one of fit_niqe."
+    arcface: str = ""
+    "The official arcface_resnet18.pth, for deg."
+    inception: str = ""
+    "torch-fidelity's Inception weights, where they cannot be downloaded."
+    save_reference: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
+    "Keep the statistics of a reference folder here, one .npz a metric."
+    device: Literal["auto", "cpu"] = "auto"
+
+    def run(self):
+        from dataclasses import replace
+
+        from gfpgan_edu.evaluation import evaluate
+        from gfpgan_edu.metrics import Files, Protocol
+
+        try:
+            folders = dict((name, path) if eq else (Path(p).name or p, p) for p in self.pred for name, eq, path in [p.partition("=")])
+            if len(folders) < len(self.pred):
+                raise ValueError("two folders of --pred have the same name; write NAME=DIR")
+            if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
+                raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
+            protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
+            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference)
+            for path in self.out:
+                table.write(path)
+            if self.per_image:
+                table.write_images(self.per_image)
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(e)
+            return NOTHING_DONE
+        return self.report(table)
+
+    def report(self, table):
+        print(table.markdown(), end="")
+        for why in table.missing.values():
+            complain(why)
+        for r in table.results:
+            for path, reason in r.failed:
+                complain(f"{path}: {reason}")
+            for stems, what in ((r.missing, "no result"), (r.extra, "no truth")):
+                for stem in stems[:10]:
+                    complain(f"{r.name}: {what} for {stem}")
+                if len(stems) > 10:
+                    complain(f"{r.name}: {what} for {len(stems) - 10} more")
+        if not any(r.images for r in table.results):
+            return NOTHING_DONE
+        return SOME_FAILED if any(r.failed or r.missing or r.extra for r in table.results) else DONE
+
+# %% ../nbs/21_cli.ipynb #46d0f3ff
+@dataclass
+class Ablate:
+    """Train, restore and score the rows of Table 4 and Fig. 7 with equal budgets; said again with the same --out, it goes on.
+
+    Example: gfpgan-edu ablate --data faces --valid other-faces --out runs/ablation --minutes-each 5 --seeds 2
+    """
+
+    data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder of aligned faces to train on; it is also the reference of fid and frechet."
+    valid: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder of other aligned faces to measure on."
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    "Folder of the runs, with table.md, ablation.json, per_image.csv, fig6.png and fig7.png at the end."
+    preset: Literal["faces32", "tiny", "faces128", "paper", "official"] = "faces32"
+    "Config of the full model; the rows change it."
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    "Changes to it."
+    minutes_each: Annotated[float, tyro.conf.arg(metavar="M")] = 10.0
+    "Measured once for the full model: all rows get as many iterations as it makes in this time."
+    iterations: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
+    "In the place of --minutes-each."
+    seeds: int = 2
+    rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW")] = ()
+    "Some of full a b c d no-parts D D+fm l1; default: all."
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("psnr", "ssim", "lpips-vgg", "fid", "deg:bundled")
+    "As in `evaluate`."
+    limit: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
+    "Measure on the first N of --valid only."
+    device: Literal["auto", "cpu"] = "auto"
+
+    def run(self):
+        from gfpgan_edu import evaluation as e
+        from gfpgan_edu.engine import override
+        from gfpgan_edu.photos import write_image
+        from gfpgan_edu.train_restorer import PRESETS
+
+        try:
+            base, rows = override(PRESETS[self.preset](), list(self.set)), self.rows or tuple(e.ROWS)
+            if odd := [r for r in rows if r not in e.ROWS]:
+                raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
+            device = None if self.device == "auto" else self.device
+            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True))
+            result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics, limit=self.limit, device=_device(self.device), progress=sys.stderr.isatty())
+            for name, wanted in (("fig6", ("a", "b", "c", "d", "full")), ("fig7", ("no-parts", "D", "D+fm", "full"))):
+                write_image(self.out / f"{name}.png", e.ablation_grid(self.out, [r for r in wanted if r in rows]))
+        except (ValueError, OSError, RuntimeError) as error:
+            complain(error)
+            return NOTHING_DONE
+        print(e.ablation_table(result), end="")
+        return DONE
+
+# %% ../nbs/21_cli.ipynb #80f4a6df
+Command = Union[tuple(Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Restore, Weights, Prepare, Train, Testset, Baseline, Evaluate, Ablate))]
 
 
 def main(args=None):

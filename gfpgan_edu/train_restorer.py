@@ -51,7 +51,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #42df1de9
+# %% ../nbs/15_train_restorer.ipynb #3952b318
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -59,7 +59,7 @@ class RestorerConfig:
     model: GFPGANConfig = GFPGANConfig()
     loss: LossWeights = LossWeights()
     run: Run = Run()
-    degradation: Literal["paper", "official", "severe"] = "paper"
+    degradation: Literal["paper", "official", "severe", "extreme"] = "paper"
     flip: bool = True
     boxes: str = "manifest"             # where the parts are: "manifest", "template", or an official landmark file
     crops: tuple = (80, 80, 120)        # side of the crops of left eye, right eye, mouth, px at 512
@@ -98,6 +98,13 @@ class RestorerConfig:
                    freeze_prior=False, features="random", embedder="bundled", loss=LossWeights(pyramid_until=20_000))
 
     @classmethod
+    def faces32(cls):
+        "32 px around a small prior, minutes on a CPU: what the ablations train. Perceptual and identity terms are off: their networks would take most of the time."
+        return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125), degradation="extreme", milestones=(4000,), narrow_d=0.125, width_parts=16, prior="prior32", boxes="template",
+                   embedder="bundled", loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.2, component=0.02, feature_style=10.0, identity=0.0, pyramid=0.5, pyramid_until=4000, r1=0.5),
+                   run=Run(iterations=5000, batch=8, ema_images=2000.0, log_every=20, valid_every=1000, save_every=500, workers=0, threads=1, channels_last=True))
+
+    @classmethod
     def tiny(cls):
         "64 px, from nothing, three minutes on a laptop CPU. No identity term: it would take a third of the time."
         return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1100,), narrow_d=1 / 16, width_parts=8, prior="random", freeze_prior=False,
@@ -106,7 +113,7 @@ class RestorerConfig:
                    run=Run(iterations=1500, batch=4, ema_images=400.0, log_every=20, valid_every=150, save_every=300, workers=0, threads=1, channels_last=True))
 
 
-PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "tiny")}
+PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces32", "tiny")}
 
 # %% ../nbs/15_train_restorer.ipynb #193800ec
 def _told(value, name, choices):

