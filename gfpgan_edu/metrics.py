@@ -347,7 +347,7 @@ def niqe(image, model):
     cov = np.cov(whole, rowvar=False)
     return float(np.sqrt(d @ np.linalg.pinv((model.covariance + cov) / 2) @ d))
 
-# %% ../nbs/17_metrics.ipynb #a204f89b
+# %% ../nbs/17_metrics.ipynb #10e062f0
 def fit_niqe(images, name, block=96, sharp=0.75):
     """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the sharpness of their picture's sharpest. Its results are `niqe[name]`, never NIQE."""
     if not name:
@@ -367,13 +367,17 @@ def read_niqe(path):
             from scipy.io import loadmat
 
             f = loadmat(path)
-            return NiqeModel(np.asarray(f["mu_prisparam"], float).ravel(), np.asarray(f["cov_prisparam"], float))
-        with np.load(path, allow_pickle=False) as f:
+            model = NiqeModel(np.asarray(f["mu_prisparam"], float).ravel(), np.asarray(f["cov_prisparam"], float))
+        else:
+            with np.load(path, allow_pickle=False) as content:
+                f = dict(content)
             model = NiqeModel(f["mu_pris_param"].astype(float).ravel(), f["cov_pris_param"].astype(float), int(f["block"]) if "block" in f else 96, str(f["name"]) if "name" in f else "")
     except Exception as e:
         raise ValueError(f"{path}: holds no NIQE parameters ({getattr(e, 'strerror', None) or type(e).__name__})") from None
     if model.mean.shape != (36,) or model.covariance.shape != (36, 36):
         raise ValueError(f"{path}: mean {model.mean.shape} and covariance {model.covariance.shape}, needs (36,) and (36, 36)")
+    if not (np.isfinite(model.mean).all() and np.isfinite(model.covariance).all()):
+        raise ValueError(f"{path}: the parameters are not finite")
     return model
 
 # %% ../nbs/17_metrics.ipynb #9b5524e5
@@ -463,7 +467,7 @@ class Files:
 
 DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
 
-# %% ../nbs/17_metrics.ipynb #317b0275
+# %% ../nbs/17_metrics.ipynb #82bb2ffc
 def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
     """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg, and with other networks
     deg[bundled], deg[dlib], perceptual[efficientnet-lite1], frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
@@ -496,7 +500,7 @@ def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
         return Metric(f"frechet[{net}]", "set", -1, 2, lambda a: a[-1].mean((2, 3))[0].cpu().numpy(), features.describe)
     raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, 'lpips-vgg', 'lpips-alex', 'fid', 'niqe', 'deg', 'deg[bundled]', 'deg[dlib]', *(f'{k}[{n}]' for k in ('perceptual', 'frechet') for n in FEATURES)])}")
 
-
+# %% ../nbs/17_metrics.ipynb #675f4837
 _feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))      # one network serves both metrics
 
 
