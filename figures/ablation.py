@@ -73,7 +73,7 @@ def main():
         apply_method(restore, what, test / "lq", a.run / search)
         shown[name] = a.run / search
     shown |= {"GFP-GAN": a.run / "full-s0/restored", "Truth": test / "gt"}
-    table = evaluate(shown, test / "gt", a.data, METRICS)
+    table = evaluate(shown, test / "gt", a.data, METRICS, reference_size=base.model.size)
     cost = {name: json.loads((folder / "method.json").read_text()) for name, folder in shown.items() if (folder / "method.json").exists()}
     stems = sorted(p.stem for p in (test / "lq").iterdir())[:6]
     ship("baselines", facts | dict(methods=values(table), columns=table.to_dict()["columns"], notes=table.notes, cost={k: {x: c[x] for x in ("seconds_per_picture", "batch", "threads")} for k, c in cost.items()},

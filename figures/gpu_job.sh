@@ -3,6 +3,7 @@
 #   bash figures/gpu_job.sh pack DIR           here: DIR holds ffhq128/, ffhq256/, stylegan256/; makes runs/pack/ (faces and wheels, about 55 MB)
 #   bash figures/gpu_job.sh prior128 8         there: 8 minutes; the same line again goes on from the checkpoint
 #   bash figures/gpu_job.sh restorer128 8      there, after prior128
+#   bash figures/gpu_job.sh ablations 8        there: Table 4 and Fig. 7 at 64 px on the bundled prior, three seeds; no other job is needed before
 # Results are copied to $OUT (default runs/out): averaged weights in fp16, config, curves, the last sheets.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,10 +40,16 @@ train() { python -c "from gfpgan_edu.cli import main; main()" train "$@" --data 
 case $job in
     prior128) train prior --preset faces128 ;;
     restorer128) train restorer --preset faces128 --prior runs/prior128/ema.safetensors --valid runs/valid128 --set boxes=template ;;
-    *) echo "no job $job: pack, prior128, restorer128" >&2; exit 2 ;;
+    ablations) python -c "from gfpgan_edu.cli import main; main()" ablate --data runs/train128 --valid runs/valid128 --out "runs/$job" --minutes "$minutes" --minutes-each 0.8 --seeds 3 \
+        --set model.size=64 model.style_dim=96 model.narrow=0.1875 prior=bundled degradation=severe run.batch=16 run.precision=bf16 run.workers=12 --metrics psnr ssim deg:bundled ;;
+    *) echo "no job $job: pack, prior128, restorer128, ablations" >&2; exit 2 ;;
 esac
 out=${OUT:-runs/out}
 mkdir -p "$out"
+if [ "$job" = ablations ]; then                                         # small networks: all averages in one file; scored again where more judges are (figures/ablation.py)
+    (cd runs && tar -czf - ablations/budget.yaml ablations/*.md ablations/*.json ablations/*.png ablations/test ablations/*-s?/ema.safetensors ablations/*-s?/metrics.jsonl 2>/dev/null) > "$out/ablations.tar.gz" || true
+    exit
+fi
 python - "runs/$job" "$out/$job" <<'PY'
 import shutil, sys
 import torch

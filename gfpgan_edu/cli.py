@@ -287,7 +287,7 @@ class Train:
             return PriorTrainer(config, self.data, self.out, device=device, init_from=net)
         return RestorerTrainer(config, self.data, self.out, valid=self.valid, device=device, init_from=net)
 
-# %% ../nbs/21_cli.ipynb #d365c4d4
+# %% ../nbs/21_cli.ipynb #b18e1b85
 @dataclass
 class Testset:
     """Build a test set: lq/ to be restored, gt/ the truth, every draw of the damage saved.
@@ -334,10 +334,10 @@ class Testset:
             return NOTHING_DONE
         for path, reason in made.failed:
             complain(f"{path}: {reason}")
-        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out"))
+        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{f'; {made.note}' * bool(made.note)}"))
         return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
 
-# %% ../nbs/21_cli.ipynb #39df2367
+# %% ../nbs/21_cli.ipynb #8b3c88cf
 @dataclass
 class Baseline:
     """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For photos take `restore`.
@@ -365,6 +365,8 @@ class Baseline:
 
         try:
             settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
+            if "device" in settings:
+                raise ValueError(f"{self.method} has no setting device; there is --device")
             restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
             failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
         except (ValueError, OSError, RuntimeError) as e:
@@ -382,7 +384,7 @@ def _device(wanted):
 
     return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/21_cli.ipynb #ba94bbda
+# %% ../nbs/21_cli.ipynb #279e2738
 @dataclass
 class Evaluate:
     """Measure folders of restored faces, whatever made them, and print one table.
@@ -396,6 +398,8 @@ class Evaluate:
     "Folder of truths with the same names (endings may differ)."
     reference: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR_OR_FILE")] = ()
     "For fid and frechet: a folder of real faces, or files of statistics (.npz, .pth)."
+    reference_size: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
+    "Bring the pictures of a reference folder to this size first, where the results are smaller."
     out: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="TABLE")] = ()
     "Files for the table: .json, .csv, .md."
     per_image: Annotated[Optional[Path], tyro.conf.arg(metavar="CSV")] = None
@@ -431,7 +435,7 @@ class Evaluate:
             if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
                 raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
             protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
-            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference)
+            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference, self.reference_size)
             for path in self.out:
                 table.write(path)
             if self.per_image:
@@ -457,7 +461,7 @@ class Evaluate:
             return NOTHING_DONE
         return SOME_FAILED if any(r.failed or r.missing or r.extra for r in table.results) else DONE
 
-# %% ../nbs/21_cli.ipynb #46d0f3ff
+# %% ../nbs/21_cli.ipynb #1dd275b3
 @dataclass
 class Ablate:
     """Train, restore and score the rows of Table 4 and Fig. 7 with equal budgets; said again with the same --out, it goes on.
@@ -479,6 +483,8 @@ class Ablate:
     "Measured once for the full model: all rows get as many iterations as it makes in this time."
     iterations: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
     "In the place of --minutes-each."
+    minutes: Annotated[Optional[float], tyro.conf.arg(metavar="M")] = None
+    "Stop the whole command after this time with a checkpoint; saying it again goes on."
     seeds: int = 2
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW")] = ()
     "Some of full a b c d no-parts D D+fm l1; default: all."
@@ -499,7 +505,10 @@ class Ablate:
             if odd := [r for r in rows if r not in e.ROWS]:
                 raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
             device = None if self.device == "auto" else self.device
-            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True))
+            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True), self.minutes)
+            if len(folders) < len(rows) * self.seeds:
+                print(f"stopped: {len(folders)} of {len(rows) * self.seeds} runs are finished; the same command goes on")
+                return DONE
             result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics, limit=self.limit, device=_device(self.device), progress=sys.stderr.isatty())
             for name, wanted in (("fig6", ("a", "b", "c", "d", "full")), ("fig7", ("no-parts", "D", "D+fm", "full"))):
                 write_image(self.out / f"{name}.png", e.ablation_grid(self.out, [r for r in wanted if r in rows]))

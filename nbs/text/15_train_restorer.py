@@ -213,7 +213,7 @@ PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official",
 
 
 # %% [markdown]
-# `paper` and `official` are the two originals. `faces128` is for one GPU and some thousand faces, `tiny` for minutes on a CPU. The next cell prints where they differ. It reads the dataclasses, so it cannot go stale.
+# `paper` and `official` are the two originals. `faces128` is for one GPU and some thousand faces, `faces32` for the ablations of @sec-evaluation, `tiny` for minutes on a CPU. The next cell prints where they differ. It reads the dataclasses, so it cannot go stale.
 
 # %%
 def rows(config, where=""):

@@ -30,7 +30,7 @@ from fastcore.test import test_fail
 from tqdm import tqdm
 
 from gfpgan_edu.degradation import DegradationParams, degrade
-from gfpgan_edu.examples import astronaut, draw_map, show
+from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
 from gfpgan_edu.photos import read_image, write_image
 
 # %% [markdown]
@@ -456,7 +456,7 @@ class Testset:
             return NOTHING_DONE
         for path, reason in made.failed:
             complain(f"{path}: {reason}")
-        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out"))
+        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{f'; {made.note}' * bool(made.note)}"))
         return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
 
 
@@ -489,6 +489,8 @@ class Baseline:
 
         try:
             settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
+            if "device" in settings:
+                raise ValueError(f"{self.method} has no setting device; there is --device")
             restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
             failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
         except (ValueError, OSError, RuntimeError) as e:
@@ -522,6 +524,8 @@ class Evaluate:
     "Folder of truths with the same names (endings may differ)."
     reference: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR_OR_FILE")] = ()
     "For fid and frechet: a folder of real faces, or files of statistics (.npz, .pth)."
+    reference_size: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
+    "Bring the pictures of a reference folder to this size first, where the results are smaller."
     out: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="TABLE")] = ()
     "Files for the table: .json, .csv, .md."
     per_image: Annotated[Optional[Path], tyro.conf.arg(metavar="CSV")] = None
@@ -557,7 +561,7 @@ class Evaluate:
             if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
                 raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
             protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
-            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference)
+            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference, self.reference_size)
             for path in self.out:
                 table.write(path)
             if self.per_image:
@@ -607,6 +611,8 @@ class Ablate:
     "Measured once for the full model: all rows get as many iterations as it makes in this time."
     iterations: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
     "In the place of --minutes-each."
+    minutes: Annotated[Optional[float], tyro.conf.arg(metavar="M")] = None
+    "Stop the whole command after this time with a checkpoint; saying it again goes on."
     seeds: int = 2
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW")] = ()
     "Some of full a b c d no-parts D D+fm l1; default: all."
@@ -627,7 +633,10 @@ class Ablate:
             if odd := [r for r in rows if r not in e.ROWS]:
                 raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
             device = None if self.device == "auto" else self.device
-            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True))
+            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True), self.minutes)
+            if len(folders) < len(rows) * self.seeds:
+                print(f"stopped: {len(folders)} of {len(rows) * self.seeds} runs are finished; the same command goes on")
+                return DONE
             result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics, limit=self.limit, device=_device(self.device), progress=sys.stderr.isatty())
             for name, wanted in (("fig6", ("a", "b", "c", "d", "full")), ("fig7", ("no-parts", "D", "D+fm", "full"))):
                 write_image(self.out / f"{name}.png", e.ablation_grid(self.out, [r for r in wanted if r in rows]))
@@ -706,6 +715,28 @@ print("LOADED", *sorted({m.split(".")[0] for m in sys.modules}))
 """], env=ENV, capture_output=True, text=True)
 loaded = r.stdout.split("LOADED")[1].split()
 assert "tyro" in loaded and not {"torch", "torchvision", "numpy", "cv2", "PIL", "facenet_pytorch", "matplotlib"} & set(loaded)
+
+# %% [markdown]
+# ## Two commands, one table
+#
+# The measuring commands, tried the same way: a set of four crops of the portrait, then a table of its inputs and of the truths themselves. The truth beside itself is the check that any table command should pass: infinite PSNR, similarity 1. NIQE's parameters are not here, so its column holds dashes and one line says why.
+
+# %%
+for i, face in enumerate(example_faces(4)):
+    write_image(Path(folder.name, f"faces/{i}.png"), face)
+assert run("testset blind faces --out set --size 128 --ranges severe").returncode == DONE
+table = "evaluate --pred Input=set/lq Truth=set/gt --gt set/gt --metrics psnr ssim niqe --out table.json"
+r = run(table)
+assert r.returncode == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in r.stdout and r.stderr.count("\n") == 1
+
+# %% [markdown]
+# Then one result is deleted and another is broken. The rest is measured, and the exit code tells.
+
+# %%
+Path(folder.name, "set/lq/0.png").unlink()
+Path(folder.name, "set/lq/1.png").write_bytes(b"")
+r = run(table)
+assert r.returncode == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in r.stdout and "set/lq/1.png: is empty" in r.stderr and "Input: no result for 0" in r.stderr
 
 # %% [markdown]
 # ## Put together: a folder in which everything goes wrong
