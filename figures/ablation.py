@@ -5,13 +5,14 @@ python figures/ablation.py --run runs/ablation32 --valid DIR --data DIR
     figures/ablation/baselines.json, baselines.png      input, U-Net, U-Net + GAN, PULSE, mGANprior, GFP-GAN: quality and seconds a picture
     figures/ablation/colour.json, colour.png            grey and yellowed faces: colourfulness and distance of chroma
 """
-import argparse, datetime, json, os, pathlib
+import argparse, datetime, json, os, pathlib, shutil
 
 import cv2, numpy as np, torch, yaml
 from PIL import Image
 
-from gfpgan_edu.evaluation import ROWS, ablation_grid, apply_method, build_colour, evaluate, method, score_rows
+from gfpgan_edu.evaluation import ROWS, ablation_grid, apply_method, build_colour, evaluate, method, saved_test_set, score_rows, statistics_of
 from gfpgan_edu.engine import config_from
+from gfpgan_edu.metrics import open_metrics
 from gfpgan_edu.photos import read_image
 from gfpgan_edu.train_restorer import RestorerConfig
 from manifest import neat, record
@@ -53,7 +54,9 @@ def main():
     for name in ("run", "valid", "data"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--only", choices=("reference", "table4", "baselines", "colour"), help="a part of the work, so that two processes can share it")
     a = parser.parse_args()
+    wanted = lambda part: a.only in (None, part)
     torch.set_num_threads(1)
     budget = yaml.safe_load((a.run / "budget.yaml").read_text())
     base = config_from(RestorerConfig, budget["config"])
@@ -61,26 +64,46 @@ def main():
     command = "gfpgan-edu ablate --preset faces32 --data DIR --valid DIR2 --out runs/ablation32 --minutes-each 5.5 --seeds 2; python figures/ablation.py --run runs/ablation32 --valid DIR2 --data DIR"
     facts = about(command, budget["config"], budget)
 
-    scores = score_rows(folders, base, a.valid, a.data, a.run, METRICS, limit=a.limit)
+    reference = a.run / f"training-faces-{base.model.size}px.npz"
+    if not reference.exists():
+        (gathered,), failed = statistics_of(a.data, open_metrics(METRICS)[0], size=base.model.size)
+        assert not failed, failed
+        gathered.save(reference)
+    saved_test_set(a.valid, a.run / "test", base, a.limit)
+    for part in (table4, baselines, colour):
+        if wanted(part.__name__):
+            part(a, base, budget, folders, facts, command, reference)
+
+
+def table4(a, base, budget, folders, facts, command, reference):
+    scores = score_rows(folders, base, a.valid, reference, a.run, METRICS, limit=a.limit)
     rates = {f"{row}-s{seed}": [json.loads(line)["images_per_second"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "images_per_second" in line] for (row, seed), folder in folders.items()}
     scores["table"].pop("methods")
     facts |= dict(images_per_second={k: round(float(np.median(v)), 1) for k, v in rates.items() if v})
-    ship("table4", facts | scores, {"fig6": ablation_grid(a.run, ("a", "b", "c", "d", "full")), "fig7": ablation_grid(a.run, ("no-parts", "D", "D+fm", "full"))}, command)
+    ship("table4", facts | scores, {"fig6": ablation_grid(a.run, ("a", "b", "c", "d", "full"), faces=5), "fig7": ablation_grid(a.run, ("no-parts", "D", "D+fm", "full"), faces=5)}, command)
 
+
+def baselines(a, base, budget, folders, facts, command, reference):
+    for row in ("l1", "c", "full"):
+        restore, about = method(a.run / f"{row}-s0" / "ema.safetensors")
+        apply_method(restore, about | dict(method=f"{row}-s0"), a.run / "test/lq", a.run / f"{row}-s0" / "restored", batch=16)
     test, shown = a.run / "test", {"Input": a.run / "test/lq", "U-Net, L1": a.run / "l1-s0/restored", "U-Net + GAN": a.run / "c-s0/restored"}
     for name, (search, settings) in SEARCHES.items():
         restore, what = method(search, "prior32", **settings)
         apply_method(restore, what, test / "lq", a.run / search)
         shown[name] = a.run / search
     shown |= {"GFP-GAN": a.run / "full-s0/restored", "Truth": test / "gt"}
-    table = evaluate(shown, test / "gt", a.data, METRICS, reference_size=base.model.size)
+    table = evaluate(shown, test / "gt", reference, METRICS)
     cost = {name: json.loads((folder / "method.json").read_text()) for name, folder in shown.items() if (folder / "method.json").exists()}
     stems = sorted(p.stem for p in (test / "lq").iterdir())[:6]
     ship("baselines", facts | dict(methods=values(table), columns=table.to_dict()["columns"], notes=table.notes, cost={k: {x: c[x] for x in ("seconds_per_picture", "batch", "threads")} for k, c in cost.items()},
                                    settings={k: v[1] for k, v in SEARCHES.items()}, order=list(shown)), {"baselines": grid(shown.values(), stems)}, command)
 
+
+def colour(a, base, budget, folders, facts, command, reference):
     colour = a.run / "colour"
     if not (colour / "testset.json").exists():
+        shutil.rmtree(colour, ignore_errors=True)                   # a build that was broken off
         build_colour(a.valid, colour, base.model.size, base.degradation, seed=2, limit=a.limit)
     shown = {"Input": colour / "lq"}
     for name, row in {"U-Net, L1": "l1", "U-Net + GAN": "c", "GFP-GAN": "full"}.items():

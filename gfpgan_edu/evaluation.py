@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KNOWN', 'OLD_PHOTOS', 'ROWS', 'PAPER_ORDER', 'ABLATION_METRICS', 'TestSet', 'build_blind', 'build_sr', 'build_colour',
            'wrap_real', 'Result', 'measure_folders', 'bootstrap', 'Table', 'statistics_of', 'evaluate', 'method',
-           'apply_method', 'row_config', 'train_rows', 'verdict', 'counterpart', 'score_rows', 'ablation_table',
-           'ablation_grid', 'spread']
+           'apply_method', 'row_config', 'train_rows', 'verdict', 'counterpart', 'saved_test_set', 'score_rows',
+           'ablation_table', 'ablation_grid', 'spread']
 
 # %% ../nbs/19_evaluation.ipynb #8b1deddc
 import csv
@@ -586,8 +586,8 @@ def counterpart(label):
     kind = label.partition("[")[0]
     return {"lpips-vgg": "LPIPS", "lpips-alex": "LPIPS", "perceptual": "LPIPS", "fid": "FID", "frechet": "FID", "niqe": "NIQE", "deg": "Deg"}.get(kind)
 
-# %% ../nbs/19_evaluation.ipynb #da469e46
-def _test_set(valid, out, base, limit):
+# %% ../nbs/19_evaluation.ipynb #acf1d87e
+def saved_test_set(valid, out, base, limit):
     "The one test set of an ablation, made once; of other faces or settings it is a ValueError, as the results beside it would not fit."
     wanted = dict(kind="blind", size=base.model.size, ranges=base.degradation, seed=1, draws=1, limit=limit)
     if (out / "testset.json").exists():
@@ -601,7 +601,7 @@ def _test_set(valid, out, base, limit):
     build_blind(valid, part, wanted["size"], wanted["ranges"], wanted["seed"], limit=limit)
     part.rename(out)
 
-# %% ../nbs/19_evaluation.ipynb #6997e84f
+# %% ../nbs/19_evaluation.ipynb #50867d40
 def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, files=Files(), limit=None, device="cpu", progress=True):
     """Restore one saved test set (from the folder `valid`, damage as in training) with every trained row, measure all, compare with the full row.
 
@@ -609,7 +609,7 @@ def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, f
     per_image.csv and ablation.json and returns what the last holds.
     """
     out = Path(out)
-    _test_set(valid, out / "test", base, limit)
+    saved_test_set(valid, out / "test", base, limit)
     shown = {"Input": out / "test/lq"}
     for (row, seed), folder in folders.items():
         restore, about = method(folder / "ema.safetensors", device=device)

@@ -923,8 +923,23 @@ sheet_of("baselines", base["order"])
 # %% [markdown]
 # @fig-evaluation-baselines has the methods in the order of @tbl-evaluation-baselines.
 
+# %%
+of = lambda name, label: base["methods"][name][label]["mean"]
+half_width = lambda name, label: (base["methods"][name][label]["high"] - base["methods"][name][label]["low"]) / 2
+restored = [name for name in base["order"] if name not in ("Input", "Truth")]
+assert all(of("U-Net, L1", label) == max(of(n, label) for n in restored) for label in ("psnr", "ssim"))
+assert all(of(n, "psnr") < of("Input", "psnr") for n in restored if n != "U-Net, L1")
+assert min(of(n, "deg[dlib]") for n in ("PULSE", "mGANprior")) > max(of(n, "deg[dlib]") for n in ("Input", "U-Net, L1", "U-Net + GAN", "GFP-GAN"))
+assert of("Input", "deg[dlib]") - of("GFP-GAN", "deg[dlib]") < half_width("GFP-GAN", "deg[dlib]")
+assert min(of(n, "frechet[efficientnet-lite1]") for n in restored) > 5 * of("Truth", "frechet[efficientnet-lite1]")
+assert base["cost"]["PULSE"]["seconds_per_picture"] > 100 * base["cost"]["GFP-GAN"]["seconds_per_picture"]
+for name in ("PULSE", "mGANprior"):
+    print(f"{name} costs {base['cost'][name]['seconds_per_picture'] / base['cost']['GFP-GAN']['seconds_per_picture']:.0f} times as much as GFP-GAN's one pass")
+
 # %% [markdown]
-# RESULT-TEXT: baselines
+# The L1 network wins PSNR, SSIM and the perceptual distance, and @fig-evaluation-baselines shows how: it takes noise and part of the tint away, and adds nothing. All others stay below the PSNR of their own input, because detail that is not exactly right costs more than blur. GFP-GAN's detail follows the person; the U-Net with the same losses but no prior draws bands. PULSE finds clear faces of somebody else, mGANprior repaints the damage, and both are farther from the person than the damaged input is, at more than a hundred times the price.
+#
+# Two warnings. In identity the input, the L1 network and GFP-GAN differ by less than the half width of their intervals: here nobody has won. And the Fréchet distance of every method is far from that of the truths, so the judge takes none of these small networks' faces for photos. It sees them enlarged from 32 px, where texture that is slightly wrong weighs as much as blur.
 
 # %% [markdown]
 # ## One change at a time
@@ -1119,7 +1134,7 @@ def counterpart(label):
 
 # %%
 #| export
-def _test_set(valid, out, base, limit):
+def saved_test_set(valid, out, base, limit):
     "The one test set of an ablation, made once; of other faces or settings it is a ValueError, as the results beside it would not fit."
     wanted = dict(kind="blind", size=base.model.size, ranges=base.degradation, seed=1, draws=1, limit=limit)
     if (out / "testset.json").exists():
@@ -1143,7 +1158,7 @@ def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, f
     per_image.csv and ablation.json and returns what the last holds.
     """
     out = Path(out)
-    _test_set(valid, out / "test", base, limit)
+    saved_test_set(valid, out / "test", base, limit)
     shown = {"Input": out / "test/lq"}
     for (row, seed), folder in folders.items():
         restore, about = method(folder / "ema.safetensors", device=device)
@@ -1261,8 +1276,24 @@ for label, better, digits in run4["table"]["columns"]:
     print(f"{label:31} over pictures ± {over:6} over {len(seeds)} seeds ± {(max(seeds) - min(seeds)) / 2:.{digits}f}")
     assert max(seeds) >= min(seeds) and (c["low"] is None) == (label.startswith("frechet") or label == "fid")
 
+# %%
+v4, m4 = run4["verdicts"], {row: {k: np.mean(x) for k, x in values.items()} for row, values in run4["rows"].items()}
+perceptual, fre, deg = (next(k for k in run4["input"] if k.startswith(s)) for s in ("perceptual", "frechet", "deg"))
+assert set(v4["a"].values()) == {-1} and m4["full"]["psnr"] - m4["a"]["psnr"] > 3
+assert [v4["b"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [1, 1, 1, 1, 0]
+assert [v4["c"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [0, -1, 1, 1, -1]
+assert [v4["d"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [0, -1, 0, 0, 0]
+assert v4["no-parts"][deg] == -1 and v4["D"][deg] == v4["D+fm"][deg] == 0 and v4["D+fm"][fre] == 1
+
 # %% [markdown]
-# RESULT-TEXT: table4
+# What @tbl-evaluation-table4 says, row by row:
+#
+# - **a)** Without spatial modulation everything gets worse, by many times the distance of the seeds. The codes alone cannot hold the face. This is the paper's clearest claim, and it holds at our scale.
+# - **b)** Steering all channels is *better* here in everything but identity, where the seeds overlap. The paper has it the other way round. A likely reason is the prior: the half of the channels that CS-SFT leaves alone is worth keeping if a large prior wrote it, and ours is small and briefly trained (@sec-train-prior).
+# - **c)** Without the prior structure and identity suffer, as in the paper. The two distances that need no person in particular are slightly better, against the paper; the pictures below show what they do not punish.
+# - **d)** The pyramid loss makes no difference that these runs can show. In ours it is on for most of a short training; what it does for long ones is another question.
+# - **The component loss.** Without it identity is worse in every seed. Between its three forms there is no order in identity. Feature matching is ahead of feature style in three columns by little; the paper prefers feature style, for textures that four pixels of an eye do not have.
+# - **L1 only.** The best PSNR and SSIM, as for anyone who asks for nothing else.
 
 # %% [markdown]
 # ## The pictures beside the numbers
@@ -1285,7 +1316,7 @@ sheet_of("fig7", ["input", "no component\nloss", "D", "D + fm", "D + fs (full)",
 # At 32 px an eye is four or five pixels wide, so the component loss of @fig-evaluation-fig7 has little to look at (@sec-train-restorer). The rows of @fig-evaluation-fig6 change the whole picture.
 
 # %% [markdown]
-# RESULT-TEXT: pictures
+# In @fig-evaluation-fig6 row a has the light and the pose of the input and the face of somebody else. Row c has learned to answer the discriminator with horizontal bands: sharp, natural to no one, and not punished by the Fréchet distance. Rows b, d and the full model are alike. Their outlines are those of the truth where the input still has them, and their texture is noise where it has not. The columns of @fig-evaluation-fig7 can hardly be told apart by eye.
 
 # %% [markdown]
 # ## Colour, measured
@@ -1309,12 +1340,19 @@ Markdown("\n".join(lines))
 #| fig-alt: "Four rows of small faces: grey or yellowed input, three restored versions, truth."
 sheet_of("colour", tint["order"], rows=4)
 
-
 # %% [markdown]
 # Read @tbl-evaluation-colour and @fig-evaluation-colour-results together, and mind the column of the truth.
 
+# %%
+c4 = tint["by_kind"]
+assert all(c4[kind][name]["chroma"] < c4[kind]["Input"]["chroma"] for kind in kinds for name in tint["order"][1:])
+assert all(c4[kind]["U-Net, L1"]["chroma"] == min(c4[kind][n]["chroma"] for n in tint["order"][1:-1]) for kind in kinds)
+assert all(c4["grey"][n]["colourfulness"] < 0.6 * c4["grey"]["Truth"]["colourfulness"] for n in tint["order"][:-1])
+assert c4["yellowed"]["GFP-GAN"]["chroma"] > c4["yellowed"]["U-Net + GAN"]["chroma"] > c4["yellowed"]["U-Net, L1"]["chroma"]
+
+
 # %% [markdown]
-# RESULT-TEXT: colour
+# All three networks bring the colours nearer to the truth, and none brings them back. Grey faces get up to half of the colourfulness they should have. The L1 network is nearest in chroma and the palest, as an average should be. The adversarial ones choose, and a chosen colour can be wrong. Of the yellow veil the full model leaves the most. The paper's examples of enhanced colours come from a prior that knows what skin looks like; a small one, trained on one grey input in a hundred, has not learned to insist.
 
 # %% [markdown]
 # ## What the prior invented
@@ -1460,7 +1498,7 @@ compact(show([read_image(work / "chain" / which / f"{i:02}.png") for which in ("
 # ::: {.callout-warning}
 # - *How is FID computed where there is no truth?* Against statistics of FFHQ (`--reference`). That is why LFW, CelebChild and WebPhoto have FID and NIQE only.
 # - *I get 5 dB more than the paper.* Another set of damaged pictures. Compare the PSNR of the *input* first: it is in the first row of Table 1 for that reason.
-# - *The reference has another size.* FFHQ faces at 1,024 px beside results of 128 px: part of the distance is sharpness only. Bring the reference to the size of the results: `reference_size` of `evaluate`, or `gfpgan-edu prepare --aligned --size`. `ablate` does it by itself.
+# - *The reference has another size.* FFHQ faces at 1,024 px beside results of 128 px: part of the distance is sharpness only. Bring the reference to the size of the results: `--reference-size` of `evaluate`, or `gfpgan-edu prepare --aligned --size`. `ablate` does it by itself.
 # - *WebPhoto-Test: 407 or 469?* Both are about. Count what you have; `testset real` notes it.
 # - *My results carry `_00` at the end, or are JPEG.* `--suffix _00`; endings do not matter. JPEG costs quality, though, so write PNG.
 # - *The original test set is gone.* That happened to others. Keep draws.jsonl and the clean faces.
