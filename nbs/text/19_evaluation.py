@@ -1316,7 +1316,7 @@ sheet_of("fig7", ["input", "no component\nloss", "D", "D + fm", "D + fs (full)",
 # At 32 px an eye is four or five pixels wide, so the component loss of @fig-evaluation-fig7 has little to look at (@sec-train-restorer). The rows of @fig-evaluation-fig6 change the whole picture.
 
 # %% [markdown]
-# In @fig-evaluation-fig6 row a has the light and the pose of the input and the face of somebody else. Row c has learned to answer the discriminator with horizontal bands: sharp, natural to no one, and not punished by the Fréchet distance. Rows b, d and the full model are alike. Their outlines are those of the truth where the input still has them, and their texture is noise where it has not. The columns of @fig-evaluation-fig7 can hardly be told apart by eye.
+# In @fig-evaluation-fig6 variant a has the light and the pose of the input and the face of somebody else. Variant c has learned to answer the discriminator with horizontal bands: sharp, natural to no one, and not punished by the Fréchet distance. Variants b and d and the full model are alike. Their outlines are those of the truth where the input still has them, and their texture is noise where it has not. The columns of @fig-evaluation-fig7 can hardly be told apart by eye.
 
 # %% [markdown]
 # ## Colour, measured
