@@ -187,10 +187,10 @@ def slim(png, limit=60_000):
     from PIL import Image
 
     raw = base64.b64decode(png)
-    if len(raw) <= limit:
+    if len(raw) <= limit or not raw.startswith(b"\x89PNG") or (image := Image.open(io.BytesIO(raw))).mode == "P":      # damaged ones are the check's affair
         return png
     out = io.BytesIO()
-    Image.open(io.BytesIO(raw)).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3).save(out, "PNG", optimize=True)
+    image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3).save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 

@@ -323,4 +323,5 @@ def test_large_pictures_are_saved_with_256_colours():
     small, large = png(photo[:32, :32]), png(photo)
     slimmed = Image.open(io.BytesIO(base64.b64decode(book.slim(large))))
     assert book.slim(small) == small and len(book.slim(large)) < 0.6 * len(large)
+    assert book.slim(book.slim(large), limit=100) == book.slim(large)                           # once is enough
     assert slimmed.size == (256, 256) and np.abs(np.asarray(slimmed.convert("RGB"), float) - photo).mean() < 12
