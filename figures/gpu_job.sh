@@ -46,19 +46,26 @@ case $job in
 esac
 out=${OUT:-runs/out}
 mkdir -p "$out"
-if [ "$job" = ablations ]; then                                         # small networks: all averages in one file; scored again where more judges are (figures/ablation.py)
-    (cd runs && tar -czf - ablations/budget.yaml ablations/*.md ablations/*.json ablations/*.png ablations/test ablations/*-s?/ema.safetensors ablations/*-s?/metrics.jsonl 2>/dev/null) > "$out/ablations.tar.gz" || true
-    exit
-fi
-python - "runs/$job" "$out/$job" <<'PY'
-import shutil, sys
-import torch
+halve() { python - "$1" "$2" <<'PY'
+import sys                                                              # fp16 halves what travels
 from safetensors import safe_open
 from safetensors.torch import save_file
-run, out = sys.argv[1:]
-with safe_open(f"{run}/ema.safetensors", "pt") as f:                 # fp16 halves what travels
-    save_file({k: f.get_tensor(k).half() if f.get_tensor(k).is_floating_point() else f.get_tensor(k) for k in f.keys()}, f"{out}.safetensors", metadata=f.metadata())
-shutil.copy(f"{run}/config.yaml", f"{out}.yaml")
-shutil.copy(f"{run}/metrics.jsonl", f"{out}.jsonl")
+with safe_open(sys.argv[1], "pt") as f:
+    save_file({k: f.get_tensor(k).half() if f.get_tensor(k).is_floating_point() else f.get_tensor(k) for k in f.keys()}, sys.argv[2], metadata=f.metadata())
 PY
+}
+if [ "$job" = ablations ]; then                                         # all averages in pieces of 16.5 MB; join with cat, unpack into runs/, score with figures/ablation.py
+    for run in runs/ablations/*-s?; do
+        mkdir -p "runs/travel/ablations/$(basename "$run")"
+        [ ! -e "$run/ema.safetensors" ] || halve "$run/ema.safetensors" "runs/travel/ablations/$(basename "$run")/ema.safetensors"
+        cp "$run/metrics.jsonl" "runs/travel/ablations/$(basename "$run")/"
+    done
+    cp runs/ablations/budget.yaml runs/travel/ablations/
+    for file in table.md ablation.json; do [ ! -e "runs/ablations/$file" ] || cp "runs/ablations/$file" "$out/ablations-$file"; done
+    tar -C runs/travel -cf - ablations | split -b 16500000 - "$out/ablations.tar."
+    exit
+fi
+halve "runs/$job/ema.safetensors" "$out/$job.safetensors"
+cp "runs/$job/config.yaml" "$out/$job.yaml"
+cp "runs/$job/metrics.jsonl" "$out/$job.jsonl"
 for sheet in $(ls "runs/$job"/valid-*.png | tail -n 3); do cp "$sheet" "$out/$job-$(basename "$sheet")"; done
