@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'PRESETS', 'mixed_codes', 'augment_colour', 'augment_place', 'augment_hole', 'augment', 'PriorConfig',
-           'PriorTrainer']
+           'grow', 'PriorTrainer']
 
 # %% ../nbs/14_train_prior.ipynb #045fcdeb
 from dataclasses import dataclass, field, replace
@@ -132,15 +132,25 @@ class PriorConfig:
 
 PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}
 
-# %% ../nbs/14_train_prior.ipynb #13bd30b9
+# %% ../nbs/14_train_prior.ipynb #0e0f1ade
+def grow(net):
+    "A StyleGAN2 of twice the size that draws the same pictures enlarged: all weights of `net`, a random new block, whose RGB layer is 0."
+    big = StyleGAN2(**net.config | dict(size=2 * net.config["size"]))
+    big.load_state_dict(big.state_dict() | net.state_dict())
+    torch.nn.init.zeros_(big.synthesis.to_rgbs[-1].conv.weight)
+    return big
+
+# %% ../nbs/14_train_prior.ipynb #ae13c25b
 class PriorTrainer(Trainer):
-    "StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit()."
+    """StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit(). `init_from`: a StyleGAN2 to begin with; a smaller one is grown."""
 
     def __init__(self, config, data, out=None, device=None, init_from=None):
         torch.manual_seed(config.run.seed)
         c = config
         g = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow, resample=c.resample)
         d = Discriminator(c.size, c.channel_multiplier, c.narrow_d)
+        while init_from is not None and init_from.config["size"] < c.size:
+            init_from = grow(init_from)
         if init_from is not None:
             g.load_state_dict(init_from.state_dict())
         if isinstance(data, (str, Path)):

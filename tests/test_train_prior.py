@@ -14,7 +14,7 @@ from gfpgan_edu.discriminators import Discriminator
 from gfpgan_edu.engine import config_from, plain
 from gfpgan_edu.losses import d_logistic, g_logistic
 from gfpgan_edu.stylegan2 import StyleGAN2
-from gfpgan_edu.train_prior import AUGMENTATIONS, PRESETS, PriorConfig, PriorTrainer, augment, augment_colour, augment_hole, augment_place, mixed_codes
+from gfpgan_edu.train_prior import AUGMENTATIONS, PRESETS, PriorConfig, PriorTrainer, augment, augment_colour, augment_hole, augment_place, grow, mixed_codes
 
 quick = settings(max_examples=25, deadline=None)
 pictures = lambda b, s, seed=0: torch.rand(b, 3, s, s, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
@@ -287,6 +287,22 @@ def test_init_from_begins_with_those_weights():
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), g.parameters()))
     with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
         PriorTrainer(small().config, Made(), device="cpu", init_from=StyleGAN2(16, 32, 2, narrow=1 / 32))
+
+
+@pytest.mark.parametrize("resample", ["fir", "bilinear"])
+def test_a_smaller_prior_is_grown_and_draws_the_same_pictures_enlarged(resample):
+    g = StyleGAN2(8, 16, 2, narrow=1 / 32, resample=resample).double()
+    g.synthesis.convs[0].noise_strength.data.fill_(0.3)
+    big, z = grow(g.float()).double(), torch.randn(4, 16, dtype=torch.float64)
+    g = g.double()
+    with torch.no_grad():
+        small_picture, picture = g(z), big(z)
+    assert picture.shape == (4, 3, 16, 16) and big.config == g.config | dict(size=16)
+    assert_close(picture, big.synthesis.to_rgbs[-1].resample.up(small_picture), rtol=0, atol=1e-12)
+    assert_close(torch.nn.functional.avg_pool2d(picture, 2).mean((2, 3)), small_picture.mean((2, 3)), rtol=0, atol=0.2)
+    t = PriorTrainer(small(resample=resample).config, Made(), device="cpu", init_from=g.float())
+    assert all(torch.equal(v, g.state_dict()[k]) for k, v in t.nets["g"].state_dict().items() if k in g.state_dict())
+    assert not t.nets["g"].synthesis.to_rgbs[-1].conv.weight.any()
 
 
 def test_a_prior_learns_where_its_faces_are():

@@ -361,6 +361,32 @@ for key in keys + ["run.batch", "run.precision"]:
 # %% [markdown]
 # (`cph` stands for colour, place, hole.) The large presets keep the path length term, which later makes codes easy to find. `faces64` drops it, because its second derivative is dear on a CPU.
 #
+# ## Beginning with a smaller one
+#
+# Large shapes are learned first, and a small generator learns them at a fraction of the cost. Its successor need not forget them. The StyleGAN2 of twice the size has the same layers and one block more, so the old weights fit. If the RGB layer of the new block is zero, the picture is the old one, enlarged, and training goes on from there. This is progressive growing [@karras2018progressive] in one step, without its fading.
+
+# %%
+#| export
+def grow(net):
+    "A StyleGAN2 of twice the size that draws the same pictures enlarged: all weights of `net`, a random new block, whose RGB layer is 0."
+    big = StyleGAN2(**net.config | dict(size=2 * net.config["size"]))
+    big.load_state_dict(big.state_dict() | net.state_dict())
+    torch.nn.init.zeros_(big.synthesis.to_rgbs[-1].conv.weight)
+    return big
+
+
+# %%
+little = StyleGAN2(16, 16, 2, narrow=1 / 32)
+big, z = grow(little), torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
+with torch.no_grad():
+    same = big.synthesis.to_rgbs[-1].resample.up(little(z))
+    assert_close(big(z), same, rtol=0, atol=1e-6)
+big(z).square().mean().backward()
+new = [big.synthesis.convs[-1].conv.weight.grad, big.synthesis.to_rgbs[-1].conv.weight.grad]
+assert new[0].abs().max() == 0 and new[1].abs().max() > 0                    # at first only the new RGB layer learns; then its block does
+
+
+# %% [markdown]
 # ## The trainer
 #
 # The class below adds to @sec-engine only what is a prior's own: two networks, up to four phases, and the codes. Read `__init__` as the list of who plays, and each `*_terms` as one summand of @eq-train-prior-game. The augmentation stands before every call of $D$.
@@ -368,13 +394,15 @@ for key in keys + ["run.batch", "run.precision"]:
 # %%
 #| export
 class PriorTrainer(Trainer):
-    "StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit()."
+    """StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit(). `init_from`: a StyleGAN2 to begin with; a smaller one is grown."""
 
     def __init__(self, config, data, out=None, device=None, init_from=None):
         torch.manual_seed(config.run.seed)
         c = config
         g = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow, resample=c.resample)
         d = Discriminator(c.size, c.channel_multiplier, c.narrow_d)
+        while init_from is not None and init_from.config["size"] < c.size:
+            init_from = grow(init_from)
         if init_from is not None:
             g.load_state_dict(init_from.state_dict())
         if isinstance(data, (str, Path)):
@@ -653,7 +681,7 @@ show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 # gfpgan-edu train prior --preset faces64 --data faces/ --out runs/mine
 # ```
 #
-# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, which is the better choice for a few hundred faces. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. How long they need on one, we have not measured yet.
+# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, which is the better choice for a few hundred faces; `--init-from prior32 --set size=64` grows the small one. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. How long they need on one, we have not measured yet.
 #
 # ## Paper, official code, ours
 #
