@@ -363,7 +363,7 @@ for key in keys + ["run.batch", "run.precision"]:
 #
 # ## Beginning with a smaller one
 #
-# Large shapes are learned first, and a small generator learns them at a fraction of the cost. Its successor need not forget them. The StyleGAN2 of twice the size has the same layers and one block more, so the old weights fit. If the RGB layer of the new block is zero, the picture is the old one, enlarged, and training goes on from there. This is progressive growing [@karras2018progressive] in one step, without its fading.
+# Large shapes are learned first, and a small generator learns them at a fraction of the cost. Its successor need not forget them. The StyleGAN2 of twice the size has the same layers and one block more, so the old weights fit. If the RGB layer of the new block is zero, the picture is the old one, enlarged, and training goes on from there. This is progressive growing [@karras2018progressive] in one step, without its fading. Its opponent is the weak spot: the trainer's discriminator still begins from nothing, against pictures that are good already. In a short try of ours, `prior32` grown to 64 px, its loss stayed on the line of an undecided one for all of 18,000 pictures.
 
 # %%
 #| export
@@ -681,7 +681,7 @@ show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 # gfpgan-edu train prior --preset faces64 --data faces/ --out runs/mine
 # ```
 #
-# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, which is the better choice for a few hundred faces; `--init-from prior32 --set size=64` grows the small one. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. How long they need on one, we have not measured yet.
+# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, `--init-from prior32 --set size=64` grows the small one; watch the loss of $D$, which begins from nothing in both cases. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. How long they need on one, we have not measured yet.
 #
 # ## Paper, official code, ours
 #
