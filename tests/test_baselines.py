@@ -24,13 +24,7 @@ SIZE, DIM = 16, 16
 LAYERS = 2 * int(math.log2(SIZE)) - 2
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def randn(*shape, seed=0, dtype=torch.float64):

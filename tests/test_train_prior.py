@@ -20,13 +20,7 @@ quick = settings(max_examples=25, deadline=None)
 pictures = lambda b, s, seed=0: torch.rand(b, 3, s, s, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---------------------------------------------------------------- augmentations

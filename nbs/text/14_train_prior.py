@@ -363,7 +363,7 @@ for key in keys + ["run.batch", "run.precision"]:
 #
 # ## Beginning with a smaller one
 #
-# Large shapes are learned first, and a small generator learns them at a fraction of the cost. Its successor need not forget them. The StyleGAN2 of twice the size has the same layers and one block more, so the old weights fit. If the RGB layer of the new block is zero, the picture is the old one, enlarged, and training goes on from there. This is progressive growing [@karras2018progressive] in one step, without its fading. Its opponent is the weak spot: the trainer's discriminator still begins from nothing, against pictures that are good already. In a short try of ours, `prior32` grown to 64 px, its loss stayed on the line of an undecided one for all of 18,000 pictures.
+# Large shapes are learned first, and a small generator learns them at a fraction of the cost. Its successor need not forget them. The StyleGAN2 of twice the size has the same layers and one block more, so the old weights fit. If the RGB layer of the new block is zero, the picture is the old one, enlarged, and training goes on from there. This is progressive growing [@karras2018progressive] in one step, without its fading. Its opponent is the weak spot: the trainer's discriminator still begins from nothing, against pictures that are good already. If its loss stays on the line of an undecided one, $G$ learns nothing new.
 
 # %%
 #| export
