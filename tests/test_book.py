@@ -262,7 +262,7 @@ def test_make_help_lists_every_target():
     listed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^([a-z-]+):", text, re.M))
     assert targets == set(re.findall(r"^make ([a-z-]+) ", listed, re.M)) == set(re.search(r"^\.PHONY: (.*)", text, re.M)[1].split())
-    assert {"demo", "test", "soak", "book", "chapters", "sync", "jupyter", "verify-official", "help"} == targets
+    assert {"demo", "test", "soak", "book", "chapters", "sync", "jupyter", "train-bundled", "verify-official", "help"} == targets
 
 
 def test_import_is_quiet_and_lean():
@@ -288,7 +288,8 @@ def requirements(key):
 
 
 def test_every_import_is_a_declared_requirement():
-    runtime, dev, judges = (requirements(k) for k in ("requirements", "dev_requirements", "judges_requirements"))
+    runtime, dev, judges, onnx = (requirements(k) for k in ("requirements", "dev_requirements", "judges_requirements", "onnx_requirements"))
+    optional = {"examples.py": dev, "metrics.py": judges, "losses.py": judges, "identity.py": onnx}                                       # examples serves the chapters, the others ask politely
     dists, seen = packages_distributions(), set()
     for path in (ROOT / "gfpgan_edu").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -300,7 +301,7 @@ def test_every_import_is_a_declared_requirement():
                 continue
             for top in set(tops) - set(sys.stdlib_module_names) - {"gfpgan_edu"}:
                 seen.add(top)
-                allowed = runtime | {"examples.py": dev, "metrics.py": judges}.get(path.name, set())     # examples serves the chapters, metrics asks politely
+                allowed = runtime | optional.get(path.name, set())
                 names = dists.get(top) or [{"skimage": "scikit-image", "dlib": "dlib-bin"}.get(top, top)]            # Python 3.10 knows fewer
                 assert {d.lower().replace("_", "-") for d in names} & allowed, f"{path.name} imports {top}, which settings.ini does not require"
     assert {"torch", "cv2", "PIL", "safetensors", "facenet_pytorch", "lpips", "torch_fidelity"} <= seen

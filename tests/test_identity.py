@@ -3,8 +3,11 @@ import copy
 import json
 import math
 from pathlib import Path
+from unittest.mock import patch
 
+import cv2
 import numpy as np
+import onnx.reference
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +19,8 @@ from torch.testing import assert_close
 
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import example_faces
-from gfpgan_edu.faces import to_tensor
-from gfpgan_edu.identity import ArcFaceResNet, GrayEmbedder, angle, arcface_logits, load_embedder, to_gray
+from gfpgan_edu.faces import FFHQ_512, similarity, template, to_tensor
+from gfpgan_edu.identity import ARCFACE_112, ArcFaceResNet, GrayEmbedder, OnnxEmbedder, angle, arcface_logits, load_embedder, to_gray
 from gfpgan_edu.losses import identity
 from gfpgan_edu.weights import WeightsError, load_weights, save
 
@@ -277,6 +280,108 @@ def test_other_wrong_files(tmp_path):
     header = {"format": "gfpgan_edu", "network": "ArcFaceResNet", "config": json.dumps(dict(width=4, dim=8, size=20))}
     save_file({"a": torch.zeros(1)}, tmp_path / "size.safetensors", metadata=header)
     fails(tmp_path / "size.safetensors", "multiple of 16")
+
+
+# ---------------------------------------------------------------- networks of another habit
+
+def tiny_onnx(path, shape=(-1, 4), channels=3, scale=1.0, last=("Reshape", ["c", "shape"], {})):
+    "Convolution, mean over places and a last step, random weights, as an ONNX file -> its path."
+    rng, info = np.random.default_rng(0), onnx.helper.make_tensor_value_info
+    held = dict(weight=scale * rng.normal(0, 0.1, (4, channels, 5, 5)).astype(np.float32), bias=rng.normal(0, 0.1, 4).astype(np.float32), shape=np.array(shape))
+    steps = [("Conv", ["x", "weight", "bias"], "a", dict(strides=[4, 4])), ("Relu", ["a"], "b", {}), ("GlobalAveragePool", ["b"], "c", {}), (*last[:2], "y", last[2])]
+    nodes = [onnx.helper.make_node(op, inputs, [output], **how) for op, inputs, output, how in steps]
+    graph = onnx.helper.make_graph(nodes, "tiny", [info("x", 1, ["n", channels, 112, 112])], [info("y", 1, None)], [onnx.numpy_helper.from_array(np.asarray(v, v.dtype), k) for k, v in held.items()])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def onnx_path(tmp_path_factory):
+    return tiny_onnx(tmp_path_factory.mktemp("onnx") / "public.onnx")
+
+
+@pytest.fixture(scope="module")
+def public(onnx_path):
+    return load_embedder(onnx_path)
+
+
+@pytest.mark.parametrize("size", [64, 112, 128, 256, 512])
+def test_the_five_points_go_where_the_similarity_takes_them(public, size):
+    landing = np.c_[FFHQ_512, np.ones(5)] @ similarity(FFHQ_512, ARCFACE_112).T
+    assert np.linalg.norm(landing - ARCFACE_112, axis=1).max() < 3                          # the best there is: the templates differ in shape
+    at, width, (columns, rows) = np.arange(size), max(1, size / 128), np.meshgrid(np.arange(112), np.arange(112))
+    dots = sum(np.exp(-((at[:, None] - v) ** 2 + (at - u) ** 2) / 2 / width**2) for u, v in template(size))
+    out = public.align(torch.tensor(dots).expand(1, 3, size, size))[0, 0].numpy()
+    for u, v in landing:
+        dot = out * (np.hypot(columns - u, rows - v) < 8)
+        assert np.hypot((dot * columns).sum() / dot.sum() - u, (dot * rows).sum() / dot.sum() - v) < 0.1
+
+
+@pytest.mark.parametrize("size", [40, 64, 112, 128, 150])
+def test_small_pictures_are_warped_as_opencv_does(public, size):
+    x = cv2.GaussianBlur(np.random.default_rng(size).uniform(-1, 1, (size, size, 3)).astype(np.float32), (0, 0), 0.8)
+    warped = cv2.warpAffine(x, similarity(template(size), ARCFACE_112), (112, 112), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    assert_close(public.align(torch.tensor(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy(), warped, rtol=0, atol=0.03)      # some builds of OpenCV round places to 1/32 px
+    assert np.abs(warped).max() > 0.3
+
+
+def test_large_pictures_are_filtered_first(public):
+    stripes = torch.ones(512, 512)
+    stripes[:, ::2] = -1                                                                    # too fine for 112 px: grey
+    assert public.align(stripes.expand(1, 3, 512, 512)).abs().max() < 0.05
+    face = to_tensor(example_faces(1, 128))
+    large = public.align(F.interpolate(face, (512, 512), mode="bicubic", align_corners=False))
+    assert (large - public.align(face)).abs().mean() < 0.02
+
+
+def test_onnx_vectors_are_those_of_the_file(public, onnx_path):
+    x = randn(3, 3, 90, 90, dtype=torch.float32).tanh()
+    crops = public.align(x)
+    wanted, = onnx.reference.ReferenceEvaluator(str(onnx_path)).run(None, {"x": ((crops.numpy() + 1) * 127.5 - 127.5) / 128})
+    assert_close(public(x).numpy(), wanted, rtol=1e-4, atol=1e-5)
+    assert wanted.shape == (3, 4) and np.ptp(wanted, axis=0).min() > 1e-4
+
+
+def test_a_batch_that_comes_out_flattened(public, tmp_path):
+    flat = OnnxEmbedder(tiny_onnx(tmp_path / "flat.onnx", (1, -1)))
+    x = randn(3, 3, 64, 64, dtype=torch.float32)
+    assert flat.net(flat.align(x)).shape == (1, 12)
+    assert_close(flat(x), public(x), **EXACT)
+    assert_close(flat(x[2:]), flat(x)[2:], rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_embedder_is_frozen_and_lets_gradients_through(public):
+    trainer = nn.ModuleDict(dict(judge=public)).train()
+    assert trainer.training and not any(m.training for m in public.modules()) and not any(p.requires_grad for p in public.parameters())
+    x = randn(2, 3, 128, 128, dtype=torch.float32).requires_grad_()
+    identity(public(x), public(x.detach() + 0.1)).backward()
+    reached = (x.grad != 0).any(1)
+    assert reached[:, 40:90, 40:90].float().mean() > 0.99 and not reached[..., :8].any() and not reached[..., -8:].any()      # the crop, nothing beside it
+
+
+def test_onnx_alignment_is_not_rounded(public):
+    x = randn(1, 3, 128, 128, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = public.align(x)
+    assert_close(inside, public.align(x), **EXACT)
+    assert_close(public.align(x.bfloat16()), public.align(x.bfloat16().float()), **EXACT)
+    assert "grid" not in public.state_dict()
+
+
+@pytest.mark.parametrize("how, reason", [("none", "no such file"), ("text", r"not a network for faces of 112 px \("), ("empty", "not a network"), ("cut", r"not a network for faces of 112 px \("), ("gray", "RuntimeError"),
+                                         ("one", "RuntimeError"), ("mixed", "does not take two faces at once"), ("nan", "holds NaN"), ("unknown", "Mystery"), ("folder", "no such file"), ("package", "needs the package onnx2torch")])
+def test_wrong_onnx_files_are_named_with_the_reason(onnx_path, tmp_path, how, reason):
+    path = tmp_path / "odd.onnx"
+    whole = onnx_path.read_bytes()
+    if how == "folder":
+        path.mkdir()
+    elif how in ("text", "empty", "cut", "package"):
+        path.write_bytes(dict(text=b"not a network", empty=b"", cut=whole[:len(whole) // 2], package=whole)[how])
+    elif how != "none":
+        tiny_onnx(path, **dict(gray=dict(channels=1), one=dict(shape=(1, 4)), mixed=dict(last=("Transpose", ["c"], dict(perm=[1, 0, 2, 3]))), nan=dict(scale=float("nan")), unknown=dict(last=("Mystery", ["c"], {})))[how])
+    with patch.dict("sys.modules", {"onnx2torch": None} if how == "package" else {}), pytest.raises(WeightsError, match=rf"(?s)odd\.onnx: .*{reason}") as e:
+        load_embedder(str(path))
+    assert "\n" not in str(e.value) and len(str(e.value)) < 300 + len(str(path))
 
 
 # ---------------------------------------------------------------- the bundled one

