@@ -21,6 +21,7 @@ from gfpgan_edu.degradation import PAPER, degrade, sample_params
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.faces import (COMPONENT_FIT, FFHQ_512, MANIFEST, PARTS, SUFFIXES, Face, FaceFolder, boxes_from_components, component_boxes, face_components,
                               mirror_components, points_in_aligned, prepare, read_manifest, read_official_landmarks, template, to_tensor)
+from gfpgan_edu.photos import read_image
 
 few = settings(max_examples=25, deadline=None)
 KNOWN = {"left_eye": (100.0, 200.0, 20.0), "right_eye": (300.0, 210.0, 30.0), "mouth": (220.0, 380.0, 50.0)}
@@ -306,6 +307,61 @@ def test_pictures_of_any_size_and_kind(tmp_path):
     assert torch.equal(items[3][0], items[3][1])
 
 
+PNG_KINDS = dict(
+    plain=lambda im, f: im.save(f, "PNG"), interlaced_by_hand=lambda im, f: im.save(f, "PNG", compress_level=0), grey=lambda im, f: im.convert("L").save(f, "PNG"), palette=lambda im, f: im.quantize(64).save(f, "PNG"),
+    alpha=lambda im, f: im.convert("RGBA").save(f, "PNG"), turned=lambda im, f: im.save(f, "PNG", exif=turned_by(6)), one_colour_clear=lambda im, f: im.save(f, "PNG", transparency=(1, 2, 3)),
+    profile=lambda im, f: im.save(f, "PNG", dpi=(72, 72), icc_profile=b"not a profile"), jpeg=lambda im, f: im.save(f, "JPEG"), bmp=lambda im, f: im.save(f, "BMP"), sixteen_bits=lambda im, f: save_deep(im, f))
+
+
+def turned_by(tag):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    return exif
+
+
+def save_deep(im, file):
+    file.write(cv2.imencode(".png", np.asarray(im)[..., ::-1].astype(np.uint16) * 257)[1].tobytes())
+
+
+@pytest.mark.parametrize("kind", PNG_KINDS)
+def test_the_quick_way_of_reading_is_the_slow_one(tmp_path, kind):
+    "Which file is plain is decided by its content; whatever the way, the pixels are those of `read_image`."
+    image = Image.fromarray(smooth(5, 40)).crop((0, 0, 40, 33))
+    with open(tmp_path / "a.png", "wb") as file:
+        PNG_KINDS[kind](image, file)
+    assert faces._is_plain((tmp_path / "a.png").read_bytes()) == (kind in ("plain", "interlaced_by_hand"))
+    assert_array_equal(faces._read_face(tmp_path / "a.png"), read_image(tmp_path / "a.png"))
+    if kind == "turned":
+        assert faces._read_face(tmp_path / "a.png").shape == (40, 33, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([0, 3]), st.integers(0, 2**31), st.booleans())
+def test_a_damaged_face_is_never_read_as_something_else(tmp_path_factory, compression, seed, cut):
+    path, rng = tmp_path_factory.mktemp("d") / "a.png", np.random.default_rng(seed)
+    faces._write_png(path, smooth(3, 32), compression)
+    data = bytearray(path.read_bytes())
+    where = int(rng.integers(8, len(data)))
+    data[where] ^= 1 << rng.integers(8)
+    path.write_bytes(data[:where] if cut else data)
+    try:
+        image = faces._read_face(path)
+    except ValueError as e:
+        assert "a.png: " in str(e)
+    else:
+        assert_array_equal(image, smooth(3, 32))                # a flipped bit that no pixel depends on
+
+
+def test_draw_tells_what_an_item_is_made_with(folder):
+    data = FaceFolder(folder, 64, boxes=None, seed=9)
+    for key in [(0, 0), (3, 2), (5, -1)]:
+        flipped, params = data.draw(*key)
+        face = smooth(range(5)[key[1]])[:, ::-1] if flipped else smooth(range(5)[key[1]])
+        assert_array_equal(data[key]["lq"], to_tensor(degrade(face, params))[0])
+    with pytest.raises(IndexError):
+        data.draw(0, 5)
+
+
 def test_boxes_follow_a_folder_of_another_size(tmp_path):
     write(tmp_path / "a.png", smooth(0, 128))
     (tmp_path / MANIFEST).write_text(json.dumps(dict(file="a.png", source="a.png", size=128, faces=1, landmarks="template", components=KNOWN)) + "\n")
@@ -439,6 +495,28 @@ def test_small_faces_and_the_largest(photos, tmp_path, photo):
         report = prepare(tmp_path / "one", tmp_path / f"out{k}", 128, progress=False, **options)
         assert (report.written, report.faces, len(report.no_face)) == (written, 2, written == 0)
     assert prepare(tmp_path / "one", tmp_path / "out9", 256, progress=False).written == 1                  # 256 / 4 = 64 px at least
+
+
+def test_compression_changes_files_and_no_pixel(tmp_path):
+    (tmp_path / "s").mkdir()
+    write(tmp_path / "s" / "a.png", smooth(1, 128))
+    kilobytes = []
+    for compression in (0, 1, 3, 9):
+        prepare(tmp_path / "s", tmp_path / f"c{compression}", 128, aligned=True, detector=lambda image: [], compression=compression, progress=False)
+        file = tmp_path / f"c{compression}" / "a.png"
+        kilobytes.append(file.stat().st_size / 1000)
+        assert_array_equal(np.asarray(Image.open(file)), smooth(1, 128))
+        assert faces._is_plain(file.read_bytes())
+    assert 49 < kilobytes[0] < 50.5 and kilobytes[1:] == sorted(kilobytes[1:], reverse=True) and kilobytes[1] < 0.8 * kilobytes[0]
+
+
+def test_a_face_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"a\.png: cannot be written \(No such file"):
+        faces._write_png(tmp_path / "nowhere" / "a.png", smooth(1), 0)
+    monkeypatch.setattr(Path, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ValueError, match=r"a\.png: cannot be written \(No space"):
+        faces._write_png(tmp_path / "a.png", smooth(1), 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_and_resumed_is_as_good_as_straight(photos, tmp_path):

@@ -14,6 +14,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 # %%
 import io
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -146,16 +148,42 @@ assert width(gaussian_kernel(0.2)) < 0.01 and 8.8 < width(gaussian_kernel(10)) <
 # ## Blur
 #
 # At the border the picture is continued as in a mirror that stands on the outermost pixel (`reflect-101` in OpenCV, `mirror` in SciPy). Anything else shows: zeros would darken the frame, and a network would learn
-# to look for it. A round kernel is the product of a column and a row. Two passes then need $2\cdot 41$ instead of $41^2$ products per pixel.
+# to look for it.
+#
+# Written as a sum over the kernel, a blur costs $41^2$ products for each value of the picture. There are two exact ways round the sum.
+# A kernel that is not turned is the product of a column and a row, so two passes of 41 products each do. For any kernel the discrete Fourier transform $\mathcal F$ makes one product per frequency out of the convolution:
+#
+# $$\mathbf y * \mathbf k = \mathcal F^{-1}\big(\mathcal F(\mathbf y)\cdot\mathcal F(\mathbf k)\big)$$ {#eq-degradation-fourier}
+#
+# The transform treats the picture as one tile of an endless wall: what leaves it on the right comes in on the left. So the mirrored rim is laid around the picture first, and cut off afterwards together with what has come round.
+
+# %%
+#| export
+def fourier_blur(x, k):
+    "y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border; k n×n, n odd, and the same after a half turn."
+    (h, w), n = x.shape[:2], len(k)
+    rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))             # transforms are quick at sizes like 2^a 3^b 5^c
+    kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty_like(x)
+    kernel[:n, :n] = k                                                             # its centre is not at 0: the result moves by n // 2
+    cv2.dft(kernel, kernel)
+    for c in range(3):                                                             # all in one buffer: fresh memory costs more than the transforms
+        cv2.copyMakeBorder(cv2.extractChannel(x, c), n // 2, rows - h - n // 2, n // 2, columns - w - n // 2, cv2.BORDER_REFLECT_101, plane)
+        cv2.dft(plane, plane)
+        cv2.mulSpectrums(plane, kernel, 0, plane)
+        cv2.idft(plane, plane, flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT)
+        cv2.insertChannel(plane[n - 1:n - 1 + h, n - 1:n - 1 + w], out, c)
+    return out
+
 
 # %%
 #| export
 def blur(x, sigma_x, sigma_y=None, theta=0.0, size=41):
-    "y * k_σ of x, float32 H×W×3, mirrored at the border."
+    "y * k_σ of x, float32 H×W×3, mirrored at the border: the quickest of three ways to the same sums."
     k = gaussian_kernel(sigma_x, sigma_y, theta, size)
-    if theta == 0:                                                 # k = outer(k.sum(1), k.sum(0)): two passes of `size` taps
-        return cv2.sepFilter2D(x, -1, k.sum(0), k.sum(1))
-    return cv2.filter2D(x, -1, k)
+    column, row = (g[g > 1e-8] for g in (k.sum(1), k.sum(0)))      # the other taps are nothing in float32
+    if theta == 0 and max(len(column), len(row)) <= 33:            # k = outer(column, row)
+        return cv2.sepFilter2D(x, -1, row, column)
+    return fourier_blur(x, k) if size > 11 else cv2.filter2D(x, -1, k)
 
 
 # %%
@@ -164,7 +192,9 @@ def reference_blur(x, kernel):
 
 
 for s in [(2.0, 2.0, 0.0), (2.5, 1.0, 0.0), (2.5, 1.0, 0.7)]:
-    assert levels(blur(x, *s, size=11), reference_blur(x, reference_kernel(*s, 11))) < 1e-3
+    for size in (11, 41):                                                      # two passes, the sum itself, and the Fourier transform
+        assert levels(blur(x, *s, size=size), reference_blur(x, reference_kernel(*s, size))) < 1e-3
+        assert levels(fourier_blur(x, gaussian_kernel(*s, size)), cv2.filter2D(x, -1, gaussian_kernel(*s, size))) < 1e-3
 assert levels(blur(np.full_like(x, 0.7), 2.5, 1.0, 0.7), 0.7) < 1e-3           # flat stays flat, border included
 assert levels(blur(blur(x, 1.5), 2.0), blur(x, 2.5)) < 1                       # 1.5² + 2² = 2.5²: Gaussians add their squares
 assert levels(blur(x, 0.2), x) < 0.01                                          # the mildest of the paper
@@ -271,7 +301,8 @@ def add_noise(x, delta, seed):
     "x + n_δ, clipped to [0, 1]: Gaussian noise of `delta` grey levels (of 255), independent in each pixel and channel, a pure function of `seed`."
     noise = np.random.default_rng(seed).standard_normal(x.shape, np.float32)
     noise *= np.float32(delta / 255)
-    return np.clip(x + noise, 0, 1)
+    noise += x
+    return np.clip(noise, 0, 1, out=noise)
 
 
 # %% [markdown]
@@ -315,7 +346,7 @@ show(noisy, [f"δ = {d}" for d in (0, 10, 20)] + ["δ = 20 after r = 4"], height
 #| export
 def to_uint8(x):
     "float in [0, 1] -> uint8, rounded, not truncated."
-    return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
+    return cv2.addWeighted(x, 255, x, 0, 0, dtype=cv2.CV_8U).reshape(np.shape(x))    # 255 x + 0 x + 0: stops at 0 and 255, and makes no copies
 
 
 def jpeg(img, q):
@@ -401,12 +432,13 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 def shift_colour(x, shift):
     "Add `shift`, three numbers in grey levels (of 255), to the channels of x; clipped."
-    return np.clip(x + np.float32(shift) / 255, 0, 1)
+    x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))       # four numbers: OpenCV's scalars have four channels
+    return np.clip(x, 0, 1, out=x)
 
 
 def to_gray(x):
     "The brightness of x, float32 H×W×3 RGB, in all three channels."
-    return np.repeat((x @ LUMA)[..., None], 3, axis=2)
+    return cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 # %%
@@ -444,17 +476,18 @@ def jitter_colour(x, jitter):
         f = float(f)                                               # a numpy number would turn x into float64
         if name == "hue":
             hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)               # hue in degrees
-            hsv[..., 0] = (hsv[..., 0] + 360 * f) % 360
+            hsv[..., 0] += 360 * (f % 1)                           # the way back takes it round the circle
             x = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         elif name == "brightness":
             x = f * x                                              # black is 0
         elif name == "contrast":
-            x = f * x + np.float32((1 - f) * (x @ LUMA).mean())
+            mean = cv2.mean(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY))[0]
+            x = f * x + np.float32((1 - f) * mean)
         elif name == "saturation":
-            x = f * x + (1 - f) * (x @ LUMA)[..., None]
+            x = cv2.addWeighted(x, f, to_gray(x), 1 - f, 0)
         else:
             raise ValueError(f"unknown colour jitter {name!r}; there are {JITTER}")
-        x = np.clip(x, 0, 1)
+        x = np.clip(x, 0, 1, out=x)
     return x
 
 
@@ -722,14 +755,14 @@ def degrade(img, params):
     if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3 and img.size):
         raise ValueError(f"degrade needs uint8 H×W×3, got {getattr(img, 'dtype', type(img).__name__)} {getattr(img, 'shape', '')}")
     h, w = img.shape[:2]
-    x = img.astype(np.float32) / 255
+    x = np.divide(img, 255, dtype=np.float32)
     if max(params.sigma_x, params.sigma_y) > 0:
         x = blur(x, params.sigma_x, params.sigma_y, params.theta, params.kernel_size)
     x = resize(x, int(w // params.r), int(h // params.r))
     if params.delta > 0:
         x = add_noise(x, params.delta, params.noise_seed)
     if params.q is not None:
-        x = jpeg(to_uint8(x), params.q).astype(np.float32) / 255
+        x = np.divide(jpeg(to_uint8(x), params.q), 255, dtype=np.float32)
     x = resize(x, w, h)
     if params.shift is not None:
         x = shift_colour(x, params.shift)
@@ -783,8 +816,199 @@ for h, w in [(32, 32), (1024, 1024), (40, 1000), (333, 32)]:
 test_fail(lambda: degrade(x, p), exc=ValueError, contains="float32")
 test_fail(lambda: degrade(face[..., 0], p), exc=ValueError, contains="(128, 128)")
 
+# %% [markdown]
+# ## Where the time goes
+#
+# Every training step needs a fresh batch, so the damage must not be slower than the network. The official data set and ours (`FaceFolder` of @sec-faces, which calls `degrade`) were timed on the same faces of 512 pixels: one process, one thread, in turns, with the ranges `OFFICIAL`. The command is in the file that this cell reads; nothing is timed here.
+
+# %%
+bench = json.loads(Path("../figures/bench/degradation.json").read_text())
+rate, ratio, kilobytes = bench["images_per_second"]["cpu"], bench["ratio"]["cpu"], bench["kilobytes_a_file"]
+print(f"{bench['machine']['cpu']}, one of {bench['machine']['cores']} cores; {bench['config']['faces']} faces, images per second of processor time:")
+print(f"official, PNG as usual ({kilobytes['png']} kB a file): {rate['official']['png']:.0f}")
+for name, words in dict(png="PNG as usual", compressed="`prepare` with compression=3", prepared="`prepare`").items():
+    print(f"ours, {words} ({kilobytes[name]} kB a file): {rate['ours'][name]:.0f}, {ratio[name]:.1f} times as many")
+assert ratio["png"] > 2 and ratio["prepared"] > 3
+
+# %%
+#| label: fig-degradation-time
+#| fig-cap: "Processor time for one item of the data set, by stage: the official one, ours on the same PNGs, and ours on the files that `prepare` writes."
+#| fig-alt: "Three horizontal bars made of coloured pieces. The official one is the longest, and blur is its longest piece. In ours blur and colour are short, and in the last one decoding has nearly gone."
+spent = bench["cpu_milliseconds_by_stage"]
+bars = {"official, PNG": spent["official"]["png"], "ours, same PNG": spent["ours"]["png"], "ours, prepared": spent["ours"]["prepared"]}
+pieces = {"read and decode": ("read and decode",), "blur": ("blur kernel", "blur"), "noise": ("noise",), "JPEG": ("JPEG",), "colour": ("colour",), "tensor, 8 bit": ("to tensor", "to 8 bit"), "resize, other": ("resize", "other")}
+fig, ax = plt.subplots(figsize=(7, 2.3), layout="constrained")
+left = np.zeros(len(bars))
+for (piece, stages), colour in zip(pieces.items(), ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#999999")):
+    v = np.array([sum(b.get(s, 0) for s in stages) for b in bars.values()])
+    ax.barh(list(bars), v, left=left, color=colour, label=piece)
+    left += v
+assert_allclose(left, [b["total"] for b in bars.values()], rtol=0.03)
+ax.invert_yaxis()
+ax.set_xlabel("milliseconds per face")
+fig.legend(loc="outside upper center", ncols=4, frameon=False);
+
 
 # %% [markdown]
+# In @fig-degradation-time blur and colour make the difference. OpenCV's general filter, which the official code calls for round and turned kernels alike, also turns to @eq-degradation-fourier for large kernels, but tile by tile and, for float pictures, in double precision. The official jitter goes through torchvision, which makes new tensors at
+# each step of its formulas. Memory counts: a program that asks the system for fresh megabytes again and again can spend more time on getting them than on filling them, which is why `fourier_blur` keeps to one buffer. What is left to us is decoding, the transforms and the drawing of Gaussian numbers, all done by libraries. No number of the result was traded for time:
+# the checks above compare with the plain sums.
+#
+# ## A batch on the GPU
+#
+# A processor core damages a limited number of faces per second. Where several GPUs wait for one machine's cores, the damage can move to the GPU: the data set delivers clean faces only, and the training loop damages the batch. The steps are the same, in tensors of shape $b\times3\times H\times W$ in $[-1,1]$.
+# Only JPEG needs work. Its bit stream is lossless and can be left out; what loses is @eq-degradation-jpeg on the three channels of
+#
+# $$Y = 0.299R + 0.587G + 0.114B,\qquad C_b = \tfrac{B - Y}{1.772} + 128,\qquad C_r = \tfrac{R - Y}{1.402} + 128$$ {#eq-degradation-ycc}
+#
+# each rounded, $C_b$ and $C_r$ at half size: means of $2\times2$ pixels on the way in, linear interpolation on the way out. An encoder for GPUs exists, but it would follow its own rounding; the sums below follow those of the library that `jpeg` calls.
+
+# %%
+#| export
+@lru_cache(maxsize=100)
+def jpeg_tables(q):
+    "Q of @eq-degradation-jpeg for brightness and colour, (2, 8, 8) float32, read from a file of quality q."
+    import io
+
+    from PIL import Image
+
+    file = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8), [cv2.IMWRITE_JPEG_QUALITY, q])[1]
+    tables = Image.open(io.BytesIO(file)).quantization
+    return np.array([tables[0], tables[1]], np.float32).reshape(2, 8, 8)
+
+
+def _coded(x, table):
+    "What is left of x (b, h, w), sides multiples of 8, after rounding the cosine transform of its blocks to multiples of `table`."
+    import torch
+
+    n = torch.arange(8, device=x.device, dtype=x.dtype)
+    waves = torch.cos(math.pi / 16 * (2 * n + 1) * n[:, None]) / 2                 # (frequency, pixel)
+    waves[0] /= math.sqrt(2)
+    blocks = (x - 128).unflatten(2, (-1, 8)).unflatten(1, (-1, 8))
+    c = torch.einsum("ui,naibj,vj->naubv", waves, blocks, waves)
+    c = (8 * c).round() / 8                                                        # the library counts in eighths, and ties are common then:
+    c = c.sign() * (c.abs() / table[:, None] + 0.5).floor() * table[:, None]       # away from zero
+    return (torch.einsum("ui,naubv,vj->naibj", waves, c, waves) + 128.5001).floor().clip(0, 255).flatten(3).flatten(1, 2)
+
+
+# %%
+#| export
+def jpeg_tensor(x, q):
+    "`jpeg` in torch, on any device: x float (b, 3, h, w) of whole numbers from 0 to 255, RGB -> the same."
+    import torch
+    from torch.nn.functional import interpolate, pad
+
+    h, w = x.shape[2:]
+    tables = torch.as_tensor(jpeg_tables(q), device=x.device)
+    x = pad(x, (0, -w % 16, 0, h % 2), mode="replicate")
+    r, g, b = x.unbind(1)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    colour = torch.stack([(b - y) / 1.772, (r - y) / 1.402], 1).add(128.4999).floor()     # halves are rounded down
+    even = torch.arange(x.shape[3] // 2, device=x.device) % 2 == 0                 # halves go down in even columns, up in odd ones
+    colour = colour.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))
+    colour = ((colour + torch.where(even, 1, 2)) / 4).floor()
+    y, colour = (pad(v, (0, 0, 0, -v.shape[2] % 8), mode="replicate") for v in (y[:, None].round(), colour))
+    y, cb, cr = _coded(y[:, 0], tables[0]), *(_coded(c, tables[1]) for c in colour.unbind(1))
+    colour = torch.stack([cb, cr], 1)[:, :, :(h + 1) // 2, :(w + 1) // 2]
+    even = torch.arange(2 * colour.shape[3], device=x.device) % 2 == 0
+    colour = (interpolate(colour, scale_factor=2, mode="bilinear") + torch.where(even, 8 / 16, 7 / 16)).floor() - 128
+    y, (cb, cr) = y[:, :h, :w], colour[:, :, :h, :w].unbind(1)
+    return torch.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], 1).round().clip(0, 255)
+
+
+# %% [markdown]
+# On a colour face the result must be that of `jpeg` but for a few values: the library's cosine transform works in integers, and where a coefficient lies close to the middle between two multiples the two may choose differently. Odd sizes count too, since the reduced picture can have any.
+
+# %%
+for q in (30, 60, 90, 100):
+    for h, w in ((128, 128), (77, 51)):
+        part = np.ascontiguousarray(face[:h, :w])
+        ours = jpeg_tensor(torch.from_numpy(part).permute(2, 0, 1)[None].float(), q)[0].permute(1, 2, 0).numpy()
+        error = np.abs(ours - jpeg(part, q))
+        assert (error > 1).mean() < 0.04 and error.mean() < 0.2, (q, h, error.mean(), (error > 1).mean())
+
+
+# %% [markdown]
+# The blur of the whole batch is @eq-degradation-fourier again. The other steps go picture by picture, because each has its own reduced size; on a GPU they are a few small operations each.
+
+# %%
+#| export
+def _blur_batch(x, params):
+    "x * k_σ for each picture of x (b, 3, h, w)."
+    import torch
+
+    n = max(p.kernel_size for p in params)
+    kernels = [np.pad(gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size), (n - p.kernel_size) // 2) for p in params]
+    kernels = torch.as_tensor(np.stack(kernels), dtype=x.dtype, device=x.device)[:, None]
+    x = torch.nn.functional.pad(x, [n // 2] * 4, mode="reflect")
+    h, w = x.shape[2:]
+    size = [cv2.getOptimalDFTSize(v) for v in (h, w)]
+    y = torch.fft.irfft2(torch.fft.rfft2(x, s=size) * torch.fft.rfft2(kernels, s=size), s=size)
+    return y[:, :, n - 1:h, n - 1:w]
+
+
+def _jitter_tensor(x, jitter):
+    "`jitter_colour` for x (1, 3, h, w)."
+    from torchvision.transforms.functional import adjust_hue
+
+    for name, f in jitter:
+        gray = (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        towards = {"brightness": 0, "contrast": gray.mean(), "saturation": gray}
+        x = (adjust_hue(x, f) if name == "hue" else f * x + (1 - f) * towards[name]).clip(0, 1)
+    return x
+
+
+# %%
+#| export
+def degrade_batch(x, params, noise=None):
+    """`degrade` in torch, on any device: x float (b, 3, h, w) in [-1, 1] and one record for each picture -> the same shape, in steps of 8 bits.
+
+    noise(record, shape) -> standard normal tensor. By default it comes from a torch generator with the record's seed: as strong as that of
+    `degrade`, but other numbers, and on each kind of device its own. The picture must be larger than half the kernel.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    def randn(p, shape):
+        return torch.randn(shape, generator=torch.Generator(x.device).manual_seed(p.noise_seed), device=x.device)
+
+    if x.ndim != 4 or x.shape[:2] != (len(params), 3):
+        raise ValueError(f"degrade_batch needs (b, 3, h, w) and b records, got {tuple(x.shape)} and {len(params)}")
+    (h, w), out = x.shape[2:], []
+    for y, p in zip(_blur_batch(x.float() / 2 + 0.5, params).split(1), params):
+        y = interpolate(y, (max(1, int(h // p.r)), max(1, int(w // p.r))), mode="bilinear")
+        if p.delta > 0:
+            y = (y + p.delta / 255 * (noise or randn)(p, y.shape)).clip(0, 1)
+        if p.q is not None:
+            y = jpeg_tensor((y.clip(0, 1) * 255).round(), int(p.q)) / 255
+        y = interpolate(y, (h, w), mode="bilinear")
+        if p.shift is not None:
+            y = (y + y.new_tensor(p.shift)[:, None, None] / 255).clip(0, 1)
+        y = _jitter_tensor(y, (("saturation", 0.0),) if p.gray else ())
+        out.append(_jitter_tensor(y, p.jitter))
+    return (torch.cat(out).clip(0, 1) * 255).round() / 127.5 - 1
+
+
+# %% [markdown]
+# With the same noise given to both, each picture must be the one that `degrade` makes. Without JPEG one value in a thousand may be rounded the other way. With JPEG a coefficient may take the neighbouring step and change its block, so one value in sixteen may be off by more than a level.
+
+# %%
+def numpy_noise(p, shape):
+    n = np.random.default_rng(p.noise_seed).standard_normal((*shape[2:], 3), np.float32)
+    return torch.from_numpy(n).permute(2, 0, 1)[None]
+
+
+y = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 127.5 - 1
+for name, change, most, share in (("without JPEG", dict(q=None), 0, 1e-3), ("with JPEG", {}, 1, 0.06)):
+    changed = [replace(p, **change) for p in records]
+    batch = (degrade_batch(y.expand(len(changed), -1, -1, -1), changed, numpy_noise) + 1) * 127.5
+    error = np.stack([np.abs(a.permute(1, 2, 0).numpy() - degrade(face, p)) for a, p in zip(batch, changed)])
+    assert (error.round() > most).mean() < share and error.mean() < 0.2, (name, error.mean(), (error.round() > most).mean())
+
+
+# %% [markdown]
+# In a training loop: `FaceFolder(…, degraded=False)` of @sec-faces delivers the clean faces, its method `draw` the records, and `degrade_batch(batch["gt"].to(device), records)` the input.
+#
 # ## The same share of detail at every size
 #
 # `at` promises that a face of 128 pixels under `PAPER.at(128)` loses what a face of 512 pixels under `PAPER` loses. Detail is best counted in *periods per picture width*, which do not depend on pixels. We average the power of each frequency over all directions, once
@@ -872,7 +1096,7 @@ show([degrade(small, d) for d in twelve], titles, cols=6, height=1.5);
 # | $r$ below 1 | does not occur | enlarges | enlarges in `OFFICIAL` only | as each says |
 # | quality $q$ | 60–100 | a float, truncated by old OpenCV, refused by new | an integer, truncated when drawn | same values; 100 is never drawn in either |
 # | clipping | not stated | noise clipped, not rounded; 8 bit inside JPEG | as official | the same pictures |
-# | round kernel | not stated | one 41 × 41 filter | two passes of 41 | same to 0.001 grey levels, faster up to 512 px |
+# | blur | not stated | one 41 × 41 filter | two passes, or @eq-degradation-fourier | same to 0.001 grey levels, several times faster |
 # | colour | "jittering", no numbers | shift 0.3, grey 0.01, jitter 0.3 | as official, in all presets | the only numbers there are |
 # | brightness weights | not stated | 0.299 for grey, 0.2989 in jitter | 0.299 | below 0.1 grey levels |
 # | other face sizes | 512 only | numbers in the configuration | `at(size)` | same share of detail |
@@ -909,6 +1133,7 @@ show([degrade(small, d) for d in twelve], titles, cols=6, height=1.5);
 # - A blind restorer trains on pairs made by @eq-degradation: blur, reduce, add noise, compress, and back to size.
 # - Each operator has an independent twin in this chapter: SciPy, NumPy, Pillow, torchvision.
 # - `sample_params` holds all the randomness, `degrade` none. A `DegradationParams` record replays a damage.
+# - The Fourier transform makes long kernels cheap, and `degrade_batch` does the same damage on a GPU.
 # - Blur and reduction scale with the size of the face (`at`), noise and JPEG do not.
 # - Ranges decide what a restorer can do, and test sets with other ranges cannot be compared.
 #
