@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train on a GPU machine that has torch but no network, in pieces that fit its time limits.
+# Train and measure on a GPU machine that has torch but no network, in pieces that fit its time limits.
 #   bash figures/gpu_job.sh pack DIR           here: DIR holds ffhq128/, ffhq256/, stylegan256/; makes runs/pack/ (faces and wheels, about 55 MB)
+#   bash figures/gpu_job.sh bench-gpu 8        there: speed and memory at 512 px, needs no faces; the same line again measures what is left. Its file belongs into figures/gpu/
 #   bash figures/gpu_job.sh prior128 8         there: 8 minutes; the same line again goes on from the checkpoint
 #   bash figures/gpu_job.sh restorer128 8      there, after prior128
 #   bash figures/gpu_job.sh ablations 8        there: Table 4 and Fig. 7 at 64 px on the bundled prior, three seeds; no other job is needed before
@@ -28,12 +29,22 @@ with tempfile.TemporaryDirectory() as tmp, tarfile.open(pack / "faces128.tar", "
         print(group, len(files))
 PY
     python -m pip download --quiet --no-deps --only-binary :all: --dest "$pack/wheels" tyro typeguard shtab docstring_parser typing_extensions pyyaml tensorboard protobuf markdown werkzeug \
-        absl-py tensorboard-data-server grpcio facenet-pytorch==2.5.3 --python-version 3.12 --platform manylinux2014_x86_64
+        absl-py tensorboard-data-server grpcio requests urllib3 idna certifi charset-normalizer facenet-pytorch==2.5.3 --python-version 3.12 --platform manylinux2014_x86_64
+    [ ! -d .peer ] || tar -C .peer --exclude=__pycache__ -cf "$pack/peer.tar" basicsr gfpgan facexlib       # the official step beside ours, see tests/peer/README.md
     du -sh "$pack"
     exit
 fi
 minutes=$2
 python -m pip install --quiet --no-index --no-deps --find-links "$pack/wheels" "$pack"/wheels/*.whl || echo "some wheels were not installed; going on"
+if [ "$job" = bench-gpu ]; then
+    [ -d .peer ] || { [ -e "$pack/peer.tar" ] && mkdir .peer && tar -C .peer -xf "$pack/peer.tar"; } || echo "the official packages are not here; ours is measured alone"
+    found=${OUT:-runs/out}/bench-gpu.json
+    mkdir -p "$(dirname "$found")"
+    [ ! -e runs/bench-gpu.json ] || cp runs/bench-gpu.json "$found"                                          # what was measured before
+    trap '[ ! -e "$found" ] || cp "$found" runs/bench-gpu.json' EXIT TERM
+    PYTHONPATH=$PWD python tests/bench/training.py --gpu --minutes "$minutes" --out "$found" ${BENCH_OPTIONS:-}
+    exit
+fi
 [ -d runs/train128 ] || tar -xf "$pack/faces128.tar" -C runs
 export PYTHONPATH=$PWD
 train() { python -c "from gfpgan_edu.cli import main; main()" train "$@" --data runs/train128 --out "runs/$job" --minutes "$minutes" --set run.workers=12; }
@@ -41,8 +52,8 @@ case $job in
     prior128) train prior --preset faces128 ;;
     restorer128) train restorer --preset faces128 --prior runs/prior128/ema.safetensors --valid runs/valid128 --set boxes=template ;;
     ablations) python -c "from gfpgan_edu.cli import main; main()" ablate --data runs/train128 --valid runs/valid128 --out "runs/$job" --minutes "$minutes" --minutes-each 0.8 --seeds 3 \
-        --set model.size=64 model.style_dim=96 model.narrow=0.1875 prior=bundled degradation=severe run.batch=16 run.precision=bf16 run.workers=12 --metrics psnr ssim deg:bundled ;;
-    *) echo "no job $job: pack, prior128, restorer128, ablations" >&2; exit 2 ;;
+        --set model.size=64 model.style_dim=64 model.narrow=0.125 prior=bundled degradation=severe run.batch=16 run.precision=bf16 run.workers=12 --metrics psnr ssim deg:bundled ;;
+    *) echo "no job $job: pack, bench-gpu, prior128, restorer128, ablations" >&2; exit 2 ;;
 esac
 out=${OUT:-runs/out}
 mkdir -p "$out"

@@ -1,6 +1,6 @@
 """The commands `prepare` and `train`: configs from presets, files and folders; errors in one line; a run from the command to the weights."""
 import json
-import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 import yaml
 from test_cli import call
 
-from gfpgan_edu import cli, train_prior, train_restorer
+from gfpgan_edu import train_prior, train_restorer
 from gfpgan_edu.cli import DONE, NOTHING_DONE, SOME_FAILED
 from gfpgan_edu.engine import plain
 from gfpgan_edu.examples import astronaut
@@ -44,10 +44,10 @@ def test_prepare(tmp_path, capsys):
 @pytest.mark.parametrize("what, presets", [("restorer", train_restorer.PRESETS), ("prior", train_prior.PRESETS)])
 def test_every_preset_prints_its_config_and_reads_it_back(what, presets, tmp_path, capsys):
     for name, preset in presets.items():
-        code, out, _ = call(capsys, "train", what, "--preset", name, "--data", "x", "--out", tmp_path / "run", "--dry-run")
-        assert code == DONE and yaml.safe_load(out) == plain(preset())
+        code, out, _ = call(capsys, "train", what, "--preset", name, "--data", "x", "--out", tmp_path / "run", "--show-config")
+        assert code == DONE and yaml.safe_load(out) == plain(preset()) and not (tmp_path / "run").exists()
         (tmp_path / "c.yaml").write_text(out)
-        again = call(capsys, "train", what, "--config", tmp_path / "c.yaml", "--data", "x", "--out", tmp_path / "run", "--dry-run", "--set", "run.batch=7", "lr=1e-4")[1]
+        again = call(capsys, "train", what, "--config", tmp_path / "c.yaml", "--data", "x", "--out", tmp_path / "run", "--show-config", "--set", "run.batch=7", "lr=1e-4")[1]
         assert yaml.safe_load(again)["run"]["batch"] == 7 and yaml.safe_load(again)["lr"] == 1e-4
 
 
@@ -114,6 +114,51 @@ def test_a_prior_is_trained_and_taken_up_by_the_restorer(faces, tmp_path, capsys
     decoder = load(tmp_path / "run/ema.safetensors").decoder.state_dict()
     for k, v in prior.state_dict().items():
         torch.testing.assert_close(decoder[k], v)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    "Where temporary files go."
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def left(folder):
+    return [p for p in folder.iterdir() if "inductor" not in p.name]        # torch makes a cache of its own there
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("what, changes", [("restorer", SMALL), ("prior", ["--set", "size=16", "style_dim=8", "n_mlp=1", "narrow=0.03125", "run.batch=2"])])
+def test_a_dry_run_tells_what_a_run_would_take_and_leaves_nothing(what, changes, faces, tmp_path, temporary, capsys):
+    before = contents(tmp_path)
+    code, out, err = call(capsys, "train", what, *TINY, "--data", faces, "--out", tmp_path / "run", *changes, "run.iterations=1234", "--dry-run")
+    assert code == DONE and err == [], err
+    assert yaml.safe_load(out)["run"]["iterations"] == 1234                 # the whole is a config file; what was found is in its comments
+    told = [line for line in out.splitlines() if line.startswith("# ")]
+    for line, words in zip(told, ("GB at the peak", "images/s", "of the time is spent waiting", "checkpoint", "from iteration 0 to 1234"), strict=True):
+        assert words in line, told
+    assert contents(tmp_path) == before and not (tmp_path / "run").exists() and not left(temporary)
+
+
+def test_a_dry_run_does_not_touch_the_run_that_is_there(faces, tmp_path, temporary, capsys):
+    words = ["train", *TINY, "--data", faces, "--out", tmp_path / "run", *SMALL]
+    assert call(capsys, *words)[0] == DONE
+    before = contents(tmp_path)
+    code, out, _ = call(capsys, *words, "run.iterations=9", "--dry-run")
+    assert code == DONE and "from iteration 2 to 9" in out and contents(tmp_path) == before and not left(temporary)
+
+
+def test_a_dry_run_that_fails_is_one_line_and_2(faces, tmp_path, temporary, capsys):
+    (faces / "0.png").write_bytes(b"broken")
+    for workers in (0, 1):
+        code, out, err = call(capsys, "train", *TINY, "--data", faces, "--out", tmp_path / "run", *SMALL, f"run.workers={workers}", "--dry-run")
+        assert code == NOTHING_DONE and out == "" and len(err) == 1 and "0.png" in err[0], err
+    assert not (tmp_path / "run").exists() and not left(temporary)
 
 
 def test_a_broken_picture_ends_the_run_with_its_name(faces, tmp_path, capsys):

@@ -257,7 +257,7 @@ class Weights:
 # ## Commands for training
 #
 # `prepare` cuts aligned faces out of a folder of photos (@sec-faces) and `train` trains on such a folder (@sec-train-restorer, @sec-train-prior). A training run is described by one config: that of a preset, of a file, or of
-# the folder where the run began, so that the command of a stopped run only has to be said again. Several GPUs need nothing but a launcher in front of the same words.
+# the folder where the run began, so that the command of a stopped run only has to be said again. Several GPUs need nothing but a launcher in front of the same words. Before a long run, the same words with `--dry-run` tell what it will need (@sec-full-scale).
 
 # %%
 #| export
@@ -318,7 +318,7 @@ class Train:
     what: Annotated[Literal["restorer", "prior"], tyro.conf.Positional] = "restorer"
     "What to train."
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    "restorer: paper, official, faces128, faces32, tiny. prior: paper, faces128, faces64, faces32, tiny."
+    "restorer: paper, official, faces128, faces64, faces32, tiny. prior: paper, faces128, faces64, faces32, tiny."
     config: Annotated[Optional[Path], tyro.conf.arg(metavar="YAML")] = None
     "A config file in the place of a preset, such as the config.yaml of another run."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -338,6 +338,8 @@ class Train:
     device: Literal["auto", "cpu"] = "auto"
     "auto takes a GPU where there is one."
     dry_run: bool = False
+    "Print the config, run ten iterations on the data in a temporary folder, print memory, speed, waiting for data and the time the run would take, and stop. --out is not touched."
+    show_config: bool = False
     "Only print the config."
 
     def resolve(self):
@@ -372,14 +374,9 @@ class Train:
     def run(self):
         try:
             config, net = self.resolve()
-            if self.dry_run:
-                import yaml
-
-                from gfpgan_edu.engine import plain
-
-                print(yaml.safe_dump(plain(config), sort_keys=False), end="")
-                return DONE
-            trainer = self.trainer(config, net)
+            if self.show_config or self.dry_run:
+                return self.rehearse(config, net)
+            trainer = self.trainer(config, net, self.out)
         except (ValueError, OSError, RuntimeError) as e:
             complain(e)
             return NOTHING_DONE
@@ -393,14 +390,37 @@ class Train:
         trainer.state.destroy_process_group()
         return INTERRUPTED if ended == "interrupted" else DONE
 
-    def trainer(self, config, net):
+    def rehearse(self, config, net):
+        "The config, and with --dry-run what ten iterations tell, as comments, so that the whole is still a config file."
+        import yaml
+
+        from gfpgan_edu.engine import checkpoints, plain
+        from gfpgan_edu.full_scale import rehearse
+
+        text = yaml.safe_dump(plain(config), sort_keys=False)
+        if self.show_config:
+            print(text, end="")
+            return DONE
+        with tempfile.TemporaryDirectory(prefix="gfpgan-edu-") as folder:
+            trainer = self.trainer(config, net, Path(folder))
+            try:
+                told = rehearse(trainer)
+            except (ValueError, OSError, RuntimeError) as e:
+                raise RuntimeError(str(e).strip().splitlines()[-1]) from e      # an error from a loading process brings its whole story
+        if trainer.main:
+            begun = checkpoints(self.out)
+            print(text + "".join(f"# {line}\n" for line in told.lines(int(begun[-1].stem[6:]) if begun else 0)), end="")
+        trainer.state.destroy_process_group()
+        return DONE
+
+    def trainer(self, config, net, out):
         from gfpgan_edu.train_prior import PriorTrainer
         from gfpgan_edu.train_restorer import RestorerTrainer
 
         device = None if self.device == "auto" else self.device
         if self.what == "prior":
-            return PriorTrainer(config, self.data, self.out, device=device, init_from=net)
-        return RestorerTrainer(config, self.data, self.out, valid=self.valid, device=device, init_from=net)
+            return PriorTrainer(config, self.data, out, device=device, init_from=net)
+        return RestorerTrainer(config, self.data, out, valid=self.valid, device=device, init_from=net)
 
 
 # %% [markdown]
