@@ -3,9 +3,10 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.installed
 export PHOTO
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak book chapters sync jupyter verify-official
+.PHONY: help demo test soak book chapters sync jupyter train-bundled verify-official
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -42,6 +43,16 @@ sync: $(READY) ## text twins -> notebooks -> package
 
 jupyter: $(READY) ## open the chapters in JupyterLab
 	@$(PY) -m jupyterlab nbs
+
+train-bundled: $(READY) ## train the bundled model again: make train-bundled DATA=faces VALID=other-faces MINUTES=60 (of each long stage)
+	@if [ -z "$(DATA)" ] || [ -z "$(VALID)" ]; then echo "train-bundled needs DATA=DIR and VALID=DIR, folders of aligned faces"; exit 2; fi
+	$(PY) figures/bundled.py prior --data "$(DATA)" --minutes $(MINUTES)
+	$(PY) figures/bundled.py trials --data "$(DATA)" --valid "$(VALID)" --minutes 5
+	$(PY) figures/bundled.py restorer --data "$(DATA)" --valid "$(VALID)" --minutes $(MINUTES)
+	$(PY) figures/bundled.py unet --data "$(DATA)" --valid "$(VALID)"
+	$(PY) figures/bundled.py ship
+	$(PY) figures/bundled.py score --data "$(DATA)" --valid "$(VALID)"
+	$(PY) figures/bundled.py pictures --valid "$(VALID)"
 
 verify-official: $(READY) ## compare with the official code on its released weights (needs a network)
 	@$(PY) tests/peer/verify_official.py

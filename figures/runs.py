@@ -1,8 +1,8 @@
 """What finished training runs leave for the book and the package: curves, pictures, bundled weights. The runs themselves are made by `gfpgan-edu train`.
 
-python figures/runs.py prior32 --run runs/prior32     # gfpgan_edu/bundled/prior32.safetensors with its card, figures/prior32.json, figures/prior32.png
-python figures/runs.py prior64 --run runs/prior64     # gfpgan_edu/bundled/prior64.safetensors with its card, figures/prior64.json, figures/prior64.png
+python figures/runs.py prior64 --run runs/prior64s    # gfpgan_edu/bundled/prior64.safetensors with its card, figures/prior64.json, figures/prior64.png
 python figures/runs.py tiny64 --run runs/tiny64       # figures/tiny64.json, figures/tiny64.png
+python figures/runs.py prior32 --run runs/prior32     # gfpgan_edu/bundled/prior32.safetensors with its card, figures/prior32.json, figures/prior32.png
 """
 import argparse, datetime, json, os, pathlib
 
@@ -17,9 +17,9 @@ from manifest import neat, record
 
 FIGURES = pathlib.Path(__file__).parent
 COMMANDS = {"prior32": "torchrun --no-python --nproc-per-node 2 gfpgan-edu train prior --preset faces32 --data DIR --out runs/prior32 --minutes 19",
-            "prior64": "gfpgan-edu train prior --preset faces64 --data DIR --out runs/prior64",
+            "prior64": "python figures/bundled.py prior --data DIR",
             "tiny64": "gfpgan-edu train --preset tiny --data DIR --valid DIR2 --out runs/tiny64 --minutes 3"}
-HISTORY = {"prior32": "one run, stopped by the clock; none of it repeated", "prior64": "R1 weight 10 for the first 95,344 pictures, which left the discriminator undecided; 0.5 from there on (the checkpoint's config was changed by hand)"}
+HISTORY = {"prior32": "one run, stopped by the clock; none of it repeated", "prior64": "DiffAugment (colour, place, hole) for the first 110,032 pictures, which left the discriminator close to undecided; none from there on (the checkpoint's config was changed by hand)"}
 DATA = "FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ"
 
 
@@ -41,16 +41,16 @@ def story(name, run, curves):
     timed = [r for r in rows if "images_per_second" in r]
     seconds = sum((b["images"] - a["images"]) / b["images_per_second"] for a, b in zip([dict(images=0), *timed], timed))
     return rows, dict(command=COMMANDS[name], config=config, seed=config["run"]["seed"], iterations=rows[-1]["iteration"], images=rows[-1]["images"], minutes=round(seconds / 60, 1),
-                      data=DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work" if name.startswith("prior") else f"{os.cpu_count()} CPU cores", torch=torch.__version__,
+                      data=DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work", torch=torch.__version__,
                       date=datetime.date.today().isoformat(), curves=thinned(rows, curves))
 
 
-def write(name, result, picture):
+def write(name, result, picture, figures=FIGURES):
     "figures/NAME.json and .png, and their lines in the manifest."
-    (FIGURES / f"{name}.json").write_text(neat(result))
-    Image.fromarray(picture).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(FIGURES / f"{name}.png", optimize=True)   # a third of the bytes
-    for suffix in ("json", "png"):
-        record(f"{name}.{suffix}", f"{result['command']}; python figures/runs.py {name} --run runs/{name}", result["config"])
+    (figures / f"{name}.json").write_text(neat(result))
+    Image.fromarray(picture).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(figures / f"{name}.png", optimize=True)   # a third of the bytes
+    for suffix in ("json", "png") if figures == FIGURES else ():
+        record(f"{name}.{suffix}", result["command"] if "bundled.py" in result["command"] else f"{result['command']}; python figures/runs.py {name} --run runs/{name}", result["config"])
 
 
 def sheets(run, n):
@@ -59,24 +59,27 @@ def sheets(run, n):
     return [(int(paths[i].stem[6:]), cv2.imread(str(paths[i]))[..., ::-1]) for i in np.unique(np.linspace(0, len(paths) - 1, n).round().astype(int))]
 
 
-def prior(run, name, role):
-    "Ship a prior's averaged weights, its card, its curves and a sheet: samples over time, the same codes in every row, and truncated ones."
+def prior(run, name, weights=None, role="", figures=FIGURES):
+    "A prior's curves and a sheet: samples over time, the same codes in every row, and truncated ones. `weights`: also ship its average there, with its card."
     rows, result = story(name, run, ("g", "d", "r1", "grad_g", "grad_d", "images_per_second"))
-    state, path = read_checkpoint(run)[0], pathlib.Path(f"gfpgan_edu/bundled/{name}.safetensors")      # also of a run that is still going on
+    state = read_checkpoint(run)[0]                                              # also of a run that is still going on
     net = StyleGAN2(**{k: state["config"][k] for k in ("size", "style_dim", "n_mlp", "channel_multiplier", "narrow", "resample")})
     net.load_state_dict(state["ema"])
     result |= dict(history=HISTORY[name], iterations=state["iteration"], images=state["iteration"] * result["config"]["run"]["batch"])
-    save(net, path, dtype=torch.float16, name=path.stem, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", iterations=result["iterations"], images=result["images"])
-    net = load_prior(name)
+    if weights:
+        save(net, weights, dtype=torch.float16, name=weights.stem, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", iterations=result["iterations"], images=result["images"])
+        net = load_prior(weights)
+        result |= dict(file_kb=weights.stat().st_size // 1000)
     z = torch.randn(12, net.config["style_dim"], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         centre = net.mean_w(generator=torch.Generator().manual_seed(0))
         cut = to_images(net(z, truncation=0.7, w_mean=centre))
     s = net.config["size"]
     rows_over_time = [np.concatenate([sheet[:s], sheet[s:2 * s, :4 * s]], 1) for _, sheet in sheets(run, 4)]    # 12 of the 32 samples, the same codes in every row
-    result |= dict(file_kb=path.stat().st_size // 1000, parameters=sum(p.numel() for p in net.parameters()), rows=[i * result["config"]["run"]["batch"] for i, _ in sheets(run, 4)] + ["truncation 0.7"])
-    write(name, result, np.concatenate(rows_over_time + [np.concatenate(list(cut), 1)], 0))
-    path.with_suffix(".md").write_text(CARD.format(name=name, role=role, **result))
+    result |= dict(parameters=sum(p.numel() for p in net.parameters()), rows=[i * result["config"]["run"]["batch"] for i, _ in sheets(run, 4)] + ["truncation 0.7"])
+    write(name, result, np.concatenate(rows_over_time + [np.concatenate(list(cut), 1)], 0), figures)
+    if weights:
+        weights.with_suffix(".md").write_text(CARD.format(name=name, role=role, augmentation=", ".join(result["config"]["augment"]) or "none", **result))
 
 
 def tiny64(run):
@@ -93,10 +96,10 @@ CARD = """# {name}: a bundled prior
 A StyleGAN2 of this package at {config[size]} px ({parameters:,} parameters, {file_kb} kB in fp16), trained from nothing on a CPU. It is small and has seen few pictures: its faces are faces, not portraits.
 {role}
 
-- **Data**: {data}, {config[size]} px. Flipped; colour, place and hole augmentation (DiffAugment) for real and made pictures alike.
+- **Data**: {data}, {config[size]} px. Flipped; augmentation at the end of the run: {augmentation}.
 - **Objective**: non-saturating logistic loss, R1 (weight {config[r1]:g}) every 16 iterations, style mixing, average with a half-life of {config[run][ema_images]:g} pictures; no path length term. Adam, batch {config[run][batch]}.
 - **History**: {history}.
-- **Run**: {images:,} pictures seen, {iterations:,} iterations, {minutes} minutes on {hardware}; torch {torch}, {date}. Command: `{command}`. A StyleGAN2 is usually trained on a hundred times more.
+- **Run**: {images:,} pictures seen, {iterations:,} iterations, {minutes} minutes on {hardware}; torch {torch}, {date}. Command: `{command}`. StyleGAN2's authors use 25 million pictures.
 - **Known failures**: crooked eyes, melted hats, hands and backgrounds, glasses; little variety. Samples, none picked: figures/{name}.png.
 - **Bias**: FFHQ's: more light-skinned and young adults than the world holds.
 - **Licence of the weights**: CC BY-NC-SA 4.0 (non-commercial, share alike), as FFHQ. The code is Apache-2.0.
@@ -108,4 +111,7 @@ if __name__ == "__main__":
     ap.add_argument("what", choices=["prior32", "prior64", "tiny64"])
     ap.add_argument("--run", type=pathlib.Path, required=True)
     a = ap.parse_args()
-    tiny64(a.run) if a.what == "tiny64" else prior(a.run, a.what, ROLES[a.what])
+    if a.what == "tiny64":
+        tiny64(a.run)
+    else:
+        prior(a.run, a.what, pathlib.Path(f"gfpgan_edu/bundled/{a.what}.safetensors"), ROLES[a.what])

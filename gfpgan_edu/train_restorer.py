@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LossWeights', 'RestorerConfig', 'build_generator', 'build_judges', 'held_out', 'RestorerTrainer', 'psnr']
 
-# %% ../nbs/15_train_restorer.ipynb #ce4f66fc
+# %% ../nbs/15_train_restorer.ipynb #f074a4f7
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from .engine import Phase, Run, Trainer, TrainingError, adam, stepwise
 from .faces import PARTS, FaceFolder, to_images
 from .gfpgan import GFPGAN, GFPGANConfig
 from .identity import ArcFaceResNet, GrayEmbedder, load_embedder
-from .losses import VGG19, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
+from .losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
 from .weights import load_prior
 
 # %% ../nbs/15_train_restorer.ipynb #ed56de3e
@@ -51,7 +51,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #3952b318
+# %% ../nbs/15_train_restorer.ipynb #53f5db79
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -68,7 +68,7 @@ class RestorerConfig:
     warmup: int = 0
     prior: str = ""                     # "bundled", a file, or "random"; "" is refused
     freeze_prior: bool = True
-    features: str = ""                  # of the perceptual term: "imagenet", a file, or "random"; "" is refused
+    features: str = ""                  # of the perceptual term: "imagenet", a file, "efficientnet-lite0", or "random"; "" is refused
     embedder: str = ""                  # of the identity term: "bundled", a file, or "random"; "" is refused
     noise: Literal["random", "fixed", "zero"] = "random"
     narrow_d: float = 1.0
@@ -98,6 +98,13 @@ class RestorerConfig:
                    freeze_prior=False, features="random", embedder="bundled", loss=LossWeights(pyramid_until=20_000))
 
     @classmethod
+    def faces64(cls):
+        "64 px around the bundled prior, all terms, an hour or two on a CPU."
+        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(), narrow_d=0.125, width_parts=16, prior="bundled", boxes="template",
+                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=1.0, perceptual=0.1, adversarial=0.1, component=0.02, feature_style=10.0, identity=0.2, pyramid=0.5, pyramid_until=5000, r1=0.5),
+                   run=Run(iterations=20_000, batch=16, precision="bf16", ema_images=3000.0, log_every=20, valid_every=500, save_every=250, workers=0, threads=1, channels_last=True))
+
+    @classmethod
     def faces32(cls):
         "32 px around a small prior, minutes on a CPU: what the ablations train. Perceptual and identity terms are off: their networks would take most of the time."
         return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125), degradation="extreme", milestones=(4000,), narrow_d=0.125, width_parts=16, prior="prior32", boxes="template",
@@ -113,7 +120,7 @@ class RestorerConfig:
                    run=Run(iterations=1500, batch=4, ema_images=400.0, log_every=20, valid_every=150, save_every=300, workers=0, threads=1, channels_last=True))
 
 
-PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces32", "tiny")}
+PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}
 
 # %% ../nbs/15_train_restorer.ipynb #193800ec
 def _told(value, name, choices):
@@ -142,12 +149,13 @@ def build_generator(config, init_from=None):
             net.decoder.load_state_dict(prior.state_dict())
     return net.freeze_prior() if c.model.use_prior and c.freeze_prior else net
 
-# %% ../nbs/15_train_restorer.ipynb #07b20fde
+# %% ../nbs/15_train_restorer.ipynb #16cf98a4
 def build_judges(config):
     "The frozen networks that losses look through, {name: network}, as far as the weights ask for them."
     c, out = config, {}
     if c.loss.perceptual or c.loss.style:
-        out["features"] = VGG19(_told(c.features, "features", "imagenet (torchvision's VGG-19, downloaded once), or a file with its weights"))
+        source, size = _told(c.features, "features", "imagenet (torchvision's VGG-19, downloaded once), a file with its weights, or efficientnet-lite0 (from a package)"), c.model.size
+        out["features"] = EfficientNetLite(source, max(size, min(2 * size, 224))) if source.startswith("efficientnet-lite") else VGG19(source)
     if c.loss.identity:
         source = _told(c.embedder, "embedder", "bundled (small), or the official arcface_resnet18.pth")
         out["embedder"] = GrayEmbedder(ArcFaceResNet(8, 128)) if source == "random" else load_embedder(source)

@@ -417,11 +417,19 @@ def load_weights(weights="bundled", family=None, progress=True):
         raise WeightsError(f"{weights}: no such file, nor a known name (bundled, {', '.join(RELEASES)})")
     return load(path) if path.suffix.lower() == ".safetensors" else from_official(read_state(path), family, path)
 
-# %% ../nbs/09_weights.ipynb #47b86b67
+# %% ../nbs/09_weights.ipynb #2a1d8048
 BUNDLED_PRIORS = {"bundled": "prior64", "prior64": "prior64", "prior32": "prior32"}      # name -> file in gfpgan_edu/bundled
 
 
 def load_prior(source="bundled"):
-    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior64", "prior32", a .safetensors of ours, or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
+    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior32", a .safetensors of ours (of a restorer: its decoder),
+    or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
     path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_PRIORS[source]}.safetensors")) if source in BUNDLED_PRIORS else Path(source)
-    return load(path, StyleGAN2) if path.suffix.lower() == ".safetensors" else prior_from_official(read_state(path), source=path)
+    if path.suffix.lower() != ".safetensors":
+        return prior_from_official(read_state(path), source=path)
+    if read_header(path)["network"] != "GFPGAN":
+        return load(path, StyleGAN2)
+    net = load(path)
+    if not net.config.use_prior or not net.config.equalized:
+        raise WeightsError(f"{path}: a GFPGAN without a prior, or with scales baked in, holds no StyleGAN2 to train or search with")
+    return net.decoder

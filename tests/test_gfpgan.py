@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from gfpgan_edu.csft import cs_sft, sft
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
 from gfpgan_edu.stylegan2 import NOISE_MODES, widths
 
@@ -161,6 +162,37 @@ def test_every_variant_is_its_formula(variant, resample, equalized, noise):
     assert want.std() > 0.05
     assert_close(image, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
     assert all(torch.equal(a, b) for a, b in zip(pyramid, want_pyramid, strict=True))
+
+
+def conditions(net, x):
+    "Codes and the maps of each level, through the public parts."
+    latent, spatial, _ = net.unet(x)
+    w = net.to_w(latent.flatten(1)).unflatten(1, (-1, net.config.style_dim)).expand(-1, net.decoder.synthesis.n_codes, -1)
+    return w, [head(f) for head, f in zip(net.heads, spatial, strict=True)]
+
+
+def draw(net, w, maps):
+    transform = {"half": cs_sft, "full": sft}[net.config.sft]
+    return net.decoder.synthesis(w, modulate=lambda h, k: h if maps[k] is None else transform(h, *maps[k]))
+
+
+@pytest.mark.parametrize("variant", ["paper", "full", "one code"])
+def test_codes_and_maps_are_all_that_the_prior_hears(variant):
+    "With codes and all maps of another face the picture is the other's; without maps it is the prior's own; half of each is neither."
+    net, x = tiny_net(32, **VARIANTS[variant]), pictures(3, size=32)
+    w, maps = conditions(net, x)
+    image, n = net(x)[0], len(maps)
+    assert n == 3 and torch.equal(draw(net, w, maps), image)
+    assert torch.equal(draw(net, w, [None] * n), net.decoder.synthesis(w))
+    neutral = [(torch.ones_like(a), torch.zeros_like(b)) for a, b in maps]
+    assert_close(draw(net, w, neutral), net.decoder.synthesis(w), rtol=1e-5, atol=1e-5)
+    other_w, other = w.roll(1, 0), [(a.roll(1, 0), b.roll(1, 0)) for a, b in maps]
+    assert_close(draw(net, other_w, other), image.roll(1, 0), rtol=1e-4, atol=1e-4)
+    for k in range(n):
+        for m in (None, other[k]):
+            changed = draw(net, w, maps[:k] + [m] + maps[k + 1:])
+            assert (changed - image).abs().mean() > 1e-3 and (changed - image.roll(1, 0)).abs().mean() > 1e-3
+    assert (draw(net, other_w, maps) - image).abs().mean() > 1e-3 and (draw(net, w, other) - image.roll(1, 0)).abs().mean() > 1e-3
 
 
 def test_without_the_prior_the_pyramid_is_the_output():

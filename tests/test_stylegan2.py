@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from gfpgan_edu.layers import SQRT2, fir_kernel, upfirdn
 from gfpgan_edu.stylegan2 import Mapping, ModulatedConv2d, StyleConv, StyleGAN2, ToRGB, layer_noise, mix, truncate, widths
+from gfpgan_edu.weights import load_prior
 
 EXACT = dict(rtol=0, atol=0)
 quick = settings(max_examples=25, deadline=None)
@@ -351,6 +352,46 @@ def test_mixing_limits():
     for bad in (None, -1, 9):
         with pytest.raises(ValueError, match=f"crossover is {bad}, needs 0 … 8"):
             net(z1, mix_with=z2, crossover=bad)
+
+
+def shares(net, w):
+    "Each RGB layer's own picture, before the sum."
+    own, hooks = [], []
+    for t in net.to_rgbs:
+        hooks.append(t.conv.register_forward_hook(lambda m, i, y: own.append(y)))
+    net(w)
+    for h in hooks:
+        h.remove()
+    return own
+
+
+@pytest.mark.parametrize("crossover", range(9))
+def test_codes_from_the_crossover_on_do_not_reach_coarser_shares(crossover):
+    "The share of level k reads codes 0 … 2k + 1: it stays to the last bit while the crossover lies behind them, and changes otherwise."
+    net, w1, w2 = prior().synthesis, randn(2, 8, 16), randn(2, 8, 16, seed=5)
+    kept = [torch.equal(a, b) for a, b in zip(shares(net, w1), shares(net, mix(w1, w2, crossover)), strict=True)]
+    assert kept == [2 * k + 1 < crossover for k in range(4)]
+
+
+@quick
+@given(st.floats(0, 1), st.floats(-1, 1))
+def test_truncation_commutes_with_the_line_in_w_and_with_mixing(t, psi):
+    "So a truncated film is the film between truncated faces, and a mixture of truncated faces a truncated mixture."
+    w1, w2, mean = randn(3, 16), randn(3, 16, seed=5), randn(1, 16, seed=9)
+    short = [truncate(w, mean, psi) for w in (w1, w2)]
+    assert_close(truncate(torch.lerp(w1, w2, t), mean, psi), torch.lerp(*short, t), rtol=0, atol=1e-12)
+    codes = lambda w: w[:, None].expand(-1, 8, -1)
+    assert_close(mix(*map(codes, short), 3), truncate(mix(codes(w1), codes(w2), 3), mean, psi), **EXACT)
+
+
+def test_the_bundled_prior_draws_many_faces():
+    "Not one picture for every code; and truncation makes them more alike."
+    net = load_prior().requires_grad_(False)
+    z = torch.randn(16, net.config["style_dim"], generator=torch.Generator().manual_seed(0))
+    mean = net.mean_w(generator=torch.Generator().manual_seed(0))
+    apart = {psi: torch.pdist(net(z, truncation=psi, w_mean=mean).flatten(1), p=1) / (3 * net.config["size"] ** 2) for psi in (1, 0.5, 0)}
+    assert apart[1].min() > 0.05
+    assert apart[1].mean() > apart[0.5].mean() > 0.1 and apart[0].max() < 1e-4
 
 
 def test_generator_learns():

@@ -3,7 +3,7 @@
 #
 # > A generator of faces whose layers can be steered from outside.
 #
-# **You will build** the StyleGAN2 generator [@karras2020stylegan2] in plain PyTorch: modulated convolutions, noise inputs, RGB skips, the mapping network, truncation, style mixing, and the hook through which GFP-GAN steers it.
+# **You will build** the StyleGAN2 generator [@karras2020stylegan2] in plain PyTorch: modulated convolutions, noise inputs, RGB skips, the mapping network, truncation, style mixing, and the hook through which GFP-GAN steers it. Then you look at what a trained one draws.
 # **Needs** the equalised layers and the FIR resampling of @sec-layers.
 # **Runs in** about 15 s on a laptop CPU.
 
@@ -11,13 +11,19 @@
 #| default_exp stylegan2
 
 # %%
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_fail
+from IPython.display import Image as Png
+from IPython.display import display
+from PIL import Image
 from torch.testing import assert_close
 
 from gfpgan_edu.examples import draw_map, example_faces, show
 from gfpgan_edu.layers import fir_kernel, upfirdn
+from gfpgan_edu.weights import load_prior
 
 # %%
 #| export
@@ -42,7 +48,7 @@ draw_map("stylegan2");
 # %% [markdown]
 # ## Why a restorer wants a generator
 #
-# A blurred thumbnail of a face has lost its eyelashes. Many sharp faces shrink to the same thumbnail, and nothing in the thumbnail says which of them is the right one.
+# Many sharp faces shrink to the same thumbnail, and nothing in the thumbnail says which of them is the right one.
 # A network trained with a squared error alone gives one answer to all of them, and the best such answer is their mean $\bar y$:
 #
 # $$\frac1n\sum_{i=1}^n\lVert c-y_i\rVert^2=\lVert c-\bar y\rVert^2+\frac1n\sum_{i=1}^n\lVert \bar y-y_i\rVert^2$$ {#eq-stylegan2-mean}
@@ -53,6 +59,25 @@ draw_map("stylegan2");
 def to_tensor(pictures):
     "uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def lean(fig):
+    "Show a figure in 96 colours: a smaller book."
+    fig.savefig(drawn := io.BytesIO(), bbox_inches="tight", pad_inches=0.02), plt.close(fig)
+    Image.open(drawn).convert("RGB").quantize(96, Image.Quantize.FASTOCTREE).save(small := io.BytesIO(), "PNG", optimize=True)
+    display(Png(small.getvalue()))
+
+
+def sheet(pictures, cols, rows=(), tops=()):
+    "Show (n, 3, h, w), values in -1 … 1, pixel by pixel on one sheet, with names for rows and columns."
+    _, _, h, w = pictures.shape
+    tiles = pictures.unflatten(0, (-1, cols)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)      # (R, C, 3, h, w) -> (R·h, C·w, 3)
+    fig = plt.figure(figsize=(cols * w / 100, len(tiles) / 100), dpi=100)
+    ax = fig.add_axes([0, 0, 1, 1])
+    ax.imshow((tiles / 2 + 0.5).clamp(0, 1), interpolation="nearest")
+    ax.set_xticks([w * (i + 0.5) for i in range(len(tops))], tops), ax.set_yticks([h * (i + 0.5) for i in range(len(rows))], rows)
+    ax.xaxis.tick_top(), ax.tick_params(length=0), ax.spines[:].set_visible(False)
+    lean(fig)
 
 
 torch.set_num_threads(1)                                          # quickest for small nets, and the same sums on every machine
@@ -68,21 +93,20 @@ assert edges(mean) < 0.8 * sum(edges(c) for c in candidates) / len(candidates)
 
 # %%
 #| label: fig-stylegan2-mean
-#| fig-cap: "Three of sixteen candidate answers, and the answer with the smallest mean squared error to all of them."
-#| fig-alt: "Three sharp pictures of faces and the blurred average of sixteen."
-show([*candidates[:3], mean], ["candidate 1", "candidate 2", "candidate 3", "best in squared error"], height=1.5);
+#| fig-cap: "Four of sixteen candidate answers, and the answer with the smallest mean squared error to all of them."
+#| fig-alt: "Four sharp pictures of faces and the blurred average of sixteen."
+sheet(torch.stack([*candidates[:4], mean]), 5, tops=["1", "2", "3", "4", "best"])
 
 
 # %% [markdown]
-# In @fig-stylegan2-mean the candidates are faces that the bundled prior made up (@sec-train-prior). Each has its own crease, shadow and hairline; their mean keeps only what all of them share.
+# In @fig-stylegan2-mean the candidates are faces that a prior made up. Each has its own crease, shadow and hairline; their mean keeps only what all of them share.
 #
-# A *generative prior* replaces the mean by a choice. A generator $G$ turns random numbers $z$ into pictures. It is trained against a discriminator [@goodfellow2014gan] until its pictures look like photographs of faces. After that its weights hold what faces look like: skin, teeth, hair, and how they go together.
-# A restorer that draws through such a network draws from a supply of plausible detail.
+# A *generative prior* replaces the mean by a choice. A generator $G$ turns random numbers $z$ into pictures and is trained against a discriminator [@goodfellow2014gan] until they look like photographs of faces. After that its weights are a supply of plausible detail.
 #
-# Earlier methods searched for the $z$ whose picture, once degraded, matches the input [@menon2020pulse; @gu2020mganprior]. That takes hundreds of steps per photo, and a code of a few hundred numbers cannot hold a particular person.
-# GFP-GAN [@wang2021gfpgan] takes the generator apart instead. It computes the codes in one step and also changes the features *inside* the generator, position by position. This chapter builds that generator and leaves the door open where @sec-csft enters.
+# Earlier methods searched for the $z$ whose picture, once degraded, matches the input [@menon2020pulse; @gu2020mganprior]. That takes hundreds of steps per photo, and a few hundred numbers cannot hold a particular person.
+# GFP-GAN [@wang2021gfpgan] computes the codes in one step and also changes the features *inside* the generator, position by position. This chapter builds that generator and leaves the door open where @sec-csft enters.
 #
-# Training the prior has a chapter of its own, later in the book. Every picture below comes from **untrained, random weights**, unless it says otherwise. Such pictures show what the architecture does by itself. They do not look like faces.
+# Training the prior is the matter of @sec-train-prior. The parts are shown with **untrained, random weights**, so what you see is what the architecture does by itself. From @fig-stylegan2-samples on, the weights are those of the bundled prior.
 
 # %% [markdown]
 # ## Width at each resolution
@@ -114,21 +138,9 @@ assert widths(64, narrow=1 / 16) == {4: 32, 8: 32, 16: 32, 32: 32, 64: 16}
 test_fail(lambda: widths(96), exc=ValueError, contains="power of two")
 test_fail(lambda: widths(1024, narrow=1 / 16), exc=ValueError, contains="width at 1024 px is 1")
 
-# %%
-#| label: fig-stylegan2-widths
-#| fig-cap: "Channels at each resolution for the paper's prior (channel multiplier 1) and for the released clean models (2)."
-#| fig-alt: "Two step curves over resolution: 512 channels up to 32 or 64 px, then halving."
-fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-for cm, colour, mark in ((1, "#0072B2", "o"), (2, "#D55E00", "s")):
-    w = widths(1024, cm)
-    ax.plot(list(w), list(w.values()), mark + "-", color=colour, label=f"channel multiplier {cm}")
-ax.set_xscale("log", base=2), ax.set_yscale("log", base=2)
-ax.set_xticks(list(w), list(w)), ax.set_yticks([16, 64, 256, 512], [16, 64, 256, 512])
-ax.set(xlabel="resolution, px", ylabel="channels"), ax.legend();
-
 
 # %% [markdown]
-# @fig-stylegan2-widths shows the two curves. They depend on the resolution, not on the final size: a 512 px prior and a 1024 px prior have the same layers up to 512 px.
+# The widths depend on the resolution, not on the final size: a 512 px prior and a 1024 px prior have the same layers up to 512 px.
 
 # %% [markdown]
 # ## A style scales the input channels
@@ -166,7 +178,7 @@ bars = torch.sin(12 * axis).expand(48, 48)
 rings = torch.sin(14 * (axis[:, None] ** 2 + axis**2).sqrt())
 styles = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.7, 0.7]])
 drawn = [F.conv2d(torch.stack([bars, rings])[None], k)[0, 0] for k in modulated_weight(torch.ones(1, 2, 1, 1), styles)]
-show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles], vmin=-1.5, vmax=1.5, height=1.5);
+lean(show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles], vmin=-1.5, vmax=1.5, height=1.5))
 
 # %% [markdown]
 # In @fig-stylegan2-style nothing but $s$ changes. A style selects among the patterns that the channels carry. It cannot say *where*: the same two numbers hold at every position. That limit is the reason for @sec-csft.
@@ -174,14 +186,14 @@ show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f
 # %% [markdown]
 # ## Demodulation keeps the variance
 #
-# A style of all twos would double the output, the next layer would double it again, and after a dozen layers the feature would have exploded. Small styles would let it die. So the effect of $s$ on the *size* of the output is divided out, and its effect on the *mixture* stays.
+# A style of all twos would double the output, the next layer would double it again, and a dozen layers later the feature would have exploded. So the effect of $s$ on the *size* of the output is divided out, and its effect on the *mixture* stays.
 #
 # Write one output value as $y_j=\sum_{i,k}s_iW_{jik}\,x_{ik}$. If the inputs $x_{ik}$ are uncorrelated, with mean 0 and variance 1, then the variances of the terms add up:
 # $\operatorname{Var}(y_j)=\sum_{i,k}(s_iW_{jik})^2$. Multiplying by the inverse root of that sum brings the variance back to 1:
 #
 # $$d_j=\Big(\sum_{i,k}(s_iW_{jik})^2+\varepsilon\Big)^{-1/2},\qquad W''_{jik}=d_j\,s_i\,W_{jik}$$ {#eq-demod}
 #
-# $d_j$ is one number per face and output channel; $\varepsilon=10^{-8}$ guards against a division by zero. No batch statistics are needed: the layer normalises by what the data *should* look like, not by what it looks like.
+# $d_j$ is one number per face and output channel; $\varepsilon=10^{-8}$ guards against a division by zero. The layer normalises by what the data *should* look like, so it needs no batch statistics.
 # The check measures the output's standard deviation over styles of very different strength.
 
 # %%
@@ -212,26 +224,27 @@ assert std["demodulated, smooth input"].std() > 5 * std["demodulated"].std()    
 #| label: fig-stylegan2-demod
 #| fig-cap: "Standard deviation of a modulated convolution's output channels (mean and range) against the strength of its style."
 #| fig-alt: "One rising band without demodulation; with it a thin flat band at 1 and a wider flat band around it."
-fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+fig, ax = plt.subplots(figsize=(5.6, 2.5), layout="constrained")
 for (name, v), colour, mark in reversed(list(zip(std.items(), ("#D55E00", "#0072B2", "#E69F00"), "sov"))):
     ax.loglog(scales, v.mean(1), mark + "-", color=colour, label=name)
     ax.fill_between(scales, v.min(1), v.max(1), color=colour, alpha=0.3, lw=0)
 ax.set_xticks(scales, scales), ax.set_yticks([0.25, 0.5, 1, 2, 4], [0.25, 0.5, 1, 2, 4]), ax.minorticks_off()
-ax.set(xlabel="factor on the style s", ylabel="output std"), ax.legend();
+ax.set(xlabel="factor on the style s", ylabel="output std"), ax.legend()
+lean(fig)
 
 
 # %% [markdown]
-# The flat blue line of @fig-stylegan2-demod is @eq-demod at work. The yellow band shows what its assumption is worth: in a smooth feature neighbours are correlated, the cross terms do not cancel, and single channels land about a tenth off 1. Still nothing depends on the style's strength, and that is what matters in a deep network.
+# The flat blue line of @fig-stylegan2-demod is @eq-demod at work. The yellow band shows what its assumption is worth: in a smooth feature neighbours are correlated, and single channels land about a tenth off 1. Still nothing depends on the style's strength, and that is what matters.
 
 # %% [markdown]
 # ## One shared convolution for the whole batch
 #
-# The kernels of @eq-demod differ from face to face, so the direct implementation needs one convolution group per face. Such a convolution has its weights computed at run time, which many exporters and compilers refuse.
+# The kernels of @eq-demod differ from face to face, so the direct implementation needs one convolution group per face, with weights computed at run time. Many exporters and compilers refuse that.
 # But $s$ belongs to the input channel and $d$ to the output channel, and a convolution is linear. Both factors can leave the sum:
 #
 # $$y_j=\sum_{i,k}d_j\,s_i\,W_{jik}\,x_{ik}=d_j\sum_{i,k}W_{jik}\,(s_i\,x_{ik})$$ {#eq-stylegan2-scaling}
 #
-# So: scale the input channels, run *one* convolution with shared weights, scale the output channels. Upsampling does not disturb this, because it treats all channels alike. With `up=True` the layer doubles the size: in `"fir"` mode by a convolution of stride 2 transposed, followed by the low-pass filter; in `"bilinear"` mode by interpolating first.
+# So: scale the input channels, run *one* convolution with shared weights, scale the output channels. Upsampling treats all channels alike and does not disturb this. With `up=True` the layer doubles the size: in `"fir"` mode by a convolution of stride 2 transposed, followed by the low-pass filter; in `"bilinear"` mode by interpolating first.
 
 # %%
 #| export
@@ -301,22 +314,14 @@ by_hand = sum(layer.weight[2, i, p, q] * layer.weight_gain * s[1, i] * x[1, i, 2
 assert_close(layer(x, w)[1, 2, 3, 3], by_hand * SQRT2, rtol=1e-10, atol=1e-12)
 assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2, rtol=0, atol=1e-12)   # limit: s starts at 1
 
-# %% [markdown]
-# The grouped form also has to hold its kernels in memory. For a batch of four, one of the widest layers of the paper's prior (512 to 512 channels) needs four times the kernel values:
-
-# %%
-shared, four = torch.empty(512, 512, 3, 3, device="meta"), torch.empty(4, 512, device="meta")
-print(f"shared kernel: {shared.numel():,} values, one kernel per sample: {modulated_weight(shared, four).numel():,}")
-assert modulated_weight(shared, four).numel() == 4 * shared.numel() == 9_437_184
-
 
 # %% [markdown]
-# The two forms are the same function, so the package keeps the second one only.
+# The two forms are the same function. The grouped one holds a kernel per face in memory, so the package keeps the other.
 
 # %% [markdown]
 # ## Noise for the details that no code should decide
 #
-# The exact place of a freckle or a strand of hair is random, and it would be a waste to store it in the code. So every convolution adds one channel of Gaussian noise $n$, scaled by one learned number $\sigma$, before its bias $b$ and activation:
+# The exact place of a freckle or a hair is random and would be wasted on the code. So every convolution adds one channel of Gaussian noise $n$, scaled by one learned number $\sigma$, before its bias $b$ and activation:
 #
 # $$h=\sqrt2\;\operatorname{lrelu}\big(\operatorname{modconv}(x,w)+\sigma\,n+b\big)=\operatorname{lrelu}\big(\sqrt2\operatorname{modconv}(x,w)+\sqrt2\,\sigma\,n+\sqrt2\,b\big)$$ {#eq-stylegan2-noise}
 #
@@ -387,11 +392,11 @@ grain, maps = torch.randn(1, 1, 48, 48, generator=g).double(), []
 for strength in (0.0, 0.1, 0.3, 1.0):
     layer.noise_strength.data.fill_(strength)
     maps.append(layer(pattern, w[:1], grain)[0, 0].detach())
-show(maps, [f"σ = {v}" for v in (0, 0.1, 0.3, 1.0)], vmin=-2, vmax=4, height=1.7);
+lean(show(maps, [f"σ = {v}" for v in (0, 0.1, 0.3, 1.0)], vmin=-2, vmax=4, height=1.7))
 
 
 # %% [markdown]
-# @fig-stylegan2-noise: the same code and the same grain, with more and more of it. A trained prior learns one $\sigma$ per layer. When a restorer freezes the prior, it freezes these strengths too.
+# In @fig-stylegan2-noise only $\sigma$ grows. A trained prior has learned one $\sigma$ per layer, and a restorer that freezes the prior freezes these strengths too.
 
 # %% [markdown]
 # ## RGB layers that add up
@@ -427,7 +432,7 @@ assert_close(layer(x, w, image), by_hand + upfirdn(image, 4 * fir_kernel(), up=2
 # %% [markdown]
 # ## From z to w
 #
-# The numbers that one draws at random, $z\sim\mathcal N(0,I)$, fill a ball evenly. Real faces do not: some combinations hardly occur. A *mapping network* bends the ball into a space of codes $w$ in which the affine maps of @eq-modulate have an easier task [@karras2019stylegan].
+# Random numbers $z\sim\mathcal N(0,I)$ lie evenly in all directions. Real faces do not: some combinations hardly occur. A *mapping network* bends $z$ into codes $w$ in which the affine maps of @eq-modulate have an easier task [@karras2019stylegan].
 # It first removes the length of $z$, which carries no information, and then applies `n_mlp` linear layers with leaky ReLU:
 #
 # $$w=f_n(\dots f_1(\hat z)),\qquad \hat z=z\Big/\sqrt{\tfrac1D\textstyle\sum_i z_i^2+\varepsilon},\qquad f_l(t)=\sqrt2\operatorname{lrelu}(W_lt+b_l)$$ {#eq-stylegan2-mapping}
@@ -465,18 +470,18 @@ assert z.mean(0).abs().max() < 0.15 and mapping(z).mean(0).abs().max() > 1      
 
 # %%
 #| label: fig-stylegan2-mapping
-#| fig-cap: "Two coordinates of four hundred draws: z, z at unit mean square, and w after an untrained mapping of eight layers."
-#| fig-alt: "Two round clouds and a third one bent into an asymmetric shape."
-clouds = {"z": z, "normalised z": z / z.square().mean(1, keepdim=True).sqrt(), "w": mapping(z)}
-fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.7), layout="constrained")
+#| fig-cap: "Two coordinates of two hundred draws: z, and w after an untrained mapping of eight layers."
+#| fig-alt: "A round cloud, and one bent into an asymmetric shape."
+clouds = {"z": z, "w": mapping(z)}
+fig, axes = plt.subplots(1, 2, figsize=(5, 2.3), layout="constrained")
 for ax, (name, points) in zip(axes, clouds.items()):
-    ax.scatter(*points[:400, :2].T, s=4, color="#0072B2")
+    ax.scatter(*points[:200, :2].T, s=4, color="#0072B2")
     ax.set_title(name), ax.set_aspect("equal", "datalim")
+lean(fig)
 
 
 # %% [markdown]
-# In @fig-stylegan2-mapping the cloud of $w$ is no longer round and no longer centred at zero. Training decides the shape; here only the architecture shows.
-#
+# In @fig-stylegan2-mapping the cloud of $w$ is neither round nor centred at zero. Training decides its shape.
 # GFP-GAN does not use this network when it restores a photo: its codes come from the U-Net (@sec-gfpgan). The prior needs it to be trained and to be sampled.
 
 # %% [markdown]
@@ -486,7 +491,7 @@ for ax, (name, points) in zip(axes, clouds.items()):
 #
 # $$w_\psi=\bar w+\psi\,(w-\bar w)$$ {#eq-truncation}
 #
-# $\psi=1$ leaves $w$ as it is, $\psi=0$ gives the same mean face to everyone, and values between trade variety for quality. $\bar w$ is estimated by averaging the codes of a few thousand draws.
+# $\psi=1$ leaves $w$ as it is, $\psi=0$ gives the same mean face to everyone, and values between trade variety for quality (@fig-stylegan2-psi shows it). $\bar w$ is estimated by averaging the codes of a few thousand draws.
 
 # %%
 #| export
@@ -512,7 +517,7 @@ test_fail(lambda: truncate(w, None, 0.7), exc=ValueError, contains="needs w_mean
 # %% [markdown]
 # ## Synthesis
 #
-# Now the parts become a picture. The synthesis network starts from a learned constant, 4×4 pixels and the same for every face. Each further resolution is a block of three layers: an upsampling convolution, a second convolution, and an RGB layer.
+# The synthesis network starts from a learned constant, 4×4 pixels and the same for every face. Each further resolution is a block of three layers: an upsampling convolution, a second convolution, and an RGB layer.
 # A picture of size $S$ takes $n=2\log_2S-2$ codes. With $r_k$ for the RGB layer's own share at level $k$ and $U$ for doubling the size, the picture is a plain sum:
 #
 # $$\hat y=\sum_{k=0}^{K}U^{K-k}\,r_k,\qquad K=\log_2S-2$$ {#eq-stylegan2-levels}
@@ -561,7 +566,7 @@ class Synthesis(nn.Module):
 
 
 # %% [markdown]
-# The check collects each RGB layer's own share with PyTorch hooks, brings all of them to full size, and compares their sum with the output. It also asks for something that a wrong `view` in a grouped convolution would break: a picture must depend on its own code and on no other code of the batch.
+# The check collects each RGB layer's own share with PyTorch hooks, brings all of them to full size, and compares their sum with the output. And a picture must depend on its own codes and on no other picture's.
 
 # %%
 def shares(net, w):
@@ -587,18 +592,8 @@ grad, = torch.autograd.grad(out[1].sum(), w)
 assert (grad[1] != 0).any(-1).all() and not grad[0].any()           # every own code matters, the neighbour's never
 test_fail(lambda: net(w[:, :8]), exc=ValueError, contains="needs (b, 10, 64)")
 
-# %%
-#| label: fig-stylegan2-levels
-#| fig-cap: "Untrained synthesis at 64 px: the share of each RGB layer, and their sum, which is the picture. Each drawn at full size."
-#| fig-alt: "Five colour patterns from coarse to fine and their sum."
-with torch.no_grad():
-    own, out = shares(net, w)
-show([(r[0] - r[0].mean()) / r[0].std() / 2 for r in [*own, out]], [f"{4 * 2**k} px" for k in range(5)] + ["sum"], height=1.1);
-
 # %% [markdown]
-# In @fig-stylegan2-levels each share is drawn at equal contrast. The 4 px share can hold nothing but blobs; each further level can add detail twice as fine. A trained prior divides its labour accordingly: pose and face shape in the first levels, then features, then skin and hair.
-#
-# Which code reaches which layer? There are fewer codes than layers, so some layers share. The table in @fig-stylegan2-codes is not copied from anywhere: it is the set of non-zero gradients of each layer's style with respect to each code.
+# Which code reaches which layer? There are fewer codes than layers. @fig-stylegan2-codes shows the non-zero gradients of each layer's style with respect to each code.
 
 # %%
 styles, hooks = {}, []
@@ -621,20 +616,21 @@ for k, s in enumerate((8, 16, 32, 64)):                                         
 #| label: fig-stylegan2-codes
 #| fig-cap: "Which code (column) reaches which layer (row) in a 64 px synthesis, found by gradients."
 #| fig-alt: "A staircase of filled cells; each RGB layer is in the same column as the next upsampling convolution."
-fig, ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+fig, ax = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
 ax.imshow(reaches, cmap="Blues", vmax=1.4, aspect="auto")
 ax.set_xticks(range(10), [f"w{i}" for i in range(10)]), ax.set_yticks(range(len(names)), names, fontsize=8)
 ax.set_xticks(np.arange(-0.5, 10), minor=True), ax.set_yticks(np.arange(-0.5, len(names)), minor=True)
-ax.grid(which="minor", color="white"), ax.tick_params(which="minor", length=0);
+ax.grid(which="minor", color="white"), ax.tick_params(which="minor", length=0)
+lean(fig)
 
 
 # %% [markdown]
-# Each RGB layer shares its code with the upsampling convolution of the next level. Two layers that read the same feature get the same style.
+# Each RGB layer shares its code with the upsampling convolution of the next level: both read the same feature.
 
 # %% [markdown]
 # ## The generator and style mixing
 #
-# A code per layer means that a picture may take its coarse layers from one face and its fine layers from another. This *style mixing* is used when a prior is trained, so that neighbouring layers do not rely on each other, and it shows what each level is responsible for.
+# A code per layer means that a picture may take its coarse layers from one face and its fine layers from another. This *style mixing* is used when a prior is trained, so that neighbouring layers do not rely on each other. It also shows what each level is responsible for (@fig-stylegan2-mix).
 # Codes $0\dots c-1$ come from the first face and the rest from the second; $c$ is the *crossover*.
 
 # %%
@@ -694,18 +690,6 @@ w_mean = gan.mean_w(2048, torch.Generator().manual_seed(0))
 assert_close(w_mean[0], gan.mapping(torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))).mean(0), **same)
 assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=w_mean), **same)              # one mean picture for all
 
-# %%
-#| label: fig-stylegan2-mix
-#| fig-cap: "An untrained generator. Top: truncation from the mean picture (ψ = 0) to the full one. Bottom: mixing two codes at growing crossover."
-#| fig-alt: "Two rows of abstract colour patterns that change gradually from left to right."
-psis, crossovers = (0, 0.25, 0.5, 0.75, 1), (0, 2, 4, 6, 10)
-top = [gan(z1, truncation=p, w_mean=w_mean)[0] / 3 for p in psis]
-bottom = [gan(z1, mix_with=z2, crossover=c)[0] / 3 for c in crossovers]
-show(top + bottom, [f"ψ = {p}" for p in psis] + [f"{c} codes of z1" for c in crossovers], cols=5, height=1.05);
-
-# %% [markdown]
-# The last pictures of both rows of @fig-stylegan2-mix are the same one: full $\psi$, and all codes from $z_1$. The bottom row replaces the codes of $z_2$ by those of $z_1$, starting at the coarse end.
-
 # %% [markdown]
 # ## The hook that a restorer uses
 #
@@ -739,7 +723,7 @@ assert touched == sorted(touched, reverse=True) and touched[2] < 0.25
 #| label: fig-stylegan2-hook
 #| fig-cap: "Change of the picture when the hook adds a bump at the centre of one level's feature (black: none)."
 #| fig-alt: "Four bright spots at the centre, from most of the picture down to three by three pixels."
-show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)], cmap="magma", vmin=0, vmax=1, height=1.7);
+lean(show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)], cmap="magma", vmin=0, vmax=1, height=1.7))
 
 
 # %% [markdown]
@@ -776,51 +760,185 @@ assert sum(blocks.values()) + mlp == 24_860_935                                 
 coarse = sum(n for s, n in blocks.items() if s <= 32) / sum(blocks.values())
 print(f"share of the synthesis at 32 px and below: {coarse:.2f}")
 
-# %%
-#| label: fig-stylegan2-count
-#| fig-cap: "Where the parameters of the 512 px prior are: by resolution, and in the mapping network."
-#| fig-alt: "Bars: large and equal from 8 to 32 px, then shrinking quickly."
-fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-bars_ = {"mapping": mlp} | {f"{s} px": n for s, n in blocks.items()}
-ax.bar(list(bars_), [n / 1e6 for n in bars_.values()], color=["#E69F00"] + ["#0072B2"] * len(blocks))
-ax.set(ylabel="million parameters");
+# %% [markdown]
+# The prior at 512 px has 24,860,935 parameters, and most of them sit at 32 px and below: going from 64 px to 512 px costs few. Most of the *computing* is done above.
 
 # %% [markdown]
-# The prior at 512 px has 24,860,935 parameters, and @fig-stylegan2-count shows that going from 64 px to 512 px costs few of them. Most of the knowledge sits at 32 px and below; most of the *computing* is done above.
+# ## Sixty-four faces, none picked
+#
+# What has the bundled prior learned? A few chosen samples would say more about who chose them.
+# So @fig-stylegan2-samples shows the first 64 codes that seed 0 yields, in order and untruncated. The check looks for a common failure: a generator that draws the same few pictures whatever it is given.
+
+# %%
+prior = load_prior().requires_grad_(False)
+n_codes = prior.synthesis.n_codes
+z = torch.randn(64, prior.config["style_dim"], generator=torch.Generator().manual_seed(0))
+samples = prior(z)
+distances = lambda x: torch.pdist(x.flatten(1), p=1) / x[0].numel()                 # mean |difference| of every two pictures
+print(f"mean distance of two samples {distances(samples).mean():.2f}, of the closest two {distances(samples).min():.2f} (pixels in -1 … 1)")
+assert distances(samples).min() > 0.05                                              # no two alike
+assert_close(prior(z[37:38])[0], samples[37], rtol=0, atol=1e-3)                    # a sample does not depend on its neighbours
+
+# %%
+#| label: fig-stylegan2-samples
+#| fig-cap: "Sixty-four samples of the bundled prior, 64 px: seed 0, in order, not truncated, none picked."
+#| fig-alt: "Eight by eight small faces of varying quality; some are badly broken."
+sheet(samples, 8)
+
+# %% [markdown]
+# Judge @fig-stylegan2-samples by its worst third. A small network trained for a short time gets the composition right before the details: head, hair, background, a light side and a dark one. What it draws badly, a restorer that is built on it will draw badly too.
+
+# %% [markdown]
+# ## Truncation, seen
+#
+# What does @eq-truncation give up, and what does it gain? Each column of @fig-stylegan2-psi is one code, each row one $\psi$. The last row goes through the mean to the other side.
+
+# %%
+w_mean = prior.mean_w(generator=torch.Generator().manual_seed(0))
+psis = (1, 0.7, 0.4, 0, -0.5)
+truncated = {psi: prior(z[:6], truncation=psi, w_mean=w_mean) for psi in psis}
+variety = {psi: distances(pictures).mean().item() for psi, pictures in truncated.items()}
+print("mean distance of two pictures:", ", ".join(f"{v:.2f} at ψ = {psi}" for psi, v in variety.items()))
+assert torch.equal(truncated[1], prior(z[:6])) and variety[0] < 1e-4                       # limits: untouched; one face for all
+assert all(variety[a] > variety[b] for a, b in zip(psis, psis[1:4]))                       # variety shrinks with ψ
+opposite = prior.synthesis(prior.codes(1.5 * w_mean - 0.5 * prior.mapping(z[:6])))
+assert_close(truncated[-0.5], opposite, rtol=0, atol=1e-3)                                 # @eq-truncation, multiplied out
+
+# %%
+#| label: fig-stylegan2-psi
+#| fig-cap: "Six codes (columns) at five strengths of truncation (rows): the first six of the samples."
+#| fig-alt: "Six different faces in the top row that turn into one and the same face at ψ = 0, and into different ones below."
+sheet(torch.cat(list(truncated.values())), 6, rows=[f"ψ = {psi}" for psi in psis])
+
+# %% [markdown]
+# Going down, each column loses first what is odd about it, then what is its own. At $\psi=0$ all columns show the mean face. It is no average of pictures, as in @fig-stylegan2-mean, but the picture of an average code, and it is sharp. Below it everything that set a face apart is reversed: dark becomes light, and a turn to the left one to the right.
+# The book's samples use $\psi=0.7$ unless they say otherwise.
+
+# %% [markdown]
+# ## What coarse and fine codes carry
+#
+# Which code decides what? In @fig-stylegan2-mix every picture takes codes $0\dots3$, which feed all layers up to 8 px, from the face $A$ at its left and the rest from the face $B$ above it:
+#
+# $$w=\big[w^A_0,\dots,w^A_{c-1},\;w^B_c,\dots,w^B_{n-1}\big],\qquad c=4$$ {#eq-stylegan2-crossover}
+#
+# The check follows from @eq-stylegan2-levels: the shares of the levels below the crossover are those of $A$ to the last bit.
+
+# %%
+codes = prior.codes(truncate(prior.mapping(z), w_mean, 0.7))
+A, B = codes[:4], codes[8:12]
+mixed = torch.stack([prior.synthesis(mix(a.expand_as(B), B, 4)) for a in A])               # (4, 4, 3, 64, 64)
+own, crossed = (shares(prior.synthesis, v)[0] for v in (A[:1], mix(A[:1], B[:1], 4)))
+assert all(torch.equal(own[k], crossed[k]) for k in (0, 1)) and not any(torch.equal(own[k], crossed[k]) for k in range(2, len(own)))
+assert_close(prior.synthesis(mix(A, A, 4)), prior.synthesis(A), rtol=0, atol=0)            # a face mixed with itself
+
+# %%
+#| label: fig-stylegan2-mix
+#| fig-cap: "Style mixing, ψ = 0.7. First column: the faces that give the codes of all layers up to 8 px. First row: the faces that give the rest."
+#| fig-alt: "A grid of faces; along a row pose and outline stay, along a column the colours."
+corner = torch.ones_like(samples[:1])
+sheet(torch.cat([corner, prior.synthesis(B), *(torch.cat([prior.synthesis(a[None]), m]) for a, m in zip(A, mixed))]), 5)
+
+# %% [markdown]
+# Along a row of @fig-stylegan2-mix the head keeps its pose, its outline and the mass of its hair. Down a column it is mostly the colours and the contrast that stay.
+#
+# The next cell cuts the codes into three groups: *coarse* (layers up to 8 px), *middle* (16 px and the convolutions of 32 px) and *fine* (the rest). It replaces one group at a time by that of another face, for 32 pairs, and measures how much the picture changes, and how much its average colour does.
+
+# %%
+groups = {"coarse": slice(0, 4), "middle": slice(4, 7), "fine": slice(7, n_codes)}
+one, other, replaced = codes[:32], codes[32:], {}
+before = prior.synthesis(one)
+for name, group in groups.items():
+    v = one.clone()
+    v[:, group] = other[:, group]
+    replaced[name] = prior.synthesis(v)
+    change = replaced[name] - before
+    print(f"{name:6} codes replaced: pixels change by {change.abs().mean():.2f}, the average colour by {change.mean((2, 3)).abs().mean():.2f}")
+assert sorted(i for g in groups.values() for i in range(n_codes)[g]) == list(range(n_codes))      # every code in one group
+
+# %%
+#| label: fig-stylegan2-groups
+#| fig-cap: "Left: three faces. Right: three others. Between: the face at the left with one group of codes from the face at the right."
+#| fig-alt: "Three rows of five faces: replacing coarse codes changes the head, fine codes the colours."
+columns = [before, *replaced.values(), prior.synthesis(other)]
+sheet(torch.stack([x[:3] for x in columns], 1).flatten(0, 1), 5, tops=["face", *groups, "other"])
+
+
+# %% [markdown]
+# In @fig-stylegan2-groups the coarse codes change who is there. The middle ones change the features within the same head, and the fine ones little but colour and contrast, as the printed lines confirm: for the fine codes the average colour makes up most of the change.
+# GFP-GAN predicts a code for every layer, so it sets all three groups from the photo.
+
+# %% [markdown]
+# ## From one face to another
+#
+# A prior that has stored its training faces one by one would have nothing between them. The classical test walks from one code to another. There are two natural paths, one in each space:
+#
+# $$z_t=\frac{\sin((1-t)\theta)\,z_0+\sin(t\theta)\,z_1}{\sin\theta},\qquad w_t=(1-t)\,w_0+t\,w_1,\qquad 0\le t\le1$$ {#eq-stylegan2-paths}
+#
+# Here $z_0,z_1$ have the length $\sqrt D$ to which the mapping brings them anyway, and $\theta$ is the angle between them. So $z_t$ follows a great circle of the sphere on which all $z$ lie. $w_t$ is a straight line.
+# The ends are the same. On the way the mapping bends the first path, and the second one cuts a corner: for independent codes the middle of the line lies at $\sqrt{1/2}\approx0.71$ of the ends' distance from the mean. That is a truncation nobody asked for.
+
+# %%
+def slerp(a, b, t):
+    "Great circle from a to b, both (n, d) of length √d."
+    angle = torch.acos((a * b).mean(1, keepdim=True))
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+unit = z / z.square().mean(1, keepdim=True).sqrt()
+start, end, times = unit[:32], unit[32:], torch.linspace(0, 1, 7)
+ends = prior.mapping(start), prior.mapping(end)
+paths = {"z": torch.stack([prior.mapping(slerp(start, end, t)) for t in times]), "w": torch.stack([torch.lerp(*ends, t) for t in times])}    # (7, 32, d)
+paths = {name: truncate(path, w_mean, 0.7) for name, path in paths.items()}
+frames = {name: torch.stack([prior.synthesis(prior.codes(w[:16])) for w in path]) for name, path in paths.items()}
+
+# %%
+length, middle, walked = {}, {}, {}
+for name, path in paths.items():
+    length[name] = path.diff(dim=0).norm(dim=2).sum(0) / (path[-1] - path[0]).norm(dim=1)                   # 1: straight
+    middle[name] = ((path[3] - w_mean).square().sum() / (path[[0, -1]] - w_mean).square().sum(2).mean(0).sum()).sqrt()
+    steps = frames[name].diff(dim=0).abs().mean((2, 3, 4))                                                  # in pixels, (6, 16)
+    walked[name] = steps.sum(0).mean()
+    print(f"path in {name}: {length[name].mean():.2f} × the straight line in w, middle at {middle[name]:.2f}; "
+          f"in pixels {walked[name]:.2f} long, longest step {(steps.amax(0) / steps.mean(0)).mean():.1f} × the mean step")
+assert_close(paths["z"][[0, -1]], paths["w"][[0, -1]], rtol=0, atol=1e-4)                   # the same ends
+assert_close(prior.mapping((start + end) / 2), prior.mapping(slerp(start, end, 0.5)), rtol=1e-3, atol=1e-3)      # only the direction of z counts
+assert_close(length["w"], torch.ones(32), rtol=1e-4, atol=0)
+assert length["z"].min() > 1.02 and abs(middle["w"] - 0.5**0.5) < 0.1 and middle["z"] > middle["w"]      # bent; the corner is cut
+assert walked["w"] < walked["z"]                                                            # the shorter way is the calmer film
+
+# %%
+#| label: fig-stylegan2-paths
+#| fig-cap: "From one face to another in six equal steps of t, along the great circle in z and along the line in w; two pairs, ψ = 0.7."
+#| fig-alt: "Four rows of seven faces that change gradually; the rows in w change more directly."
+sheet(torch.cat([frames[name][:, i] for i in (0, 1) for name in ("z", "w")]), 7, rows=["z", "w"] * 2, tops=[f"t = {k}/6" for k in range(7)])
+
+# %% [markdown]
+# Every picture of @fig-stylegan2-paths is one face, none a double exposure of two: there is something between the faces. In $z$ the film takes a detour and comes past looks that neither end has. In $w$ it goes more directly, and its middle looks a little more like the mean face of @fig-stylegan2-psi.
+# This is why editing and inversion work with $w$, and why a restorer predicts $w$ and not $z$.
 
 # %% [markdown]
 # ## Put together
 #
-# Can this network hold a face at all? The cell below fits the weights of a small synthesis network to two `example_faces`, with one fixed random code for each. This is not how a prior is trained. It is the shortest way to see real content in the network, and it teaches what a prior is *not*.
+# One code through the whole generator: $z\to w$, truncation, then the shares that @eq-stylegan2-levels adds up.
 
 # %%
-torch.manual_seed(6)
-faces = to_tensor(example_faces(2, 32))
-small = StyleGAN2(32, 64, 2, narrow=1 / 8)
-w = small.codes(small.mapping(torch.randn(2, 64))).detach()
-optimiser = torch.optim.Adam(small.synthesis.parameters(), lr=0.02, betas=(0.9, 0.99))
-for step in range(150):
-    loss = (small.synthesis(w) - faces).square().mean()
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
-assert loss < 0.15 * faces.var()                              # the faces are in, not only their mean colour
-with torch.no_grad():
-    own, fitted = shares(small.synthesis, w)
-    between = small.synthesis(w.mean(0, keepdim=True))
-    error = lambda y: min((y - f).square().mean().item() for f in faces)
-assert error(between[0]) > 3 * loss.item()                    # halfway between two faces there is no face
+w = prior.codes(truncate(prior.mapping(z[:1]), w_mean, 0.7))
+own, picture = shares(prior.synthesis, w)
+sums = torch.cat(own).cumsum(0)                                      # 4 px; 4 + 8 px; …
+assert_close(sums[-1], prior(z[:1], truncation=0.7, w_mean=w_mean)[0], rtol=0, atol=1e-3)
+assert_close(sums[-1], picture[0], rtol=0, atol=1e-3)
+print("standard deviation of the shares:", ", ".join(f"{share.std():.2f} at {4 * 2**k} px" for k, share in enumerate(own)))
 
 # %%
-#| label: fig-stylegan2-face
-#| fig-cap: "Top: two faces, the fitted pictures, and the picture halfway between their codes. Bottom: the first fitted face, built up from its RGB shares."
-#| fig-alt: "Two small faces, their reproductions and a broken in-between; below, the face appearing from coarse blobs."
-sums = [sum(r[0] for r in own[:k + 1]) for k in range(4)]
-show([*faces, *fitted, between[0], *sums, own[3][0]], ["face 1", "face 2", "fitted 1", "fitted 2", "halfway", "4 px share", "+ 8 px", "+ 16 px", "+ 32 px", "32 px share alone"], cols=5, height=1.4);
+#| label: fig-stylegan2-levels
+#| fig-cap: "Top: the share of each RGB layer, each at full size and its own contrast. Bottom: their sum so far; the last one is the picture."
+#| fig-alt: "Five colour patterns from coarse to fine, and below them a face that appears step by step."
+contrast = torch.cat([(r - r.mean()) / r.std() / 2 for r in own])
+levels = [4 * 2**k for k in range(len(own))]
+sheet(torch.cat([contrast, sums]), len(own), rows=["share", "sum"], tops=[f"{s} px" for s in levels])
 
 # %% [markdown]
-# @fig-stylegan2-face: the network has learned the two pictures, and its levels share the work from coarse to fine. Yet halfway between the two codes it draws no third face. Fitting pictures one by one fills points of the code space and leaves the rest empty.
-# A prior needs many thousands of faces and a discriminator that judges *every* drawn picture. Only then is the space between the faces full of faces.
+# In @fig-stylegan2-levels the 4 px share can hold nothing but blobs; each further level may add detail twice as fine. The work is shared unevenly, as the printed deviations tell: the coarse shares are a dim field of colour, the head shows faintly at 32 px, and the finest share draws nearly all of the picture. The coarse layers speak through it: their features, not their colours, say where the head is.
 
 # %% [markdown]
 # ## Paper, official code, ours
@@ -828,18 +946,15 @@ show([*faces, *fitted, between[0], *sums, own[3][0]], ["face 1", "face 2", "fitt
 # | what | paper | official code | ours | why |
 # |---|---|---|---|---|
 # | modulated convolution | as in StyleGAN2 | one kernel per sample, grouped convolution | input scaling, one shared kernel | same function (checked to $10^{-10}$), no run-time weights, easier to export |
-# | $\sqrt2$ of the activation | not stated | after the leaky ReLU | inside, on kernel, noise and bias | one multiplication less per value, equal by @eq-stylegan2-noise |
-# | FIR filter, bias and activation | not stated | CUDA extensions | plain PyTorch | runs everywhere, nothing to compile |
 # | channel multiplier | 1 | 1 in the first model, 2 in the released clean ones | a parameter | loads both |
 # | resampling | not stated | FIR, or bilinear in the clean models | `resample=` | one class for all families |
 # | noise | not stated | drawn anew unless switched off | `"fixed"` by default | the same photo gives the same result |
 # | mapping network | codes come from the U-Net | stored in the checkpoint, never run | the same | keeps the prior whole |
 # | access for CS-SFT | "each resolution scale" | a copy of the generator's forward pass | the hook `modulate` | one generator class for prior and restorer |
-# | wrong number of codes | – | surplus codes ignored | ValueError | a 512 px code in a 256 px net is a mistake |
 #
 # : Where the three versions of the prior differ {#tbl-stylegan2-versions}
 #
-# @tbl-stylegan2-versions lists what a reader of the official code will notice first.
+# @tbl-stylegan2-versions lists what a reader of the official code will notice first. Surplus codes, which it ignores, are a ValueError in ours.
 
 # %% [markdown]
 # ## What users trip over
@@ -869,9 +984,9 @@ assert torch.equal(gan.synthesis(w, noise="fixed"), gan.synthesis(w, noise="fixe
 # ## Summary
 #
 # * A restorer trained on squared error alone gives the mean of all plausible faces. A generative prior gives one of them.
-# * A style scales the input channels of a convolution; demodulation divides out its strength, so depth is safe.
-# * Both scalings can leave the convolution. The package uses one shared kernel, and it equals one kernel per face.
+# * A style scales the input channels of a convolution; demodulation divides out its strength. Both can leave the convolution, so one shared kernel serves all faces.
 # * The picture is the sum of the RGB shares of all levels; $2\log_2S-2$ codes steer the layers, and neighbours share them.
+# * Truncation, mixing and paths are arithmetic on codes. Coarse codes set pose and outline, fine ones colour; the straight path in $w$ is the short one.
 # * A code acts everywhere at once. The hook `modulate` acts at a place, and GFP-GAN is built on that.
 #
 # ## Exercises

@@ -12,6 +12,7 @@
 
 # %%
 import json
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,8 +23,11 @@ from fastcore.test import test_fail
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.faces import to_images, to_tensor
 from gfpgan_edu.stylegan2 import NOISE_MODES
+from gfpgan_edu.weights import load_weights
 
 # %% [markdown]
 # @fig-gfpgan-map shows the method. This chapter owns the arrows: what goes from where to where, in which shape.
@@ -37,8 +41,8 @@ draw_map("unet", "latent", "csft", "stylegan2", "output", "pyramid");
 # %% [markdown]
 # ## One object that says what the network is {#sec-gfpgan-config}
 #
-# A weights file is useless without the shape of the network it belongs to. In many projects that shape is spread over a command line,
-# a YAML file and default arguments, and the usual accident is silent: a misspelt key is ignored and a network of another shape is trained
+# A weights file is useless without the shape of the network it belongs to. Where that shape is spread over a command line,
+# a YAML file and default arguments, a misspelt key is ignored and a network of another shape is trained
 # for a week. So one frozen dataclass holds everything that fixes the shape, and it refuses what it does not understand.
 #
 # Four fields set the size: `size` in pixels, `style_dim` for the length of one code, `channel_multiplier` and `narrow` for the widths
@@ -293,8 +297,8 @@ test_fail(lambda: net(x[:, :, :32, :32]), exc=ValueError, contains="(b, 3, 64, 6
 # ## The data flow in pictures {#sec-gfpgan-flow}
 #
 # A network with random weights would show noise here. So a tiny one is first made to memorise a single face: the input is a degraded
-# copy of it, the target the sharp one, and the loss asks for the right picture at the output and at every level of the pyramid.
-# This is no restoration, for the network has only ever seen this one face. It is a test that the gradients do their work, and it gives the maps something to show.
+# copy of it, the target the sharp one, at the output and at every level of the pyramid.
+# This is no restoration, but a test that the gradients do their work, and it gives the maps something to show.
 
 # %%
 face = torch.from_numpy(example_faces(1, 64)[0]).permute(2, 0, 1)[None] / 127.5 - 1
@@ -439,8 +443,8 @@ for part, (n, f) in [*table.items(), ("sum", (parameters, work))]:
     print(f"{part:16}{output.get(part, ''):30}{n:12,}{f / 1e9:8.2f}{n2:20,}{f2 / 1e9:8.2f}")
 
 # %% [markdown]
-# @fig-gfpgan-cost draws the two columns of the paper's model. They tell opposite stories. Nearly half of the parameters sit in the one linear layer that makes
-# the codes, and it costs next to nothing, because it runs once and not at every pixel. The work is done where the pixels are: prior, condition heads and the upward half of the U-Net.
+# @fig-gfpgan-cost draws the two columns of the paper's model. Nearly half of the parameters sit in the one linear layer that makes
+# the codes, and it costs next to nothing, because it runs once and not at every pixel. The work is done where the pixels are.
 # The pyramid is free. The released clean model has 13 % more parameters and more than four times the work, because it doubles the widths exactly where the pictures are large.
 
 # %%
@@ -468,12 +472,12 @@ assert 0.43 < table["codes"][0] / parameters < 0.45 and table["codes"][1] / work
 # The official network, counted in the same way, needs 91,283,141,632 operations, of which 1,084,290,048 are FIR filters. Ours needs about 1 % less, for
 # three reasons, none of which changes a result:
 #
-# 1. The 1×1 convolution on the skip path of an up-block runs before the enlargement, at a quarter of the pixels. The two commute.
-# 2. A FIR filter in front of a stride is evaluated only where the stride will look. The official code filters every pixel of the skip path and throws three of four away.
+# 1. The 1×1 convolution on the skip path of an up-block runs before the enlargement, at a quarter of the pixels.
+# 2. A FIR filter in front of a stride is evaluated only where the stride will look.
 # 3. Enlarging a picture by FIR is one transposed convolution. The official code writes zeros between the samples and multiplies by them too.
 #
-# In return, ours counts one small matrix product in every modulated convolution: the demodulation factor (@eq-demod), which the official code computes with
-# element-wise operations, invisible to the counter. The check accounts for every operation.
+# In return, ours counts one small matrix product in every modulated convolution: the demodulation factor (@eq-demod), which the official code computes
+# element by element, unseen by the counter. The check accounts for every operation.
 
 # %%
 C = {s: n // 2 for s, n in widths(512).items()}          # U-Net channels at 4, 8, …, 512 px
@@ -602,7 +606,7 @@ assert silent["none", "pyramid"] == ["codes", *prior] and silent["no prior", "py
 # %% [markdown]
 # @fig-gfpgan-routes holds four lessons.
 #
-# - **The mapping network is never reached.** It is not run: the codes come from the photo. Its two million parameters are in every file because the prior was trained with them. Ours keeps them too, so that the prior can still draw faces of its own.
+# - **The mapping network is never reached.** It is not run: the codes come from the photo. Its two million parameters are in every file because the prior was trained with them. Ours keeps them, so that the prior can still draw faces of its own.
 # - **Frozen is not cut off.** With a frozen prior the gradient flows *through* the synthesis network to the U-Net, the codes and the maps; only its own weights stand still. The official training does this, so 51.3 of 76.2 million parameters learn.
 # - **The pyramid layers live on the pyramid loss alone.** The official schedule switches that loss off early (by a factor of $10^{-12}$, since a parameter without a gradient would stop its distributed training).
 # - **Without the maps half of the U-Net idles.** With `sft="none"` only the downward half speaks to the image. In a training that switches the pyramid loss off, the upward half would be dead weight.
@@ -610,8 +614,8 @@ assert silent["none", "pyramid"] == ["codes", *prior] and silent["no prior", "py
 # %% [markdown]
 # ## Noise: stored, fresh or none {#sec-gfpgan-noise}
 #
-# StyleGAN2 adds noise to its features so that the network need not invent randomness for pores and hair. A restorer inherits it, and with it a question that a user will ask: why does the same photo give another
-# picture today? Each layer adds $\eta\, \varepsilon$ with a learned strength $\eta$ and a noise map $\varepsilon$, and there are three choices for $\varepsilon$:
+# StyleGAN2 adds noise to its features so that the network need not invent randomness for pores and hair. A restorer inherits it, and its users ask why the same photo gives another
+# picture today. Each layer adds $\eta\, \varepsilon$ with a learned strength $\eta$ and a noise map $\varepsilon$, and there are three choices for $\varepsilon$:
 # `"fixed"` takes the maps stored in the weights file, `"random"` draws new ones, `"zero"` leaves them out. Ours uses the stored ones unless told otherwise.
 
 # %%
@@ -652,9 +656,9 @@ show([stored, draws[0], draws[1], zero, draws.std(0).mean(0)], ["fixed", "random
 # %% [markdown]
 # ## A photo does not see its neighbours {#sec-gfpgan-batch}
 #
-# Several faces of a photo are restored in one batch. Nobody's face may depend on who else is in the picture, so no operation may mix the pictures of a batch.
-# Batch normalisation would, in training mode; this network has none. The modulated convolution deserves the suspicion most: each picture has a kernel of its own there, and the usual code folds the
-# batch into the channels. A wrong fold would swap styles between faces. Two checks: a picture alone gives what it gave in company, and the gradient of one output with respect to another picture's input is exactly zero.
+# Several faces of a photo are restored in one batch. Nobody's face may depend on who else is in the picture.
+# The modulated convolution deserves the suspicion most: each picture has a kernel of its own there, and the usual code folds the
+# batch into the channels. Two checks: a picture alone gives what it gave in company, and the gradient of one output with respect to another picture's input is exactly zero.
 
 # %%
 net = random_net()
@@ -667,30 +671,122 @@ assert_close(net(batch.flip(0))[0], together.flip(0), rtol=1e-4, atol=1e-4)
 together[1].sum().backward()
 assert batch.grad[1].abs().mean() > 0 and not batch.grad[0].any() and not batch.grad[2].any()
 
+
 # %% [markdown]
 # The tolerance of 1e-4 is rounding: a convolution may add in another order for another batch size, so equality to the last bit is not promised.
 
 # %% [markdown]
-# ## Put together {#sec-gfpgan-together}
+# ## Put together: what each level carries {#sec-gfpgan-together}
 #
-# The memorised net once more, now as a user would call it: a degraded face in, a face out. Beside it stands what it does with two faces it was never shown,
-# the mirrored one and one that is framed differently. @fig-gfpgan-together is a warning as much as a result.
+# The bundled restorer has all the parts of this chapter, trained (@sec-train-restorer). Now that they work together: which level does what? The maps act at each resolution from 8 px up; the 4 px feature speaks through the codes alone.
+# One way to find out is to take one level's maps $c_s=(\alpha_s,\beta_s)$ away and to put the neutral pair in their place:
+#
+# $$\hat y_{-s}=G\big(\mathcal W;\;c_8,\dots,\underbrace{(1,0)}_{\text{at }s},\dots,c_S\big).$$ {#eq-gfpgan-drop}
+#
+# The prior then goes on at that level with what it has from the codes and the coarser levels. `None` stands for the neutral pair in the code below. The faces are the astronaut's and eleven that the prior made up, all shrunk and damaged in the same way.
 
 # %%
-#| label: fig-gfpgan-together
-#| fig-cap: "Top: degraded inputs (the one that was memorised, its mirror image, another crop). Middle: the U-Net's finest pyramid picture. Bottom: the output of the whole network."
-#| fig-alt: "Three columns, three rows. The memorised face comes back sharp; the other two come out as distorted versions of it."
-others = torch.from_numpy(example_faces(3, 64)[2]).permute(2, 0, 1)[None] / 127.5 - 1
-inputs = torch.cat([degraded, degraded.flip(3), F.interpolate(F.avg_pool2d(others, 4), size=64, mode="bilinear")])
-with torch.no_grad():
-    restored, pyramid = memory(inputs)
-assert F.l1_loss(restored[0], face[0]) < F.l1_loss(restored[1], face[0].flip(2))       # the known face comes out better than its mirror image
-show([*inputs, *pyramid[-1], *restored], ["memorised", "mirrored", "another crop"], cols=3, height=1.2);
+def conditions(net, x):
+    "What the U-Net makes of x: the codes (b, n, d), and the maps (alpha, beta) of each level from 8 px on."
+    latent, spatial, _ = net.unet(x)
+    w = net.to_w(latent.flatten(1)).unflatten(1, (-1, net.config.style_dim)).expand(-1, net.decoder.synthesis.n_codes, -1)
+    return w, [head(f) for head, f in zip(net.heads, spatial)]
+
+
+def draw(net, w, maps):
+    "The decoder's picture from codes and maps; where a level's maps are None, the prior goes on alone."
+    return net.decoder.synthesis(w, modulate=lambda h, k: h if maps[k] is None else cs_sft(h, *maps[k]))
+
+
+restorer = load_weights("bundled").requires_grad_(False)
+size, n_levels = restorer.config.size, len(restorer.heads)
+sharp = torch.cat([F.adaptive_avg_pool2d(to_tensor(example_faces(n, s)), size) for n, s in ((1, 128), (11, 64))])
+damage = DegradationParams(sigma_x=1, sigma_y=1, r=2.5, delta=8, q=60)
+damaged = to_tensor(np.stack([degrade(picture, damage) for picture in to_images(sharp)]))
+
+# %%
+w, maps = conditions(restorer, damaged)
+whole, alone = draw(restorer, w, maps), draw(restorer, w, [None] * n_levels)
+without = [draw(restorer, w, maps[:k] + [None] + maps[k + 1:]) for k in range(n_levels)]
+assert_close(whole, restorer(damaged)[0], rtol=0, atol=1e-4)                                  # nothing replaced: the network itself
+neutral = [(torch.ones_like(alpha), torch.zeros_like(beta)) for alpha, beta in maps]
+assert_close(draw(restorer, w, neutral), alone, rtol=0, atol=1e-4)                            # None is α = 1, β = 0
+assert_close(restorer.decoder.synthesis(w), alone, rtol=0, atol=0)                            # all dropped: the prior's own picture for these codes
+assert all((y - whole).abs().mean() > 1e-4 for y in without)                                  # no level is idle
+
+# %%
+#| label: fig-gfpgan-drop
+#| fig-cap: "Three faces, the astronaut's first: sharp, damaged, restored; then restored without the maps of one level; last without any maps, the prior's own picture for the codes."
+#| fig-alt: "Three rows of small faces; the columns show how the restored face changes as maps are left out."
+columns = {"sharp": sharp, "damaged": damaged, "restored": whole, **{f"no {8 * 2**k} px": y for k, y in enumerate(without)}, "no maps": alone}
+show([y[i] for i in range(3) for y in columns.values()], list(columns), cols=len(columns), height=1.0);
+
 
 # %% [markdown]
-# The U-Net treats the three nearly alike, as a filter would: what it learned about sharpening holds anywhere in the picture. The bottom row keeps the outline of each input, for the maps carry it,
-# but colours and features fall apart, most of all in the mirrored face. The codes and the prior know one face only, and for any other they leave the narrow range in which they were trained.
-# This is the danger of a generative prior in miniature: it is only as good as what it has seen. A prior trained on seventy thousand faces fails less clumsily, and therefore less visibly.
+# Read @fig-gfpgan-drop from right to left. The last column is what the codes alone ask of the prior: almost the same face for everybody. It is the maps that make it a person. They do not share this work evenly.
+# Without a coarse level the face stays who it is and changes in tone and contour. Without the finest one most of the likeness is gone, and the colours with it.
+
+# %% [markdown]
+# ## Whose face is it? {#sec-gfpgan-swap}
+#
+# Dropping shows what goes missing. Swapping shows whose picture it becomes. Let $A$ and $B$ be two faces. One level of the maps comes from the $F_{spatial}$ of $B$, or the codes do:
+#
+# $$\hat y_{s\leftarrow B}=G\big(\mathcal W^A;\;c^A_8,\dots,c^B_s,\dots,c^A_S\big),\qquad \hat y_{\mathcal W\leftarrow B}=G\big(\mathcal W^B;\;c^A_8,\dots,c^A_S\big).$$ {#eq-gfpgan-swap}
+#
+# To say at which sizes a picture changed, the difference $d$ is taken apart by octaves. $P_s$ averages it over blocks to $s\times s$ pixels, $U$ repeats each of these twice in both directions, and $\langle\cdot\rangle$ is the mean over all pixels. The parts are orthogonal, so their squares add up:
+#
+# $$\langle d^2\rangle=\langle(P_4d)^2\rangle+\sum_{s=8}^{S}\langle(P_sd-U P_{s/2}d)^2\rangle.$$ {#eq-gfpgan-bands}
+
+# %%
+def bands(d):
+    "@eq-gfpgan-bands for d (n, 3, S, S): the mean squares at 4 px, 8 px, …, S px."
+    blurred = [F.adaptive_avg_pool2d(d, 4 * 2**k) for k in range(n_levels + 1)]
+    steps = [fine - F.interpolate(coarse, scale_factor=2) for coarse, fine in pairwise(blurred)]
+    return np.array([part.square().mean().item() for part in blurred[:1] + steps])
+
+
+flat, checks = torch.ones(1, 3, size, size), (torch.arange(size) + torch.arange(size)[:, None]).expand(1, 3, -1, -1) % 2 * 2.0 - 1
+np.testing.assert_allclose(bands(flat), [1] + [0] * n_levels)                                 # limits: the coarsest …
+np.testing.assert_allclose(bands(checks), [0] * n_levels + [1])                               # … and the finest pattern
+
+# %%
+next_face = lambda t: t.roll(1, 0)                                                            # B is the row before A
+w_b, maps_b, whole_b = next_face(w), [tuple(map(next_face, m)) for m in maps], next_face(whole)
+put = lambda k, m: draw(restorer, w, maps[:k] + [m] + maps[k + 1:])
+swapped = {f"{8 * 2**k} px": put(k, maps_b[k]) for k in range(n_levels)} | {"codes": draw(restorer, w_b, maps), "all maps": draw(restorer, w, maps_b)}
+assert all(torch.equal(put(k, maps[k]), whole) for k in range(n_levels))                      # a level swapped with itself
+assert_close(draw(restorer, w_b, maps_b), whole_b, rtol=0, atol=1e-4)                         # codes and all maps: the other restoration
+split = {}
+for name, y in [*((f"no {8 * 2**k} px", y) for k, y in enumerate(without)), ("no maps", alone), *swapped.items()]:
+    split[name] = bands(y - whole)
+    assert_close(split[name].sum(), (y - whole).square().mean().item(), rtol=1e-3, atol=0)    # nothing lost
+    from_a, from_b = ((y - t).abs().mean().item() for t in (whole, whole_b))
+    print(f"{name:9} change {from_a:.2f}" + (f", distance to B {from_b:.2f}" if name in swapped else ""))
+spread = lambda y: (y - next_face(y)).abs().mean()
+print(f"A to B: {spread(whole):.2f} restored, {spread(alone):.2f} by codes alone, {spread(damaged):.2f} damaged")
+
+# %%
+#| label: fig-gfpgan-swap
+#| fig-cap: "Left: A restored. Right: B restored, which is the face of the row above (of the twelfth face in the first row). Between: A with the maps of one level, the codes, or all maps of B."
+#| fig-alt: "Three rows of small faces; from the left column to the right the face of A turns into that of B, in some columns more than in others."
+columns = {"A": whole, **swapped, "B": whole_b}
+show([y[i] for i in range(3) for y in columns.values()], list(columns), cols=len(columns), height=1.0);
+
+# %%
+#| label: fig-gfpgan-bands
+#| fig-cap: "At which sizes the picture changes (columns) when maps are dropped or codes and maps are swapped (rows): percent of the squared change, mean of twelve faces."
+#| fig-alt: "Table of percentages as a heat map; one row per experiment, one column per octave."
+share = np.array([100 * v / v.sum() for v in split.values()])
+fig, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+ax.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+for (row, col), v in np.ndenumerate(share):
+    ax.text(col, row, f"{v:.0f}", ha="center", va="center", fontsize=9, color="white" if v > 55 else "black")
+ax.axhline(n_levels + 0.5, color="white", lw=4), ax.tick_params(length=0)
+ax.set_yticks(range(len(split)), [n if n.startswith("no") else f"{n} of B" for n in split]), ax.set_xticks(range(n_levels + 1), [f"{4 * 2**k} px" for k in range(n_levels + 1)]);
+
+# %% [markdown]
+# @fig-gfpgan-swap and the printed distances answer the question of the heading. With the finest maps of $B$ the picture is nearer to $B$ than to $A$, whatever the other levels and the codes say; with the codes of $B$ it remains $A$. The codes are meant to find the prior's closest face. In a small net they find little: the maps are the shorter way to a smaller loss.
+# @fig-gfpgan-bands corrects a tempting idea: that each level of maps edits the detail of its own size. Most of what the finest maps do can be seen at 4 px already, as tone and colour: they sit at full resolution, but they scale whole features.
 
 # %% [markdown]
 # ## Paper, official code, ours {#sec-gfpgan-table}
@@ -731,7 +827,7 @@ assert F.l1_loss(wrong, face) > 1.5 * F.l1_loss(right, face)
 # - One frozen config fixes the shape of the network, refuses what it does not understand, and travels with the weights.
 # - The deepest U-Net feature becomes 16 codes by one linear layer, which holds 44 % of the parameters and does 0.1 % of the work.
 # - The prior's synthesis network runs as it always did; after the first convolution of each block from 8 px up, half of its channels are scaled and shifted by maps made of the U-Net's features.
-# - The variants of the ablation are special cases of each other, and the checks use that.
+# - The variants of the ablation are special cases of each other, and the checks use that. Maps and codes of two faces can be exchanged level by level, which shows what each of them carries.
 # - The image loss reaches everything but the pyramid layers and the mapping network; the pyramid loss reaches the U-Net only.
 #
 # ## Exercises

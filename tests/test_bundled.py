@@ -1,0 +1,102 @@
+"""The bundled model is made by commands: every stage of figures/bundled.py on a dozen pictures, into a folder of its own."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from gfpgan_edu.examples import example_faces
+from gfpgan_edu.weights import load, load_prior, read_header
+
+ROOT, NAME = Path(__file__).parent.parent, "faces64"
+RESTORER = ("features=random", "run.batch=2", "run.save_every=2", "run.valid_every=2", "width_parts=4", "loss.perceptual=0.01")
+
+
+def stage(folder, name, *words, changes=()):
+    command = [sys.executable, str(ROOT / "figures/bundled.py"), name, "--data", folder / "train", "--valid", folder / "valid", "--runs", folder / "runs", "--to", folder / "made", "--processes", "1", *words]
+    command += ["--set", *changes] if changes else []
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder)
+    assert run.returncode == 0, f"{name}: {run.stdout[-2000:]}{run.stderr[-2000:]}"
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "All stages, one after the other, two iterations each."
+    folder = tmp_path_factory.mktemp("bundled")
+    for name, n, seed in (("train", 6, 0), ("valid", 3, 1), ("real", 2, 2)):
+        (folder / name).mkdir()
+        for i, face in enumerate(example_faces(n, 64, seed=seed)):
+            cv2.imwrite(str(folder / name / f"{i:03}.png"), face[..., ::-1])
+    stage(folder, "prior", changes=("run.iterations=2", "run.batch=2", "run.valid_every=2", "run.save_every=2"))
+    stage(folder, "trials", "--minutes", "0.01", "--only", "preset", "all channels steered", changes=RESTORER)
+    stage(folder, "restorer", changes=(*RESTORER, "run.iterations=2"))
+    stage(folder, "unet", changes=RESTORER)
+    stage(folder, "ship")
+    shutil.copy(folder / "made" / f"gfpgan_edu/bundled/{NAME}.safetensors", folder / "other.safetensors")
+    stage(folder, "score", "--draws", "2", "--metrics", "psnr", "deg:bundled", "--others", f"the same={folder / 'other.safetensors'}", "--sets", f"real={folder / 'real'}")
+    stage(folder, "pictures", "--real", folder / "real")
+    return folder
+
+
+def test_weights_are_shipped_with_the_prior_inside(made):
+    path = made / "made" / f"gfpgan_edu/bundled/{NAME}.safetensors"
+    net, prior = load(path), load_prior(path)
+    trained = load_prior(made / "runs/prior/ema.safetensors")
+    for k, v in prior.state_dict().items():                                   # frozen: what the prior's own run left, in half precision
+        np.testing.assert_allclose(v.numpy(), trained.state_dict()[k].numpy(), rtol=1e-3, atol=1e-6, err_msg=k)
+    assert net.config.use_prior and read_header(path)["iterations"] == "2"
+    assert not (made / "made/gfpgan_edu/bundled/first128.safetensors").exists()
+
+
+def test_unet_has_as_many_iterations_and_no_judges(made):
+    lines = [json.loads(line) for line in (made / "runs/unet/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["iteration"] == 2 and not [k for k in lines[-1] if k.startswith(("adversarial", "component", "perceptual", "identity", "d"))]
+
+
+def test_trials_have_equal_budgets(made):
+    scores = json.loads((made / "made/figures/bundled/scores.json").read_text())["trials"]
+    assert set(scores["iterations"]) == {"preset", "all channels steered"} and len(set(scores["iterations"].values())) == 1
+    assert scores["changes"]["all channels steered"] == ["model.sft=full"]
+
+
+def test_scores_are_paired_and_an_equal_method_is_equal(made):
+    sets = json.loads((made / "made/figures/bundled/scores.json").read_text())["sets"]
+    assert set(sets) == {f"{name}, {kind}" for name in ("validation", "real") for kind in ("blind", "4x bicubic")}
+    blind = sets["validation, blind"]
+    assert blind["n"] == 6 and set(blind["methods"]) == {"Input", "U-Net", "the same", "GFP-GAN", "Truth"}
+    assert blind["ours_minus"]["the same"]["psnr"] == [0, 0, 0]
+    mean = lambda name: blind["methods"][name]["psnr"]
+    value = lambda v: v[0] if isinstance(v, list) else v["mean"] if isinstance(v, dict) else v
+    assert blind["ours_minus"]["Input"]["psnr"][0] == pytest.approx(value(mean("GFP-GAN")) - value(mean("Input")), abs=1e-2)
+
+
+def test_card_tells_config_scores_and_licence(made):
+    card = (made / f"made/gfpgan_edu/bundled/{NAME}.md").read_text()
+    assert "CC BY-NC-SA 4.0" in card and "4 pictures in 2 iterations" in card and "| GFP-GAN |" in card and str(made) not in card
+    assert str(made) not in (made / "made/figures/bundled/restorer.json").read_text()
+
+
+def test_pictures_are_drawn(made):
+    drawn = {p.name for p in (made / "made/figures/bundled").glob("*.png")}
+    assert drawn >= {"validation.png", "real.png", "colour.png", "failures.png", "superresolution.png"}
+    shape = cv2.imread(str(made / "made/figures/bundled/validation.png")).shape
+    assert shape == (3 * 128, 4 * 128, 3)                                     # three faces, input, U-Net, GFP-GAN, truth, twice as large
+
+
+def test_missing_folder_is_named():
+    run = subprocess.run([sys.executable, str(ROOT / "figures/bundled.py"), "score", "--data", str(ROOT)], capture_output=True, text=True)
+    assert run.returncode == 2 and "score needs --valid, a folder of faces" in run.stderr
+
+
+def test_make_says_every_stage():
+    listed = subprocess.run(["make", "-n", "train-bundled", "DATA=a b", "VALID=c"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert re.findall(r"bundled\.py (\w+)", listed) == ["prior", "trials", "restorer", "unet", "ship", "score", "pictures"]
+    assert listed.count('--data "a b"') == 5
+    refused = subprocess.run(["make", "train-bundled"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "DATA" in refused.stdout + refused.stderr
