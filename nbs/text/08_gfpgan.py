@@ -723,7 +723,7 @@ show([y[i] for i in range(3) for y in columns.values()], list(columns), cols=len
 
 
 # %% [markdown]
-# Read @fig-gfpgan-drop from right to left. The last column is what the codes alone ask of the prior: almost the same face for everybody. It is the maps that make it a person. They do not share this work evenly.
+# Read @fig-gfpgan-drop from right to left. The last column is what the codes alone ask of the prior: almost the same for everybody. It is the maps that make it a person. They do not share this work evenly.
 # Without a coarse level the face stays who it is and changes in tone and contour. Without the finest one most of the likeness is gone, and the colours with it.
 
 # %% [markdown]

@@ -671,7 +671,7 @@ assert small["images"] < story["images"] and small["minutes"] < story["minutes"]
 show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 
 # %% [markdown]
-# For their size the faces of @fig-train-prior-32 are better than those of the 64 px prior, after fewer pictures and a fraction of the time. Small pictures are an easier distribution, and the discriminator was never held back. Who trains a larger prior on few machines may well begin with a smaller one.
+# For faces of this size, fewer pictures and a fraction of the time were enough (@fig-train-prior-32). Small pictures are an easier distribution: here $D$ coped with the augmentations that held it back at 64 px. Who trains a larger prior on few machines may well begin with a smaller one.
 #
 # ## Your own prior
 #
