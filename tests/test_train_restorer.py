@@ -170,7 +170,7 @@ def test_g_runs_once():
 @pytest.mark.parametrize("changes, says", [
     (dict(prior=""), "no prior is named.*set prior to bundled"), (dict(freeze_prior=True), "prior=random with freeze_prior=true"),
     (dict(embedder=""), "no embedder is named.*arcface_resnet18.pth"), (dict(loss=LossWeights(identity=0)), "no features is named.*imagenet"), (dict(prior="lost.pth"), "lost.pth: no such file"),
-    (dict(embedder="lost.pth"), "lost.pth: no such file"), (dict(loss=LossWeights(), features="lost.pth"), "lost.pth: no such file"), (dict(prior="bundled"), "the prior bundled does not fit the model: .*style_dim 96 ≠ 16")])
+    (dict(embedder="lost.pth"), "lost.pth: no such file"), (dict(loss=LossWeights(), features="lost.pth"), "lost.pth: no such file"), (dict(prior="bundled"), "the prior bundled does not fit the model: .*style_dim 64 ≠ 16")])
 def test_what_was_not_loaded_is_refused(changes, says):
     with pytest.raises((TrainingError, WeightsError), match=says):
         trainer(replace(small(), **changes))
