@@ -34,14 +34,14 @@ TRIALS = {                                                                  # ch
     "all channels steered": ("model.sft=full",),
     "prior tuned": ("freeze_prior=false",),
     "adversarial weight × 1/4": ("loss.adversarial=0.05", "loss.component=0.005"),
-    "weights of the paper": ("loss.pixel=0.1", "loss.perceptual=0.2", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=2", "loss.pyramid=1", "loss.r1=10"),
+    "weights of the paper": ("loss.pixel=0.1", "loss.perceptual=1", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=10", "loss.pyramid=1", "loss.r1=10"),
     "no discriminator": ("loss.adversarial=0", "loss.component=0", "loss.feature_style=0"),
 }
 
 
-def train(a, name, *words, minutes=None, settings=(), processes=None):
-    """`gfpgan-edu train` in one process, or one a GPU (a core), into the folder `name` of the runs. -> that folder"""
-    out, n = a.runs / name, processes or a.processes
+def train(a, name, *words, minutes=None, settings=()):
+    "`gfpgan-edu train` in --processes processes, into the folder `name` of the runs. -> that folder"
+    out, n = a.runs / name, a.processes
     command = ["torchrun", "--no-python", "--nproc-per-node", str(n), "--master-port", str(a.port), "gfpgan-edu"] if n > 1 else [sys.executable, "-c", "from gfpgan_edu.cli import main; main()"]
     command += ["train", *words, "--data", str(a.data), "--out", str(out)] + (["--minutes", str(minutes)] if minutes else [])
     changes = [*settings, *a.set]
@@ -91,16 +91,12 @@ def unet(a):
 
 
 def facts(a, name):
-    "What the result files say of the run in the folder `name`."
-    run = a.runs / name
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    "What the result files say of the run in the folder `name`, up to its last checkpoint, and the lines of its log."
+    rows, result = runs.read_run(a.runs / name)
+    config, n = result["config"], iteration(a.runs / name)
     if "embedder" in config:
         config |= {k: pathlib.Path(config[k]).name for k in ("embedder", "prior")}                       # a file's name, not where it lay
-    timed = [r for r in rows if "images_per_second" in r]
-    seconds = sum((y["images"] - x["images"]) / y["images_per_second"] for x, y in zip([dict(images=0), *timed], timed))
-    n = iteration(run)
-    return dict(config=config, seed=config["run"]["seed"], iterations=n, images=n * config["run"]["batch"], minutes=round(seconds / 60, 1)), rows
+    return result | dict(iterations=n, images=n * config["run"]["batch"]), rows
 
 
 def restored_run(a, name):
@@ -166,7 +162,7 @@ def methods(a):
     return found | {"GFP-GAN": resized(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors", size)}, size
 
 
-def restore_all(a, folder, names=None):
+def restore_all(a, folder):
     "{name: folder of results} of the methods on folder/lq, beside it."
     found, _ = methods(a)
     shown = {"Input": folder / "lq"}

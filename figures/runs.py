@@ -34,15 +34,20 @@ def thinned(rows, keys, most=120):
     return curves
 
 
-def story(name, run, curves):
-    "What every result file says about a run in the folder `run`."
+def read_run(run):
+    "(lines of the log of a run in the folder `run`, what they and its config say of it: config, seed, iterations, images, minutes)."
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     config = yaml.safe_load((run / "config.yaml").read_text())
     timed = [r for r in rows if "images_per_second" in r]
     seconds = sum((b["images"] - a["images"]) / b["images_per_second"] for a, b in zip([dict(images=0), *timed], timed))
-    return rows, dict(command=COMMANDS[name], config=config, seed=config["run"]["seed"], iterations=rows[-1]["iteration"], images=rows[-1]["images"], minutes=round(seconds / 60, 1),
-                      data=DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work", torch=torch.__version__,
-                      date=datetime.date.today().isoformat(), curves=thinned(rows, curves))
+    return rows, dict(config=config, seed=config["run"]["seed"], iterations=rows[-1]["iteration"], images=rows[-1]["images"], minutes=round(seconds / 60, 1))
+
+
+def story(name, run, curves):
+    "What every result file says about a run in the folder `run`."
+    rows, result = read_run(run)
+    return rows, dict(command=COMMANDS[name]) | result | dict(data=DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work", torch=torch.__version__, date=datetime.date.today().isoformat(),
+                                                              curves=thinned(rows, curves))
 
 
 def write(name, result, picture, figures=FIGURES):

@@ -70,7 +70,7 @@ def augment(x, names):
         x = AUGMENTATIONS[name](x)
     return x
 
-# %% ../nbs/14_train_prior.ipynb #3af8c880
+# %% ../nbs/14_train_prior.ipynb #66099b22
 @dataclass(frozen=True)
 class PriorConfig:
     "Training of a StyleGAN2 prior. Numbers are StyleGAN2's where not said otherwise."
@@ -113,7 +113,7 @@ class PriorConfig:
 
     @classmethod
     def faces64(cls):
-        "64 px on some thousand faces: hours on a laptop. This made the prior inside the bundled restorer."
+        "64 px on some thousand faces: hours on a laptop. The bundled prior, but for the augmentation that it began with."
         return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,      # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
                    run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True, valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
 

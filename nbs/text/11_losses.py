@@ -273,7 +273,7 @@ show([x[0], by_edges[0], by_vgg[0], y[0]], ["degraded", "edges", "random VGG-19"
 # In @fig-losses-features the edges lead nearly to the truth, although they know nothing of the brightness. Under the random VGG-19 the loss falls as fast, and contours come back in hair, eyes and mouth. With them comes grain that this loss hardly sees, so that the distance in pixels stays as it was. This is one reason why the term never works alone.
 
 # %% [markdown]
-# Where there is no connection at all, small networks trained on the same ImageNet come as ordinary packages (the extra `judges` of this one). They fit the protocol like VGG-19 does. Their maps differ in scale, so each is weighted with about one over the mean size of its entries on faces: then no map outweighs the others at the start. The bundled restorer was trained through this one, and @sec-metrics judges through a sister of it.
+# Where there is no connection at all, small networks trained on the same ImageNet come as ordinary packages (the extra `judges` of this one). They fit the protocol like VGG-19 does. Their maps differ in scale, so each is weighted with about one over the mean size of its entries on faces: then no map outweighs the others at the start. @sec-metrics judges through a sister of it.
 
 # %%
 #| export
