@@ -33,7 +33,7 @@ TRIALS = {                                                                  # ch
     "preset": (),
     "all channels steered": ("model.sft=full",),
     "prior tuned": ("freeze_prior=false",),
-    "adversarial weight × 1/4": ("loss.adversarial=0.05", "loss.component=0.005"),
+    "adversarial weight × 1/4": ("loss.adversarial=0.025", "loss.component=0.005"),
     "weights of the paper": ("loss.pixel=0.1", "loss.perceptual=1", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=10", "loss.pyramid=1", "loss.r1=10"),
     "no discriminator": ("loss.adversarial=0", "loss.component=0", "loss.feature_style=0"),
 }

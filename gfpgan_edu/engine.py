@@ -190,7 +190,7 @@ class TrainingError(RuntimeError):
 class NonFinite(TrainingError):
     "A loss or a gradient that is not a number."
 
-# %% ../nbs/13_engine.ipynb #436210f8
+# %% ../nbs/13_engine.ipynb #82eb9702
 class Players:
     """Networks that learn, each with its optimiser and its phases, and one iteration of them. In every process of a run there is one of these.
 
@@ -204,7 +204,8 @@ class Players:
             from accelerate import PartialState
 
         self.config, self.run = config, config.run
-        self.state = PartialState(cpu=device == "cpu", timeout=timedelta(minutes=30))
+        no_card = device is None and not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.state = PartialState(cpu=device == "cpu" or no_card, timeout=timedelta(minutes=30))       # unless told, several processes on CPUs would not find one another
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
         self.device = self.state.device if device is None else torch.device(device)
         if self.run.threads:

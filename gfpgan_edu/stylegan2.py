@@ -30,7 +30,7 @@ def widths(size, channel_multiplier=1.0, narrow=1.0):
             raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
     return out
 
-# %% ../nbs/06_stylegan2.ipynb #de91eeef
+# %% ../nbs/06_stylegan2.ipynb #660ff192
 class ModulatedConv2d(nn.Module):
     """Convolution whose input channels are scaled by a style (@eq-modulate): x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w').
 
@@ -57,9 +57,9 @@ class ModulatedConv2d(nn.Module):
         if not self.demodulate:
             return y * self.gain
         d = (s.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()  # (b, cout)
-        return y * (d * self.gain)[:, :, None, None]
+        return y * (d * self.gain).to(y.dtype)[:, :, None, None]
 
-# %% ../nbs/06_stylegan2.ipynb #38d53d07
+# %% ../nbs/06_stylegan2.ipynb #b2621731
 class StyleConv(nn.Module):
     """Modulated 3×3 convolution, plus strength × noise, plus bias, leaky ReLU: (b, cin, h, w) -> (b, cout, h', w').
 
@@ -76,8 +76,8 @@ class StyleConv(nn.Module):
     def forward(self, x, w, noise=None):
         y = self.conv(x, w)
         if noise is not None:
-            y = y + self.noise_strength * self.bias_gain * noise
-        return F.leaky_relu(y + (self.bias * self.bias_gain)[:, None, None], SLOPE)
+            y = y + (self.noise_strength * self.bias_gain * noise).to(y.dtype)
+        return F.leaky_relu(y + (self.bias * self.bias_gain).to(y.dtype)[:, None, None], SLOPE)
 
 # %% ../nbs/06_stylegan2.ipynb #92066af1
 NOISE_MODES = ("fixed", "random", "zero")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LossWeights', 'RestorerConfig', 'build_generator', 'build_judges', 'held_out', 'RestorerTrainer', 'psnr']
 
-# %% ../nbs/15_train_restorer.ipynb #f074a4f7
+# %% ../nbs/15_train_restorer.ipynb #3cb77560
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from .engine import Phase, Run, Trainer, TrainingError, adam, stepwise
 from .faces import PARTS, FaceFolder, to_images
 from .gfpgan import GFPGAN, GFPGANConfig
 from .identity import ArcFaceResNet, GrayEmbedder, load_embedder
+from .layers import float32_on_cpu
 from .losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
 from .weights import load_prior
 
@@ -149,7 +150,7 @@ def build_generator(config, init_from=None):
             net.decoder.load_state_dict(prior.state_dict())
     return net.freeze_prior() if c.model.use_prior and c.freeze_prior else net
 
-# %% ../nbs/15_train_restorer.ipynb #16cf98a4
+# %% ../nbs/15_train_restorer.ipynb #1110d7b0
 def build_judges(config):
     "The frozen networks that losses look through, {name: network}, as far as the weights ask for them."
     c, out = config, {}
@@ -159,6 +160,9 @@ def build_judges(config):
     if c.loss.identity:
         source = _told(c.embedder, "embedder", "bundled (small), or the official arcface_resnet18.pth")
         out["embedder"] = GrayEmbedder(ArcFaceResNet(8, 128)) if source == "random" else load_embedder(source)
+    for m in (m for net in out.values() for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
+        if m.groups > 1 and max(m.stride) > 1:
+            m.forward = float32_on_cpu(m.forward)
     return out
 
 # %% ../nbs/15_train_restorer.ipynb #6f0785f6

@@ -233,10 +233,10 @@ def test_all_processes_see_the_accident_of_one(tmp_path):
 
 
 def test_two_processes_stop_together_and_only_one_writes(data, tmp_path):
-    "SIGINT to one of them, and at once SIGTERM, as torchrun passes Ctrl-C on; then the run is ended by one process alone."
+    "SIGINT to one of them, and at once SIGTERM, as torchrun passes Ctrl-C on; then the run is ended by one process alone. Nobody tells them --device cpu."
     out = tmp_path / "run"
     words = small("restorer", data, out, "run.iterations=100000", "run.save_every=1000", "run.workers=1", "run.batch=2")
-    ranks = start_ranks(command, *words, world=2, log=tmp_path / "log")
+    ranks = start_ranks(command, *(w for w in words if w not in ("--device", "cpu")), world=2, log=tmp_path / "log", CUDA_VISIBLE_DEVICES="")
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 3)
     os.kill(ranks[1].pid, signal.SIGINT), os.kill(ranks[1].pid, signal.SIGTERM)
     codes = ended(ranks, 60)

@@ -449,6 +449,19 @@ for U, D, pad in [(1, 1, (2, 2)), (1, 2, (1, 1)), (2, 1, (2, 1)), (3, 2, (3, 0))
 
 # %%
 #| export
+def float32_on_cpu(f):
+    """f(x), a strided depthwise convolution, in float32 where x is on a CPU, whatever autocast says: its bfloat16 kernels there are many times slower.
+    The result has the type of x (b, c, h, w)."""
+    def wide(x):
+        if x.device.type != "cpu":
+            return f(x)
+        with torch.autocast("cpu", enabled=False):
+            return f(x.float() if x.dtype == torch.bfloat16 else x).to(x.dtype)
+    return wide
+
+
+# %%
+#| export
 class Resample(nn.Module):
     """The two ways this network changes resolution: `mode="fir"` (the paper's model) or `"bilinear"` (the clean models).
 
@@ -469,9 +482,7 @@ class Resample(nn.Module):
         return F.conv2d(x, self._depthwise(x, gain), padding=pad, groups=x.shape[1])
 
     def _strided(self, conv, x, gain=1.0):
-        with torch.autocast("cpu", enabled=False):  # on CPUs, strided depthwise kernels are many times slower in bfloat16 than in float32
-            wide = x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
-            return conv(wide, self._depthwise(wide, gain), stride=2, padding=1, groups=x.shape[1]).to(x.dtype)
+        return float32_on_cpu(lambda x: conv(x, self._depthwise(x, gain), stride=2, padding=1, groups=x.shape[1]))(x)
 
     def up(self, x):
         if self.mode == "bilinear":
@@ -493,7 +504,7 @@ test_fail(lambda: Resample("nearest"), exc=ValueError, contains="'nearest'")
 
 
 # %% [markdown]
-# Later chapters train on CPUs in bfloat16, numbers of 16 bits. For this kind of convolution the kernels of CPUs are slow in that format, so `up` and `down` compute in float32 there and return the type they were given. To the caller the filter is exact: only the input and the result are rounded, to 8 bits, and no autocast around it changes anything.
+# Later chapters train on CPUs in bfloat16, numbers of 16 bits. For a strided convolution of each channel alone the kernels of CPUs are slow in that format, so `up` and `down` compute in float32 there and return the type they were given; `float32_on_cpu` does it, also for networks of other people that judge ours (@sec-train-restorer). To the caller the filter is exact: only the input and the result are rounded, to 8 bits, and no autocast around it changes anything.
 # A penalty on gradients (@sec-losses) differentiates twice, so the second derivative has to survive the detour as well.
 
 # %%

@@ -274,7 +274,7 @@ class ModulatedConv2d(nn.Module):
         if not self.demodulate:
             return y * self.gain
         d = (s.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()  # (b, cout)
-        return y * (d * self.gain)[:, :, None, None]
+        return y * (d * self.gain).to(y.dtype)[:, :, None, None]
 
 
 # %% [markdown]
@@ -345,8 +345,8 @@ class StyleConv(nn.Module):
     def forward(self, x, w, noise=None):
         y = self.conv(x, w)
         if noise is not None:
-            y = y + self.noise_strength * self.bias_gain * noise
-        return F.leaky_relu(y + (self.bias * self.bias_gain)[:, None, None], SLOPE)
+            y = y + (self.noise_strength * self.bias_gain * noise).to(y.dtype)
+        return F.leaky_relu(y + (self.bias * self.bias_gain).to(y.dtype)[:, None, None], SLOPE)
 
 
 # %% [markdown]

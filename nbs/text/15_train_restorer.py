@@ -48,6 +48,7 @@ from gfpgan_edu.engine import Phase, Run, Trainer, TrainingError, adam, stepwise
 from gfpgan_edu.faces import PARTS, FaceFolder, to_images
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
 from gfpgan_edu.identity import ArcFaceResNet, GrayEmbedder, load_embedder
+from gfpgan_edu.layers import float32_on_cpu
 from gfpgan_edu.losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
 from gfpgan_edu.weights import load_prior
 
@@ -296,6 +297,9 @@ def build_judges(config):
     if c.loss.identity:
         source = _told(c.embedder, "embedder", "bundled (small), or the official arcface_resnet18.pth")
         out["embedder"] = GrayEmbedder(ArcFaceResNet(8, 128)) if source == "random" else load_embedder(source)
+    for m in (m for net in out.values() for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
+        if m.groups > 1 and max(m.stride) > 1:
+            m.forward = float32_on_cpu(m.forward)
     return out
 
 
