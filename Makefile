@@ -6,7 +6,7 @@ export PHOTO
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak book chapters sync jupyter train-bundled verify-official
+.PHONY: help demo test soak bench book chapters sync jupyter train-bundled verify-official
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -17,13 +17,21 @@ demo: $(READY) ## restore a photo with the bundled model: figures/demo.png (your
 test: $(READY) ## twins, package, book structure, tests and all chapters agree
 	@failed=; \
 	echo "== structure of the book"; $(PY) nbs/book.py check || failed="$$failed structure"; \
-	echo "== tests"; $(PY) -m pytest -q || failed="$$failed tests"; \
+	echo "== tests"; $(PY) -m pytest -q --durations=10 || failed="$$failed tests"; \
 	echo "== chapters, executed"; $(PY) nbs/book.py run || failed="$$failed chapters"; \
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all well: structure, tests, chapters"
 
 soak: $(READY) ## kill training runs at random moments, twenty times, and compare (many minutes)
 	@$(PY) tests/soak.py
+
+bench: $(READY) ## measure speed and memory beside the official code: figures/bench/*.json (half an hour of a quiet machine)
+	@$(PY) -c "import sys; sys.path.append('tests/peer'); from official import load_official; load_official()" 2>/dev/null || \
+		{ echo "make bench needs the official packages in .peer: tests/peer/README.md tells how (pip install, three lines)"; exit 1; }
+	$(PY) tests/bench/startup.py
+	$(PY) tests/bench/degradation.py
+	$(PY) tests/bench/training.py
+	$(PY) tests/bench/inference.py
 
 book: $(READY) ## check the book's structure and render it with Quarto into _book/
 	@$(PY) nbs/book.py check

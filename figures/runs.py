@@ -1,7 +1,6 @@
 """What finished training runs leave for the book and the package: curves, pictures, bundled weights. The runs themselves are made by `gfpgan-edu train`.
 
 python figures/runs.py prior64 --run runs/prior64s    # gfpgan_edu/bundled/prior64.safetensors with its card, figures/prior64.json, figures/prior64.png
-python figures/runs.py tiny64 --run runs/tiny64       # figures/tiny64.json, figures/tiny64.png
 python figures/runs.py prior32 --run runs/prior32     # gfpgan_edu/bundled/prior32.safetensors with its card, figures/prior32.json, figures/prior32.png
 """
 import argparse, datetime, json, os, pathlib
@@ -17,8 +16,7 @@ from manifest import neat, record
 
 FIGURES = pathlib.Path(__file__).parent
 COMMANDS = {"prior32": "torchrun --no-python --nproc-per-node 2 gfpgan-edu train prior --preset faces32 --data DIR --out runs/prior32 --minutes 19",
-            "prior64": "python figures/bundled.py prior --data DIR",
-            "tiny64": "gfpgan-edu train --preset tiny --data DIR --valid DIR2 --out runs/tiny64 --minutes 3"}
+            "prior64": "python figures/bundled.py prior --data DIR"}
 HISTORY = {"prior32": "one run, stopped by the clock; none of it repeated", "prior64": "DiffAugment (colour, place, hole) for the first 110,032 pictures, which left the discriminator close to undecided; none from there on (the checkpoint's config was changed by hand)"}
 DATA = "FFHQ 00000-04699 and 1,100 faces made by a StyleGAN trained on FFHQ"
 
@@ -87,13 +85,6 @@ def prior(run, name, weights=None, role="", figures=FIGURES):
         weights.with_suffix(".md").write_text(CARD.format(name=name, role=role, augmentation=", ".join(result["config"]["augment"]) or "none", **result))
 
 
-def tiny64(run):
-    rows, result = story("tiny64", run, ("pixel", "adversarial", "d", "feature_style", "identity", "valid_psnr", "valid_psnr_input", "images_per_second"))
-    scored = [r for r in rows if "valid_psnr" in r]
-    result |= dict(validation_faces=64, psnr_input=round(scored[-1]["valid_psnr_input"], 2), psnr_start=round(scored[0]["valid_psnr"], 2), psnr_end=round(scored[-1]["valid_psnr"], 2))
-    write("tiny64", result, sheets(run, 1)[-1][1] if len(list(run.glob("valid-*.png"))) == 1 else sheets(run, 2)[-1][1])
-
-
 ROLES = {"prior32": "The ablations build on it, and the inversions search it: `prior=prior32`.",
          "prior64": "The book takes its example faces from it, because they are nobody's; the trainer takes it as `prior=bundled`."}
 CARD = """# {name}: a bundled prior
@@ -113,10 +104,7 @@ A StyleGAN2 of this package at {config[size]} px ({parameters:,} parameters, {fi
 
 if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", choices=["prior32", "prior64", "tiny64"])
+    ap.add_argument("what", choices=list(COMMANDS))
     ap.add_argument("--run", type=pathlib.Path, required=True)
     a = ap.parse_args()
-    if a.what == "tiny64":
-        tiny64(a.run)
-    else:
-        prior(a.run, a.what, pathlib.Path(f"gfpgan_edu/bundled/{a.what}.safetensors"), ROLES[a.what])
+    prior(a.run, a.what, pathlib.Path(f"gfpgan_edu/bundled/{a.what}.safetensors"), ROLES[a.what])

@@ -148,7 +148,7 @@ def split(batch, k):
     "k micro-batches: number j takes samples j, j + k, … of every tensor."
     return [batch] if k == 1 else [{name: v[j::k] for name, v in batch.items()} for j in range(k)]
 
-# %% ../nbs/13_engine.ipynb #3bc0ca6b
+# %% ../nbs/13_engine.ipynb #264f71e2
 def ema_decay(batch, half_life):
     "Decay per iteration for which a weight's influence halves every `half_life` pictures."
     return 0.5 ** (batch / half_life)
@@ -156,12 +156,11 @@ def ema_decay(batch, half_life):
 
 @torch.no_grad()
 def average(ema, net, decay):
-    "ema ← decay·ema + (1 - decay)·net, over parameters; buffers stay as they are."
-    own = list(ema.parameters())
-    torch._foreach_mul_(own, decay)
-    torch._foreach_add_(own, list(net.parameters()), alpha=1 - decay)
+    "ema ← decay·ema + (1 - decay)·net, over what is trained of `net`: a frozen prior is the same in both, as are the buffers."
+    own, new = zip(*((a, b) for a, b in zip(ema.parameters(), net.parameters()) if b.requires_grad))
+    torch._foreach_lerp_(own, new, 1 - decay)
 
-# %% ../nbs/13_engine.ipynb #6cd75e85
+# %% ../nbs/13_engine.ipynb #811cc1a0
 def stepwise(milestones, gamma=0.5, warmup=0):
     "Factor of the learning rate at an iteration: ×gamma after each milestone, rising linearly over the first `warmup` iterations."
     return lambda it: gamma ** sum(it > m for m in milestones) * min(1.0, it / warmup if warmup else 1.0)
@@ -171,7 +170,7 @@ def adam(net, lr, betas, lazy=None):
     """Adam over what is to be trained of `net`. `lazy` = k: a term that runs every k-th iteration shares this optimiser, so the betas
     are raised to k/(k+1), as StyleGAN2 does to keep the memory of the other steps."""
     ratio = lazy / (lazy + 1) if lazy else 1.0
-    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr, betas=(betas[0] ** ratio, betas[1] ** ratio))
+    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr, betas=(betas[0] ** ratio, betas[1] ** ratio), fused=True)
 
 # %% ../nbs/13_engine.ipynb #4453114f
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'OLD_PHOTOS', 'ROWS', 'PAPER_ORDER', 'ABLATION_METRICS', 'Te
            'apply_method', 'row_config', 'train_rows', 'verdict', 'counterpart', 'saved_test_set', 'score_rows',
            'ablation_table', 'ablation_grid', 'spread']
 
-# %% ../nbs/19_evaluation.ipynb #8b1deddc
+# %% ../nbs/19_evaluation.ipynb #e5deb813
 import csv
 import inspect
 import io
@@ -33,6 +33,7 @@ from .faces import _picture_names, _square, align as align_face, detect, to_imag
 from .metrics import DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics, read_statistics
 from .photos import PhotoError, read_image, write_image
 from .train_restorer import RestorerTrainer
+from .inference import fuse
 from .weights import WeightsError, load_prior, load_weights, read_header
 
 # %% ../nbs/19_evaluation.ipynb #cdd312ef
@@ -411,14 +412,14 @@ def _notes(r, metrics, protocol):
         if m.label.startswith("deg") and (n := sum(a < protocol.min_angle for a in r.values(m.label))):
             yield f"{r.name}: {n} pairs below {protocol.min_angle:g}° left out of {m.label}"
 
-# %% ../nbs/19_evaluation.ipynb #ac3c4957
+# %% ../nbs/19_evaluation.ipynb #5cda607e
 def method(name, prior="", /, device="cpu", **settings):
     """(function uint8 (n, s, s, 3) -> the same, restored; what it is) of a method: "pulse" or "mganprior" on the prior `prior` with `settings` of
     `gfpgan_edu.baselines`, or weights of a GFPGAN, by name or file. Raises WeightsError, and ValueError for settings that are not there or do not suit."""
     if name not in ("pulse", "mganprior"):
         if settings:
             raise ValueError(f"{name} is a network, it has no setting {sorted(settings)[0]}")
-        net = load_weights(name).to(device)
+        net = fuse(load_weights(name)).to(device)
         return lambda images: to_images(_forward(net, to_tensor(images).to(device))), dict(method=str(name), size=net.config.size)
     search = {"pulse": pulse, "mganprior": mganprior}[name]
     known = dict(list(inspect.signature(search).parameters.items())[2:])       # without the pictures and the prior

@@ -127,7 +127,7 @@ def paste(photo, face, matrix):
         out[y0:y1, x0:x1] = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
     return out
 
-# %% ../nbs/20_photos.ipynb #fce4179c
+# %% ../nbs/20_photos.ipynb #2f2a13e9
 @dataclass(frozen=True)
 class RestoreResult:
     """What `restore` returns. `faces` holds pairs (degraded, restored), uint8 S×S×3; `boxes` and `landmarks` are in photo pixels."""
@@ -141,11 +141,12 @@ class RestoreResult:
 def restore(image, weights="bundled", detector=detect):
     """Find the faces of a photo, restore each, blend them back.
 
-    `image`: a path, a PIL image, or uint8 H×W×3 RGB. `weights`: a name or path (`gfpgan_edu.weights.load_weights`) or a GFPGAN.
+    `image`: a path, a PIL image, or uint8 H×W×3 RGB. `weights`: a name or path (`gfpgan_edu.weights.load_weights`), or a GFPGAN, or what `gfpgan_edu.inference.fuse` made of one.
     Raises PhotoError (unreadable), NoFace, WeightsError.
     """
     import torch
 
+    from gfpgan_edu.inference import fuse
     from gfpgan_edu.weights import load_weights
 
     name = image if isinstance(image, (str, Path)) else "image"
@@ -158,7 +159,7 @@ def restore(image, weights="bundled", detector=detect):
     found = detector(image)
     if not found:
         raise NoFace(f"{name}: no face found")
-    net = load_weights(weights) if isinstance(weights, (str, Path)) else weights
+    net = fuse(load_weights(weights)) if isinstance(weights, (str, Path)) else weights
     crops, matrices = zip(*(align(image, f.landmarks, net.config.size) for f in found))
     where = next(net.parameters())
     with torch.inference_mode():

@@ -52,7 +52,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #53f5db79
+# %% ../nbs/15_train_restorer.ipynb #6fcc76c8
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -100,10 +100,10 @@ class RestorerConfig:
 
     @classmethod
     def faces64(cls):
-        "64 px around the bundled prior, all terms, an hour or two on a CPU."
-        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(), narrow_d=0.125, width_parts=16, prior="bundled", boxes="template",
-                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=1.0, perceptual=0.1, adversarial=0.1, component=0.02, feature_style=10.0, identity=0.2, pyramid=0.5, pyramid_until=5000, r1=0.5),
-                   run=Run(iterations=20_000, batch=16, precision="bf16", ema_images=3000.0, log_every=20, valid_every=500, save_every=250, workers=0, threads=1, channels_last=True))
+        "64 px around the bundled prior, all terms, an hour or two on a CPU. This made the bundled restorer."
+        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 3600, 4400), narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
+                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.1, component=0.02, feature_style=10.0, identity=0.3, pyramid=0.5, pyramid_until=5000, r1=0.5),
+                   run=Run(iterations=5200, batch=16, precision="bf16", ema_images=6000.0, log_every=20, valid_every=500, save_every=250, workers=0, threads=1, channels_last=True))
 
     @classmethod
     def faces32(cls):

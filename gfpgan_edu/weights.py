@@ -89,16 +89,16 @@ def _outline(build, source):
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
         raise WeightsError(f"{source}: describes a network that cannot be built ({e})") from e
 
-# %% ../nbs/09_weights.ipynb #2025e552
-def _fill(net, state, source):
-    "Copy `state`, whose names and shapes agree with `net`'s, into it; every weight must be a finite float."
+# %% ../nbs/09_weights.ipynb #378f7f74
+def _fill(net, pairs, source):
+    "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float."
     own = net.state_dict()
-    for k, v in state.items():
+    for k, v in pairs:
         if v.is_floating_point() != own[k].is_floating_point():               # only counters are whole numbers
             raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
         if not torch.isfinite(v).all():
             raise WeightsError(f"{source}: {k} holds NaN or infinity")
-    net.load_state_dict(state)
+        own[k].copy_(v)
     return net.eval()
 
 
@@ -119,13 +119,12 @@ def load(path, network=GFPGAN):
             if not isinstance(n_mlp, int) or n_mlp > len(given):              # the one number that could make even the outline endless
                 raise WeightsError(f"{path}: {len(given)} tensors for {n_mlp} mapping layers")
             _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
-            state = {k: f.get_tensor(k) for k in given}
+            return _fill(build(), ((k, f.get_tensor(k)) for k in given), path)         # one tensor at a time; copying returns to 32 bits
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: {e}") from e
-    return _fill(build(), state, path)                        # copying into it returns to 32 bits
 
-# %% ../nbs/09_weights.ipynb #b86e5d9f
-BUNDLED = "first128"
+# %% ../nbs/09_weights.ipynb #7c0f2236
+BUNDLED = "faces64"
 
 
 def bundled_path():
@@ -220,14 +219,14 @@ def recognise(state, family=None):
                         n_mlp=sum("style_mlp" in k and k.endswith(".weight") for k in state),
                         w="one" if rows[0] == mod[1] else "per_layer", **FAMILIES[family])
 
-# %% ../nbs/09_weights.ipynb #240495ea
+# %% ../nbs/09_weights.ipynb #fe6bc479
 def _translate(build, pairs, state, source):
     "`build()` filled with the official `state`; `pairs` are (our key, official key). 64-bit weights stay so, all others become float32."
     own = _outline(build, source)
     _compare({k: v.shape for k, v in state.items()}, {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
     state = {ours: state[theirs].reshape(own[ours].shape) for ours, theirs in pairs}
     double = any(v.dtype == torch.float64 for v in state.values())
-    return _fill(build().to(torch.float64 if double else torch.float32), state, source)
+    return _fill(build().to(torch.float64 if double else torch.float32), state.items(), source)
 
 
 def from_official(state, family=None, source="state dict"):

@@ -262,7 +262,7 @@ def test_make_help_lists_every_target():
     listed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^([a-z-]+):", text, re.M))
     assert targets == set(re.findall(r"^make ([a-z-]+) ", listed, re.M)) == set(re.search(r"^\.PHONY: (.*)", text, re.M)[1].split())
-    assert {"demo", "test", "soak", "book", "chapters", "sync", "jupyter", "train-bundled", "verify-official", "help"} == targets
+    assert {"demo", "test", "soak", "bench", "book", "chapters", "sync", "jupyter", "train-bundled", "verify-official", "help"} == targets
 
 
 def test_import_is_quiet_and_lean():

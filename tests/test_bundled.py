@@ -34,8 +34,8 @@ def made(tmp_path_factory):
         for i, face in enumerate(example_faces(n, 64, seed=seed)):
             cv2.imwrite(str(folder / name / f"{i:03}.png"), face[..., ::-1])
     stage(folder, "prior", changes=("run.iterations=2", "run.batch=2", "run.valid_every=2", "run.save_every=2"))
-    stage(folder, "trials", "--minutes", "0.01", "--only", "preset", "all channels steered", changes=RESTORER)
-    stage(folder, "restorer", changes=(*RESTORER, "run.iterations=2"))
+    stage(folder, "trials", "--minutes", "0.01", "--only", "prior tuned", "frozen, all channels steered", changes=RESTORER)
+    stage(folder, "restorer", changes=(*RESTORER, "run.iterations=2", "freeze_prior=true"))
     stage(folder, "unet", changes=RESTORER)
     stage(folder, "ship")
     shutil.copy(folder / "made" / f"gfpgan_edu/bundled/{NAME}.safetensors", folder / "other.safetensors")
@@ -61,8 +61,8 @@ def test_unet_has_as_many_iterations_and_no_judges(made):
 
 def test_trials_have_equal_budgets(made):
     scores = json.loads((made / "made/figures/bundled/scores.json").read_text())["trials"]
-    assert set(scores["iterations"]) == {"preset", "all channels steered"} and len(set(scores["iterations"].values())) == 1
-    assert scores["changes"]["all channels steered"] == ["model.sft=full"]
+    assert set(scores["iterations"]) == {"prior tuned", "frozen, all channels steered"} and len(set(scores["iterations"].values())) == 1
+    assert scores["changes"]["frozen, all channels steered"][-1] == "model.sft=full"
 
 
 def test_scores_are_paired_and_an_equal_method_is_equal(made):
@@ -78,7 +78,7 @@ def test_scores_are_paired_and_an_equal_method_is_equal(made):
 
 def test_card_tells_config_scores_and_licence(made):
     card = (made / f"made/gfpgan_edu/bundled/{NAME}.md").read_text()
-    assert "CC BY-NC-SA 4.0" in card and "4 pictures in 2 iterations" in card and "| GFP-GAN |" in card and str(made) not in card
+    assert "CC BY-NC-SA 4.0" in card and "4 pictures in " in card and "the last 2 iterations" in card and "| GFP-GAN |" in card and str(made) not in card
     assert str(made) not in (made / "made/figures/bundled/restorer.json").read_text()
 
 
@@ -100,3 +100,10 @@ def test_make_says_every_stage():
     assert listed.count('--data "a b"') == 5
     refused = subprocess.run(["make", "train-bundled"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "DATA" in refused.stdout + refused.stderr
+
+
+def test_what_is_in_the_package():
+    folder = ROOT / "gfpgan_edu/bundled"
+    assert sum(p.stat().st_size for p in folder.iterdir() if p.is_file()) <= 12e6
+    cards = {p.stem for p in folder.glob("*.md")}
+    assert {p.stem for p in folder.glob("*.safetensors")} == cards >= {NAME, "prior64"}

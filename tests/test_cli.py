@@ -44,6 +44,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(photos, "restore", restore)
     monkeypatch.setattr(weights, "load_weights", lambda name, progress: loaded.append(name) or "net")
+    monkeypatch.setattr("gfpgan_edu.inference.fuse", lambda net: net)
     return loaded
 
 
@@ -186,7 +187,7 @@ def test_weights_list_and_info(tmp_path, capsys):
     code, said, lines = call(capsys, "weights", "list")
     assert code == DONE and not lines and all(r.name in said and r.url in said for r in weights.RELEASES.values()) and "non-commercial" in said
     code, said, lines = call(capsys, "weights", "info")
-    assert code == DONE and not lines and "config: GFPGANConfig(size=128" in said
+    assert code == DONE and not lines and "config: GFPGANConfig(size=64" in said
     code, said, lines = call(capsys, "weights", "info", tmp_path / "gone.safetensors")
     assert code == NOTHING_DONE and said == "" and len(lines) == 1 and "gone.safetensors" in lines[0]
 
@@ -203,6 +204,49 @@ def test_weights_fetch(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(weights, "download", no_network)
     assert call(capsys, "weights", "fetch", "v1") == (NOTHING_DONE, "", ["gfpgan-edu: v1: download failed (no network)"])
+
+
+# ---------------------------------------------------------------- export
+
+def test_export_writes_a_file_that_runs_and_does_not_replace_it_unasked(tmp_path, capsys):
+    import onnxruntime
+
+    net = weights.load_weights()
+    target, size = tmp_path / "new" / "a.onnx", net.config.size
+    code, said, lines = call(capsys, "export", "bundled", target)
+    assert code == DONE and said.startswith(f"{target}: ") and said.endswith(f" MB, faces of {size} px\n") and said.count("\n") == 1 and lines == []
+    session, x = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"]), torch.rand(2, 3, size, size) * 2 - 1
+    with torch.no_grad():
+        want = net(x)[0]
+    assert (torch.from_numpy(session.run(None, {"face": x.numpy()})[0]) - want).abs().max() < 1e-4 * (want.max() - want.min())
+    assert session.get_modelmeta().custom_metadata_map["weights"] == "bundled" and [p.name for p in target.parent.iterdir()] == ["a.onnx"]
+    target.write_text("mine")
+    assert call(capsys, "export", "bundled", target) == (NOTHING_DONE, "", [f"gfpgan-edu: {target}: exists; --force replaces it"]) and target.read_text() == "mine"
+    assert call(capsys, "export", "bundled", target, "--force")[0] == DONE and target.stat().st_size > 100_000
+
+
+def test_export_refuses_in_one_line(tmp_path, capsys, monkeypatch):
+    from gfpgan_edu import inference
+
+    def missing(*_, **__):
+        raise weights.WeightsError("a.onnx: ONNX needs more packages: pip install gfpgan_edu[onnx]")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.onnx").mkdir()
+    monkeypatch.setattr(inference, "export_onnx", missing)
+    for name, target, reason in [("bundled", "a.txt", "ends in .onnx"), ("bundled", "folder.onnx", "is a folder"), ("bundled", "file/a.onnx", "is a file"),
+                                 ("v9", "a.onnx", "no such file"), ("bundled", "a.onnx", "pip install gfpgan_edu[onnx]")]:
+        code, said, lines = call(capsys, "export", name, tmp_path / target)
+        assert code == NOTHING_DONE and said == "" and len(lines) == 1 and reason in lines[0], lines
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
+
+
+def test_export_tells_the_terms_of_released_weights(tmp_path, capsys, monkeypatch):
+    from gfpgan_edu import inference
+
+    told, net = {}, SimpleNamespace(config=SimpleNamespace(size=512))
+    monkeypatch.setattr(weights, "load_weights", lambda name, progress: net)
+    monkeypatch.setattr(inference, "export_onnx", lambda net, path, **about: told.update(about) or path.touch())
+    assert call(capsys, "export", "v1.4", tmp_path / "a.onnx")[0] == DONE and told == dict(weights="v1.4", licence=weights.LICENCE)
 
 
 # ---------------------------------------------------------------- what is said, and where
@@ -238,7 +282,7 @@ def test_help_needs_no_torch():
     code = """
 import sys
 from gfpgan_edu.cli import main
-for args in (["--help"], ["restore", "--help"], ["weights", "--help"], ["restore"], ["restore", "gone.jpg", "--out", "nowhere"]):
+for args in (["--help"], ["restore", "--help"], ["weights", "--help"], ["export", "--help"], ["export", "v1", "a.txt"], ["restore"], ["restore", "gone.jpg", "--out", "nowhere"]):
     try:
         main(args)
     except SystemExit as e:
@@ -247,7 +291,7 @@ heavy = {"torch", "torchvision", "facenet_pytorch", "matplotlib", "numpy", "cv2"
 print("HEAVY", *sorted(heavy))
 """
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert [line.split()[1] for line in r.stdout.splitlines() if line.startswith("CODE")] == ["0", "0", "0", "2", "2"]
+    assert [line.split()[1] for line in r.stdout.splitlines() if line.startswith("CODE")] == ["0", "0", "0", "0", "2", "2", "2"]
     assert r.stdout.splitlines()[-1].strip() == "HEAVY" and "gfpgan-edu: gone.jpg: no such file or directory" in r.stderr
 
 
@@ -267,8 +311,8 @@ def test_end_to_end_with_the_real_detector_and_the_bundled_model(tmp_path, capsy
 def test_a_real_ctrl_c_ends_without_a_traceback(tmp_path):
     code = f"""
 import sys, time
-from gfpgan_edu import cli, photos, weights
-weights.load_weights = lambda name, progress: None
+from gfpgan_edu import cli, inference, photos, weights
+weights.load_weights, inference.fuse = lambda name, progress: None, lambda net: net
 def slow(path, net):
     print("READY", flush=True)
     time.sleep(60)

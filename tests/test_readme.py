@@ -22,13 +22,18 @@ def test_length_and_links():
     assert [t for t in targets if not (ROOT / t).exists()] == []
 
 
-def test_scores_are_those_of_the_result_file_and_of_the_card():
-    result = json.loads((ROOT / "figures/first_model.json").read_text())
-    card = (ROOT / "gfpgan_edu/bundled/first128.md").read_text(encoding="utf-8")
-    for scores in result["validation"].values():
-        for s in scores.values():
-            assert f"{s['psnr']} / {s['ssim']}" in README and f"{s['psnr']} / {s['ssim']}" in card
-    assert f"{result['images']} images, {result['minutes']} minutes" in card
+def test_scores_are_those_of_the_result_files_and_of_the_card():
+    scores, run = (json.loads((ROOT / f"figures/bundled/{name}.json").read_text()) for name in ("scores", "restorer"))
+    card = (ROOT / "gfpgan_edu/bundled/faces64.md").read_text(encoding="utf-8")
+    shown = {name: s for name, s in scores["sets"].items() if name.endswith("blind")}
+    assert len(shown) == 2
+    for name, s in shown.items():
+        assert s["markdown"].strip() in README and s["markdown"].strip() in card
+        for label, value in s["methods"]["GFP-GAN"].items():                   # the table is made of the numbers beside it
+            digits = next(c[2] for c in s["columns"] if c[0] == label)
+            mean = value["mean"] if isinstance(value, dict) else value[0] if isinstance(value, list) else value
+            assert f"{mean:.{digits}f}" in next(line for line in s["markdown"].splitlines() if line.startswith("| GFP-GAN"))
+    assert f"{run['images']:,} pictures in {run['minutes']} minutes" in card
 
 
 @pytest.fixture

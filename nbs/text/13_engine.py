@@ -279,10 +279,9 @@ def ema_decay(batch, half_life):
 
 @torch.no_grad()
 def average(ema, net, decay):
-    "ema ← decay·ema + (1 - decay)·net, over parameters; buffers stay as they are."
-    own = list(ema.parameters())
-    torch._foreach_mul_(own, decay)
-    torch._foreach_add_(own, list(net.parameters()), alpha=1 - decay)
+    "ema ← decay·ema + (1 - decay)·net, over what is trained of `net`: a frozen prior is the same in both, as are the buffers."
+    own, new = zip(*((a, b) for a, b in zip(ema.parameters(), net.parameters()) if b.requires_grad))
+    torch._foreach_lerp_(own, new, 1 - decay)
 
 
 # %%
@@ -336,7 +335,7 @@ def adam(net, lr, betas, lazy=None):
     """Adam over what is to be trained of `net`. `lazy` = k: a term that runs every k-th iteration shares this optimiser, so the betas
     are raised to k/(k+1), as StyleGAN2 does to keep the memory of the other steps."""
     ratio = lazy / (lazy + 1) if lazy else 1.0
-    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr, betas=(betas[0] ** ratio, betas[1] ** ratio))
+    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr, betas=(betas[0] ** ratio, betas[1] ** ratio), fused=True)
 
 
 # %%

@@ -384,7 +384,7 @@ share = {n: c.flops / one.flops for n, c in table["fp32"].items()}
 print(f"{'all':22}{one.flops / 1e12:8.2f}{(one.matrix_bytes + one.other_bytes) / 1e9:10.1f}; VGG-19 has {share['VGG-19']:.0%}, the generator {share['generator, forward'] + share['generator, backward']:.0%}")
 moved = lambda p, *names: sum(table[p][n].matrix_bytes + table[p][n].other_bytes for n in names)
 assert moved("bf16", "D judges", "D learns") < 0.6 * moved("fp32", "D judges", "D learns")          # the claims of the next lines
-assert moved("bf16", "generator, forward", "generator, backward") > 0.7 * moved("fp32", "generator, forward", "generator, backward")
+assert moved("bf16", "generator, forward", "generator, backward") < 0.75 * moved("fp32", "generator, forward", "generator, backward")
 assert share["VGG-19"] > 0.4 and abs(table["fp32"]["VGG-19"].flops - 3 * 12 * vgg_by_hand(512)) < 1e6
 
 # %%
@@ -400,7 +400,7 @@ left.set(xlabel="operations, 10¹²"), right.set(xlabel="bytes, 10⁹"), left.ti
 
 
 # %% [markdown]
-# @fig-fullscale-parts holds a surprise: the generator is not the main cost of its own training. VGG-19, which nobody trains, has half of the operations. And half precision halves the traffic of the discriminator, but not of the generator: its biases and noise strengths stay float32 and turn the maps that they touch back into float32.
+# @fig-fullscale-parts holds a surprise: the generator is not the main cost of its own training. VGG-19, which nobody trains, has half of the operations. And half precision nearly halves the traffic, of the discriminator and of the generator alike. That took care: biases and noise strengths are float32, and added as they are, they would turn every map that they touch back into float32.
 
 # %% [markdown]
 # ## Cards and roofs

@@ -65,6 +65,7 @@ from gfpgan_edu.faces import _picture_names, _square, align as align_face, detec
 from gfpgan_edu.metrics import DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics, read_statistics
 from gfpgan_edu.photos import PhotoError, read_image, write_image
 from gfpgan_edu.train_restorer import RestorerTrainer
+from gfpgan_edu.inference import fuse
 from gfpgan_edu.weights import WeightsError, load_prior, load_weights, read_header
 
 # %% [markdown]
@@ -752,7 +753,7 @@ def method(name, prior="", /, device="cpu", **settings):
     if name not in ("pulse", "mganprior"):
         if settings:
             raise ValueError(f"{name} is a network, it has no setting {sorted(settings)[0]}")
-        net = load_weights(name).to(device)
+        net = fuse(load_weights(name)).to(device)
         return lambda images: to_images(_forward(net, to_tensor(images).to(device))), dict(method=str(name), size=net.config.size)
     search = {"pulse": pulse, "mganprior": mganprior}[name]
     known = dict(list(inspect.signature(search).parameters.items())[2:])       # without the pictures and the prior
@@ -940,6 +941,75 @@ for name in ("PULSE", "mGANprior"):
 # The L1 network wins PSNR, SSIM and the perceptual distance, and @fig-evaluation-baselines shows how: it takes noise and part of the tint away, and adds nothing. All others stay below the PSNR of their own input, because detail that is not exactly right costs more than blur. GFP-GAN's detail follows the person; the U-Net with the same losses but no prior draws bands. PULSE finds clear faces of somebody else, mGANprior repaints the damage, and both are farther from the person than the damaged input is, at more than a hundred times the price.
 #
 # Two warnings. In identity the input, the L1 network and GFP-GAN differ by less than the half width of their intervals: here nobody has won. And the Fréchet distance of every method is far from that of the truths, so the judge takes none of these small networks' faces for photos. It sees them enlarged from 32 px, where texture that is slightly wrong weighs as much as blur.
+
+# %% [markdown]
+# ## The bundled model, judged
+#
+# The same machinery, on the restorer that comes with the package (@sec-train-restorer), at its own size. The rivals: the damaged input, the U-Net alone, trained with l1 on as many pictures, and the first model that this package shipped, a network of 128 px without a prior, whose results are reduced to the same size. The judges took no part in any training: dlib's embedder and EfficientNet-lite1. The faces are 300 of FFHQ, each damaged in three ways, and 28 of CelebA-HQ, a data set that no network here has seen.
+
+# %%
+verdict = json.loads(Path("../figures/bundled/scores.json").read_text(encoding="utf-8"))
+print(f"{verdict['command']}\n{verdict['hardware']}; torch {verdict['torch']}; {verdict['date']}; seed {verdict['seed']}")
+shown = {name: s for name, s in verdict["sets"].items() if name.endswith("blind")}
+assert [s["n"] for s in shown.values()] == [900, 84] and verdict["config"]["size"] == 64
+
+# %%
+#| label: tbl-evaluation-bundled-ffhq
+#| tbl-cap: "900 damaged faces of FFHQ at 64 px, three of each of 300."
+Markdown(shown["validation, blind"]["markdown"])
+
+# %%
+#| label: tbl-evaluation-bundled-celeba
+#| tbl-cap: "84 damaged faces of CelebA-HQ at 64 px, three of each of 28."
+Markdown(shown["CelebA-HQ, blind"]["markdown"])
+
+# %% [markdown]
+# Whether a difference is one cannot be read from two overlapping intervals, because both methods saw the same faces. So the differences themselves are drawn again and again: for each face, ours minus the rival's, the draws of one face averaged first.
+
+# %%
+#| label: fig-evaluation-bundled
+#| fig-cap: "The bundled GFP-GAN minus its rivals, means over faces with 95 % intervals. Left of zero, ours is closer to the truth."
+#| fig-alt: "Two rows of three panels; in each, one dot with a bar for each rival, beside a line at zero."
+kinds, rivals = {"validation": "FFHQ", "CelebA-HQ": "CelebA-HQ"}, list(next(iter(shown.values()))["ours_minus"])
+labels = {"perceptual[efficientnet-lite1]": "perceptual distance", "deg[dlib]": "angle of identity, °", "psnr": "PSNR, dB, times −1"}
+fig, axes = plt.subplots(2, 3, figsize=(7.2, 2.9), layout="constrained", sharey=True)
+for row, (name, s) in zip(axes, shown.items()):
+    for ax, (label, title) in zip(row, labels.items()):
+        sign = -1 if label == "psnr" else 1
+        for y, rival in enumerate(rivals):
+            mean, *ends = sign * np.array(s["ours_minus"][rival][label])
+            ax.plot(sorted(ends), (y, y), c="#0072B2", lw=2), ax.plot(mean, y, "o", c="#0072B2")
+        ax.axvline(0, c="#444444", lw=0.8)
+        ax.set(xlabel=title if s is list(shown.values())[-1] else "", yticks=range(len(rivals)), yticklabels=rivals, ylim=(-0.6, len(rivals) - 0.4))
+    row[0].set_ylabel(kinds[name.split(",")[0]])
+
+# %% [markdown]
+# ![CelebA-HQ, the first twelve faces, none picked. In each block: input, the U-Net alone, GFP-GAN, truth.](../figures/bundled/celeba-hq.png){#fig-evaluation-bundled-faces fig-alt="Two blocks of six rows of four small faces."}
+#
+# ![The six worst of 900 results by identity: input, the U-Net alone, GFP-GAN, truth (FFHQ, CC BY-NC-SA 4.0).](../figures/bundled/failures.png){#fig-evaluation-bundled-failures width=60% fig-alt="Six rows of four small faces; the third column shows another person or a distorted face."}
+#
+# ![Four times smaller, bicubic: the small face, enlarged, the U-Net alone, GFP-GAN, truth; the first six, none picked (FFHQ, CC BY-NC-SA 4.0).](../figures/bundled/superresolution.png){#fig-evaluation-bundled-sr width=70% fig-alt="Six rows of five faces, from blocks to sharp."}
+
+# %%
+for s in shown.values():
+    of = lambda label: {name: v[label]["mean"] for name, v in s["methods"].items() if name != "Truth"}
+    realness, features, likeness = of("frechet[efficientnet-lite1]"), of("perceptual[efficientnet-lite1]"), of("deg[dlib]")
+    assert min(realness, key=realness.get) == "GFP-GAN" and features["GFP-GAN"] < min(features["Input"], features["U-Net"])
+    assert features["first model"] < features["GFP-GAN"] and of("psnr")["U-Net"] - 1 < of("psnr")["GFP-GAN"] < of("psnr")["U-Net"]
+    assert max(likeness.values()) - min(likeness.values()) < 2
+    quarters = s["by_damage"]["deg[dlib]"]                                     # [input, ours], the least damaged quarter of the faces first
+    assert quarters[0][0] < quarters[0][1] and quarters[-1][1] < quarters[-1][0]
+    print("angle of input → ours, from the least to the most damaged quarter:", ", ".join(f"{a:.1f} → {b:.1f}°" for a, b in quarters))
+
+# %% [markdown]
+# @tbl-evaluation-bundled-ffhq, @tbl-evaluation-bundled-celeba and @fig-evaluation-bundled hold good news and bad news, and the assertions above keep this paragraph honest.
+#
+# - **Realness** is where GFP-GAN leads, by far: as a set, its faces are nearest to real ones. In @fig-evaluation-bundled-faces it is the only column with eyes that look at you.
+# - **Features**: nearer to the truth than the input and the U-Net, behind the first model. That model saw the same faces at twice the size on each side before it was reduced; it had four times the pixels to work with.
+# - **Pixels**: the U-Net, trained for nothing else, leads by less than 1 dB. This is the price of choosing a sharp answer (@sec-restoration).
+# - **Identity** is not won by anybody. The means of all methods, the damaged input among them, lie within two degrees; on FFHQ most differences are not differences, on CelebA-HQ ours is farther away. Split by damage, the reason shows in the printed lines: the most damaged quarter comes back nearer to the person, the least damaged one loses likeness, since what a small network cannot copy it redraws. And a 64 px face, enlarged for dlib's 150, has little left that only a restorer could add.
+#
+# Clean faces that are merely small (@fig-evaluation-bundled-sr) are the easiest case. @fig-evaluation-bundled-failures are the worst of all: a profile that the prior does not know, hands, an old man who becomes somebody else. Each result is a face. That is exactly the danger.
 
 # %% [markdown]
 # ## One change at a time
@@ -1418,10 +1488,10 @@ compact(show([x, mean, portrait, *[m / m.quantile(0.995) for m in maps]], ["inpu
 # %%
 related = [np.corrcoef(m.flatten(), error.flatten())[0, 1] for m in maps[:2]]
 print(f"correlation with the distance to the truth: noise {related[0]:.2f}, inputs {related[1]:.2f}")
-assert by_noise.mean() < error.mean() / 3 and by_input.mean() < error.mean() / 3 and all(0.1 < c < 0.7 for c in related)
+assert by_noise.mean() < error.mean() / 3 and by_input.mean() < error.mean() / 3 and all(abs(c) < 0.4 for c in related)
 
 # %% [markdown]
-# The maps of @fig-evaluation-spread are honest about one thing and silent about another. Outlines and eyes move most, and the places that move are a little more wrong than others. But the spread is a small part of the distance to the truth. This network gives nearly the same answer to every disturbed question. That is steadiness, not truth. A restorer that was trained to give one answer does not show what else would have been possible.
+# The maps of @fig-evaluation-spread look like a map of doubt and are none. Outlines and eyes move most, but the places that move are hardly more wrong than others, and the spread is a small part of the distance to the truth. This network gives nearly the same answer to every disturbed question. That is steadiness, not truth. A restorer that was trained to give one answer does not show what else would have been possible.
 #
 # A search does, because every start ends elsewhere. Six faces that PULSE finds for one input, seen at an eighth of its size:
 
@@ -1454,7 +1524,7 @@ compact(show([target[0], torch.nn.functional.interpolate(shrunk(target), size=32
 
 # %%
 fill(work / "portraits", example_faces(3, 128))
-build_blind(work / "portraits", work / "chain", size=128, ranges="severe", seed=2)
+build_blind(work / "portraits", work / "chain", size=64, ranges="severe", seed=2)
 restore, about = method("bundled")
 apply_method(restore, about, work / "chain/lq", work / "chain/restored", progress=False)
 chain = evaluate({"Input": work / "chain/lq", "bundled": work / "chain/restored"}, work / "chain/gt", metrics=("psnr", "ssim", "chroma", "deg[bundled]", "niqe"), progress=False)

@@ -463,11 +463,12 @@ class RestoreResult:
 def restore(image, weights="bundled", detector=detect):
     """Find the faces of a photo, restore each, blend them back.
 
-    `image`: a path, a PIL image, or uint8 H×W×3 RGB. `weights`: a name or path (`gfpgan_edu.weights.load_weights`) or a GFPGAN.
+    `image`: a path, a PIL image, or uint8 H×W×3 RGB. `weights`: a name or path (`gfpgan_edu.weights.load_weights`), or a GFPGAN, or what `gfpgan_edu.inference.fuse` made of one.
     Raises PhotoError (unreadable), NoFace, WeightsError.
     """
     import torch
 
+    from gfpgan_edu.inference import fuse
     from gfpgan_edu.weights import load_weights
 
     name = image if isinstance(image, (str, Path)) else "image"
@@ -480,7 +481,7 @@ def restore(image, weights="bundled", detector=detect):
     found = detector(image)
     if not found:
         raise NoFace(f"{name}: no face found")
-    net = load_weights(weights) if isinstance(weights, (str, Path)) else weights
+    net = fuse(load_weights(weights)) if isinstance(weights, (str, Path)) else weights
     crops, matrices = zip(*(align(image, f.landmarks, net.config.size) for f in found))
     where = next(net.parameters())
     with torch.inference_mode():
@@ -582,6 +583,12 @@ show([result.image[:230:2, 110:340:2], *(p[near] for p in (damaged, result.image
 
 # %% [markdown]
 # In @fig-photos-together the suit and the wall behind are as noisy as before: GFP-GAN restores faces, and the background is somebody else's job.
+#
+# Photos that really are old or bad have no original to compare with. @fig-photos-real and @fig-photos-colour were made by `python figures/bundled.py pictures` with all pictures of their folders.
+#
+# ![Twelve real photos, aligned, none left out: as they are, and restored by the bundled model.](../figures/bundled/real.png){#fig-photos-real fig-alt="Pairs of small faces; the right of each pair is sharper, colours are less faded."}
+#
+# ![Grey and yellowed faces, damaged as well: input, restored, truth (FFHQ 04700 to 04703, CC BY-NC-SA 4.0).](../figures/bundled/colour.png){#fig-photos-colour fig-alt="Rows of grey and yellow faces, their restorations in faint colours, and the originals."}
 #
 # ## Paper, official code, ours
 #

@@ -194,11 +194,12 @@ def restore_all(paths, out, weights):
     "Restore each photo into the folder `out`, complaining about those that fail -> how many are done; None where the weights fail."
     from tqdm import tqdm
 
+    from gfpgan_edu.inference import fuse
     from gfpgan_edu.photos import PhotoError, restore, write_image
     from gfpgan_edu.weights import WeightsError, load_weights
 
     try:
-        net = load_weights(weights, progress=sys.stderr.isatty())
+        net = fuse(load_weights(weights, progress=sys.stderr.isatty()))
     except WeightsError as e:
         complain(e)
         return None
@@ -250,6 +251,51 @@ class Weights:
         except w.WeightsError as e:
             complain(e)
             return NOTHING_DONE
+        return DONE
+
+
+# %% [markdown]
+# `export` writes weights as an ONNX file (@sec-speed), for programs without PyTorch. A file that is there already stays as it is unless `--force` is given: unlike the results of `restore`, it need not be ours.
+
+# %%
+#| export
+@dataclass
+class Export:
+    """Write weights as an ONNX file, for programs without PyTorch: "face" (b, 3, size, size) in [-1, 1] -> "restored", of aligned faces.
+
+    Example: gfpgan-edu export v1.4 gfpgan.onnx
+    """
+
+    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME_OR_FILE")]
+    "bundled, v1, v1.2, v1.3, v1.4 (downloaded once), or a .safetensors or .pth file."
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.onnx")]
+    "The file to write; its folder is made if missing."
+    force: bool = False
+    "Replace the file if it is there."
+
+    def run(self):
+        try:
+            if self.out.suffix.lower() != ".onnx":
+                raise ValueError(f"{self.out}: the name of an ONNX file ends in .onnx")
+            if self.out.is_dir() or self.out.exists() and not self.force:
+                raise ValueError(f"{self.out}: is a folder" if self.out.is_dir() else f"{self.out}: exists; --force replaces it")
+            make_writable(self.out.parent)
+        except ValueError as e:
+            complain(e)
+            return NOTHING_DONE
+        except OSError as e:
+            complain(f"{self.out}: cannot be written ({(e.strerror or str(e)).lower()})")
+            return NOTHING_DONE
+        from gfpgan_edu.inference import export_onnx
+        from gfpgan_edu.weights import LICENCE, RELEASES, load_weights
+
+        try:
+            net = load_weights(self.weights, progress=sys.stderr.isatty())
+            export_onnx(net, self.out, weights=Path(self.weights).name, **(dict(licence=LICENCE) if self.weights in RELEASES else {}))
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(e)
+            return NOTHING_DONE
+        print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, faces of {net.config.size} px"))
         return DONE
 
 
@@ -669,7 +715,7 @@ class Ablate:
 
 # %%
 #| export
-Command = Union[tuple(Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Restore, Weights, Prepare, Train, Testset, Baseline, Evaluate, Ablate))]
+Command = Union[tuple(Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Restore, Weights, Export, Prepare, Train, Testset, Baseline, Evaluate, Ablate))]
 
 
 def main(args=None):
