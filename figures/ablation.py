@@ -13,7 +13,7 @@ from PIL import Image
 from gfpgan_edu.evaluation import ROWS, ablation_grid, apply_method, build_colour, evaluate, method, saved_test_set, score_rows, statistics_of
 from gfpgan_edu.engine import config_from
 from gfpgan_edu.metrics import open_metrics
-from gfpgan_edu.photos import read_image
+from gfpgan_edu.pictures import read_image
 from gfpgan_edu.train_restorer import RestorerConfig
 from manifest import neat, record
 

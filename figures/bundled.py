@@ -21,7 +21,7 @@ from gfpgan_edu.baselines import UNET_L1
 from gfpgan_edu.evaluation import apply_method, bootstrap, build_blind, build_colour, build_sr, evaluate, wrap_real
 from gfpgan_edu.faces import to_images, to_tensor
 from gfpgan_edu.gfpgan import GFPGAN
-from gfpgan_edu.photos import read_image
+from gfpgan_edu.pictures import read_image
 from gfpgan_edu.train_restorer import RestorerConfig
 from gfpgan_edu.weights import load_weights, save
 from manifest import neat, record

@@ -17,7 +17,8 @@ import numpy as np
 
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import astronaut
-from gfpgan_edu.photos import PhotoError, read_image, restore
+from gfpgan_edu.photos import restore
+from gfpgan_edu.pictures import PhotoError, read_image
 from gfpgan_edu.weights import BUNDLED
 
 HERE = pathlib.Path(__file__).parent

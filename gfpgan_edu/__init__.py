@@ -2,7 +2,7 @@
 from importlib import import_module
 
 _HOME = {
-    "restore": "photos", "RestoreResult": "photos", "PhotoError": "photos", "NoFace": "photos",
+    "restore": "photos", "RestoreResult": "photos", "PhotoError": "pictures", "NoFace": "photos",
     "GFPGAN": "gfpgan", "GFPGANConfig": "gfpgan", "StyleGAN2": "stylegan2",
     "load_weights": "weights", "from_official": "weights", "to_official": "weights", "to_clean": "weights", "WeightsError": "weights",
     "detect": "faces", "align": "faces", "Face": "faces",

@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'OLD_PHOTOS', 'ROWS', 'PAPER_ORDER', 'ABLATION_METRICS', 'Te
            'apply_method', 'row_config', 'train_rows', 'verdict', 'counterpart', 'saved_test_set', 'score_rows',
            'ablation_table', 'ablation_grid', 'spread']
 
-# %% ../nbs/19_evaluation.ipynb #e5deb813
+# %% ../nbs/19_evaluation.ipynb #9945ccbe
 import csv
 import inspect
 import io
@@ -31,7 +31,7 @@ from .degradation import PRESETS as DEGRADATIONS, degrade, sample_params
 from .engine import TrainingError, _suits, override, plain, write_whole
 from .faces import _picture_names, _square, align as align_face, detect, to_images, to_tensor
 from .metrics import DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics, read_statistics
-from .photos import PhotoError, read_image, write_image
+from .pictures import PhotoError, read_image, write_image
 from .train_restorer import RestorerTrainer
 from .inference import fuse
 from .weights import WeightsError, load_prior, load_weights, read_header

@@ -280,7 +280,7 @@ def _entry(file, source, size, faces, landmarks):
     return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
                            components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
 
-# %% ../nbs/03_faces.ipynb #4584b709
+# %% ../nbs/03_faces.ipynb #d01dcd01
 def _resume(out, size):
     "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
     path = out / MANIFEST
@@ -324,7 +324,7 @@ def _first_free(stem, taken):
 
 def _write_png(path, image, compression):
     "uint8 RGB -> PNG, atomically. A row is kept as its difference to the row above: quicker to read than a choice row by row, and not larger."
-    from gfpgan_edu.photos import PhotoError
+    from gfpgan_edu.pictures import PhotoError
 
     filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
     part = path.with_name(f".gfpgan_edu-{os.getpid()}.part")
@@ -337,7 +337,7 @@ def _write_png(path, image, compression):
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
-# %% ../nbs/03_faces.ipynb #c0a35ca5
+# %% ../nbs/03_faces.ipynb #67f837a4
 def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0, progress=True):
     """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
 
@@ -347,7 +347,7 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
     """
     from tqdm import tqdm
 
-    from gfpgan_edu.photos import read_image
+    from gfpgan_edu.pictures import read_image
 
     source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
     paths = _sources(source, out)
@@ -398,7 +398,7 @@ def _square(image, size, path):
         raise ValueError(f"{path}: has {w}×{h} pixels; aligned faces are square")
     return image if h == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
 
-# %% ../nbs/03_faces.ipynb #07012f9b
+# %% ../nbs/03_faces.ipynb #eb34c5bd
 def _is_plain(png):
     "Whether bytes are a PNG of 8-bit RGB with nothing in it but pixels, as `prepare` writes them: every decoder reads it alike, or refuses it."
     at, kinds = 8, set()
@@ -412,7 +412,7 @@ def _is_plain(png):
 
 def _read_face(path):
     "`read_image`, by OpenCV for plain PNGs, which takes two thirds of the time."
-    from gfpgan_edu.photos import read_image
+    from gfpgan_edu.pictures import read_image
 
     with suppress(OSError):
         if _is_plain(png := path.read_bytes()):

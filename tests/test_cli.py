@@ -16,7 +16,7 @@ import torch
 from gfpgan_edu import cli, photos, weights
 from gfpgan_edu.cli import DONE, INTERRUPTED, NOTHING_DONE, SOME_FAILED, one_line
 from gfpgan_edu.examples import astronaut
-from gfpgan_edu.photos import read_image, write_image
+from gfpgan_edu.pictures import read_image, write_image
 
 
 def call(capsys, *args):

@@ -13,7 +13,7 @@ from gfpgan_edu.cli import DONE, NOTHING_DONE, SOME_FAILED
 from gfpgan_edu.engine import plain
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
-from gfpgan_edu.photos import write_image
+from gfpgan_edu.pictures import write_image
 from gfpgan_edu.stylegan2 import StyleGAN2
 from gfpgan_edu.weights import load, save
 

@@ -21,7 +21,7 @@ from gfpgan_edu.degradation import PAPER, degrade, sample_params
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.faces import (COMPONENT_FIT, FFHQ_512, MANIFEST, PARTS, SUFFIXES, Face, FaceFolder, boxes_from_components, component_boxes, face_components,
                               mirror_components, points_in_aligned, prepare, read_manifest, read_official_landmarks, template, to_tensor)
-from gfpgan_edu.photos import read_image
+from gfpgan_edu.pictures import read_image
 
 few = settings(max_examples=25, deadline=None)
 KNOWN = {"left_eye": (100.0, 200.0, 20.0), "right_eye": (300.0, 210.0, 30.0), "mouth": (220.0, 380.0, 50.0)}

@@ -27,7 +27,7 @@ from gfpgan_edu.examples import astronaut
 from gfpgan_edu.faces import Face, template, to_images, to_tensor
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
 from gfpgan_edu.metrics import Gaussian, Metric, Protocol, frechet, open_metric, psnr, ssim
-from gfpgan_edu.photos import read_image, write_image
+from gfpgan_edu.pictures import read_image, write_image
 from gfpgan_edu.stylegan2 import StyleGAN2
 from gfpgan_edu.train_restorer import PRESETS, RestorerConfig, RestorerTrainer
 from gfpgan_edu.weights import read_header, save

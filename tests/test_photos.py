@@ -16,7 +16,8 @@ from gfpgan_edu import photos
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.faces import Face, align, invert, similarity, template
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
-from gfpgan_edu.photos import NoFace, PhotoError, RestoreResult, face_mask, paste, read_image, restore, unalign, write_image
+from gfpgan_edu.photos import NoFace, RestoreResult, face_mask, paste, restore, unalign
+from gfpgan_edu.pictures import PhotoError, read_image, write_image
 from gfpgan_edu.weights import WeightsError, save
 
 T = Image.Transpose

@@ -864,7 +864,7 @@ def _first_free(stem, taken):
 
 def _write_png(path, image, compression):
     "uint8 RGB -> PNG, atomically. A row is kept as its difference to the row above: quicker to read than a choice row by row, and not larger."
-    from gfpgan_edu.photos import PhotoError
+    from gfpgan_edu.pictures import PhotoError
 
     filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
     part = path.with_name(f".gfpgan_edu-{os.getpid()}.part")
@@ -889,7 +889,7 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
     """
     from tqdm import tqdm
 
-    from gfpgan_edu.photos import read_image
+    from gfpgan_edu.pictures import read_image
 
     source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
     paths = _sources(source, out)
@@ -1023,7 +1023,7 @@ def _is_plain(png):
 
 def _read_face(path):
     "`read_image`, by OpenCV for plain PNGs, which takes two thirds of the time."
-    from gfpgan_edu.photos import read_image
+    from gfpgan_edu.pictures import read_image
 
     with suppress(OSError):
         if _is_plain(png := path.read_bytes()):

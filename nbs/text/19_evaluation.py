@@ -35,7 +35,7 @@ from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
 from gfpgan_edu.faces import points_in_aligned, template, to_images, to_tensor
 from gfpgan_edu.gfpgan import GFPGANConfig
 from gfpgan_edu.metrics import Protocol, chroma_distance, colourfulness, open_metric, psnr
-from gfpgan_edu.photos import read_image, write_image
+from gfpgan_edu.pictures import read_image, write_image
 from gfpgan_edu.train_restorer import PRESETS, RestorerTrainer
 from gfpgan_edu.weights import load_prior, load_weights
 
@@ -63,7 +63,7 @@ from gfpgan_edu.degradation import PRESETS as DEGRADATIONS, degrade, sample_para
 from gfpgan_edu.engine import TrainingError, _suits, override, plain, write_whole
 from gfpgan_edu.faces import _picture_names, _square, align as align_face, detect, to_images, to_tensor
 from gfpgan_edu.metrics import DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics, read_statistics
-from gfpgan_edu.photos import PhotoError, read_image, write_image
+from gfpgan_edu.pictures import PhotoError, read_image, write_image
 from gfpgan_edu.train_restorer import RestorerTrainer
 from gfpgan_edu.inference import fuse
 from gfpgan_edu.weights import WeightsError, load_prior, load_weights, read_header

@@ -38,7 +38,7 @@ from PIL import Image
 
 from gfpgan_edu import degradation, faces
 from gfpgan_edu.examples import astronaut
-from gfpgan_edu.photos import read_image
+from gfpgan_edu.pictures import read_image
 
 PASSES, SIZE = 4, 512
 OPTIONS = dict(

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
-from gfpgan_edu.photos import read_image, write_image
+from gfpgan_edu.pictures import read_image, write_image
 
 # %% [markdown]
 # @fig-cli-map is the whole method once more. The command runs all of it, from the degraded face to the restored one, without a line of Python from the user.
@@ -195,7 +195,8 @@ def restore_all(paths, out, weights):
     from tqdm import tqdm
 
     from gfpgan_edu.inference import fuse
-    from gfpgan_edu.photos import PhotoError, restore, write_image
+    from gfpgan_edu.photos import restore
+    from gfpgan_edu.pictures import PhotoError, write_image
     from gfpgan_edu.weights import WeightsError, load_weights
 
     try:
@@ -691,7 +692,7 @@ class Ablate:
     def run(self):
         from gfpgan_edu import evaluation as e
         from gfpgan_edu.engine import override
-        from gfpgan_edu.photos import write_image
+        from gfpgan_edu.pictures import write_image
         from gfpgan_edu.train_restorer import PRESETS
 
         try:
