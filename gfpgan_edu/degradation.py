@@ -28,12 +28,12 @@ def gaussian_kernel(sigma_x, sigma_y=None, theta=0.0, size=41):
     k = np.exp(-0.5 * (a**2 + b**2))
     return k / k.sum()
 
-# %% ../nbs/02_degradation.ipynb #bfe810f5
+# %% ../nbs/02_degradation.ipynb #ff51b278
 def fourier_blur(x, k):
     "y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border; k n×n, n odd, and the same after a half turn."
     (h, w), n = x.shape[:2], len(k)
     rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))             # transforms are quick at sizes like 2^a 3^b 5^c
-    kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty_like(x)
+    kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty((h, w, 3), np.float32)
     kernel[:n, :n] = k                                                             # its centre is not at 0: the result moves by n // 2
     cv2.dft(kernel, kernel)
     for c in range(3):                                                             # all in one buffer: fresh memory costs more than the transforms

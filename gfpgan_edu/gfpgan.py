@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['GFPGANConfig', 'GFPGAN']
 
-# %% ../nbs/08_gfpgan.ipynb #c6ddd9b5
+# %% ../nbs/08_gfpgan.ipynb #cf2d8395
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 
+import torch
 from torch import nn
 
 from .csft import ConditionHead, cs_sft, sft
@@ -48,7 +49,7 @@ class _Presets:
         "A net for laptops and tests: same architecture, 1/16 of the width up to 32 px; any size from 8 to 256."
         return cls(size=size, style_dim=64, n_mlp=2, narrow=1 / 16)
 
-# %% ../nbs/08_gfpgan.ipynb #1d375ed0
+# %% ../nbs/08_gfpgan.ipynb #2b80e5e4
 @dataclass(frozen=True)
 class GFPGANConfig(_Presets):
     """Everything that fixes the generator's shape. Unknown names or values are a ValueError; a config is never changed in place."""
@@ -63,12 +64,15 @@ class GFPGANConfig(_Presets):
     use_prior: bool = True                              # False: the U-Net's own picture is the output (Table 4 c)
     resample: Literal["fir", "bilinear"] = "fir"        # the paper's model, or the clean models
     equalized: bool = True                              # run-time weight scales, or baked in
+    prior_share: float = 1                              # of the prior's picture in the result outside training; the rest is the U-Net's own
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             if not _fits(value := getattr(self, name), hint):
                 raise ValueError(f"{name} is {value!r}, needs {_NEEDS.get(hint) or get_args(hint)}")
         widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible sizes and widths
+        if self.prior_share > 1:
+            raise ValueError(f"prior_share is {self.prior_share!r}, needs a number above 0 and at most 1")
 
     @classmethod
     def from_dict(cls, d):
@@ -85,12 +89,12 @@ class GFPGANConfig(_Presets):
         "A copy with some fields changed; the copy is checked as a new one is."
         return replace(self, **changes)
 
-# %% ../nbs/08_gfpgan.ipynb #71bb857c
+# %% ../nbs/08_gfpgan.ipynb #07719f8d
 class GFPGAN(nn.Module):
     """Blind face restoration (Fig. 2 of the paper): x (b, 3, S, S) in [-1, 1] -> (image (b, 3, S, S), pyramid [8..S: (b, 3, s, s)]).
 
     `unet` removes the degradation (Eq. 1), `to_w` maps F_latent to codes (Eq. 2), `heads` turn F_spatial into scales and shifts
-    (Eq. 3-4) that steer `decoder`, the StyleGAN2 prior. The image is the prior's sum of RGB layers, neither clamped nor squashed."""
+    (Eq. 3-4) that steer `decoder`, the StyleGAN2 prior. The image is the prior's sum of RGB layers, neither clamped nor squashed; in eval mode with `prior_share` < 1 it is mixed with the U-Net's own (@eq-gfpgan-share)."""
 
     def __init__(self, config=GFPGANConfig()):
         super().__init__()
@@ -117,7 +121,8 @@ class GFPGAN(nn.Module):
         w = self.to_w(latent.flatten(1)).unflatten(1, (-1, c.style_dim)).expand(-1, self.decoder.synthesis.n_codes, -1)
         transform = {"half": cs_sft, "full": sft}.get(c.sft)
         modulate = (lambda h, k: transform(h, *self.heads[k](spatial[k]))) if transform else None
-        return self.decoder.synthesis(w, noise=noise, modulate=modulate), pyramid
+        image = self.decoder.synthesis(w, noise=noise, modulate=modulate)
+        return (image if self.training or c.prior_share == 1 else torch.lerp(pyramid[-1], image, c.prior_share)), pyramid
 
     def freeze_prior(self):
         "Turn off the decoder's gradients, as the official configuration does; returns self. A net without a prior is a ValueError."

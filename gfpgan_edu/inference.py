@@ -98,29 +98,38 @@ class FusedStyleConv(nn.Module):
     def forward(self, x, w):
         return F.leaky_relu_(self.conv(x, w).add_(self.noise), SLOPE)
 
-# %% ../nbs/20_speed.ipynb #fd9ec5e4
+# %% ../nbs/20_speed.ipynb #f34e82a5
 class FusedGFPGAN(nn.Module):
     """A `GFPGAN` for restoring only: x (b, 3, S, S) in [-1, 1] -> (image (b, 3, S, S) float32, []), with the stored noise, without the pyramid.
 
     Build it with `fuse`. It holds copies of the weights, in `dtype`, laid out channels last; it cannot be trained.
     """
 
-    def __init__(self, net, dtype=torch.float32):
+    def __init__(self, net, dtype=torch.float32, consume=False):
         super().__init__()
         c, unet, self.dtype = net.config, net.unet, dtype
-        self.config, conv = c, lambda m: FusedConv2d(m, dtype)
+
+        def made(kind, module, *words):
+            fused = kind(module, *words, dtype)
+            for p in module.parameters() if consume else ():                # never two whole networks in memory
+                p.data = p.data.new_empty(0)
+            return fused
+
+        self.config, conv = c, lambda m: made(FusedConv2d, m)
         block = lambda b: nn.ModuleDict({k: conv(getattr(b, k)) for k in ("conv1", "conv2", "skip")})
         self.first, self.last = conv(unet.first), conv(unet.last)
         self.down, self.up = (nn.ModuleList(map(block, blocks)) for blocks in (unet.down, unet.up))
         self.resample = FusedResample(unet.down[0].resample, dtype)
-        if not c.use_prior:
+        if not c.use_prior or c.prior_share < 1:
             self.rgb = conv(unet.to_rgb[-1])
+        if not c.use_prior:
             return
         hold, prior = lambda v: nn.Parameter(v.to(dtype), requires_grad=False), net.decoder.synthesis
-        self.to_w, self.w_shift = hold(net.to_w.weight * net.to_w.weight_gain), hold(net.to_w.bias * net.to_w.bias_gain)
+        self.w_shift = hold(net.to_w.bias * net.to_w.bias_gain)
+        self.to_w = made(lambda m, dtype: hold(m.weight * m.weight_gain), net.to_w)              # at 512 px nearly half of all weights
         self.heads = nn.ModuleList(nn.ModuleList(map(conv, [*h.scale, *h.shift])) for h in (net.heads if c.sft != "none" else ()))
-        self.convs = nn.ModuleList(FusedStyleConv(m, getattr(prior, f"noise{i}"), dtype) for i, m in enumerate(prior.convs))
-        self.to_rgbs = nn.ModuleList(FusedModulatedConv2d(m.conv, m.bias, dtype) for m in prior.to_rgbs)
+        self.convs = nn.ModuleList(made(FusedStyleConv, m, getattr(prior, f"noise{i}")) for i, m in enumerate(prior.convs))
+        self.to_rgbs = nn.ModuleList(made(lambda m, dtype: FusedModulatedConv2d(m.conv, m.bias, dtype), m) for m in prior.to_rgbs)
         self.constant, self.n_codes = nn.Parameter(prior.constant.to(dtype, memory_format=torch.channels_last, copy=True), requires_grad=False), prior.n_codes
 
     @torch.inference_mode()
@@ -132,7 +141,8 @@ class FusedGFPGAN(nn.Module):
         if not c.use_prior:
             return self.rgb(spatial[-1]).float(), []
         w = F.linear(latent.contiguous().flatten(1), self.to_w, self.w_shift).float().unflatten(1, (-1, c.style_dim)).expand(-1, self.n_codes, -1)
-        return self.draw(w, spatial).float(), []
+        image = self.draw(w, spatial).float()
+        return (torch.lerp(self.rgb(spatial[-1]).float(), image, c.prior_share) if c.prior_share < 1 else image), []
 
     def clean(self, x):
         "The U-Net (@sec-unet): x -> F_latent, F_spatial [8..S]."
@@ -168,16 +178,17 @@ class FusedGFPGAN(nn.Module):
             image = to_rgb(h, w[:, i + 2]).add_(self.resample.up(image))
         return image
 
-# %% ../nbs/20_speed.ipynb #f786ef51
-def fuse(net, dtype=torch.float32):
+# %% ../nbs/20_speed.ipynb #d05e0d60
+def fuse(net, dtype=torch.float32, consume=False):
     """The same restorer, faster: `net` (a GFPGAN, or what `fuse` returned) -> FusedGFPGAN with its own copy of the weights.
 
+    `consume`: the weights of `net` are freed as they are copied, and it can no longer be used; for `fuse(load_weights(…), consume=True)`.
     float32 differs from `net` by rounding; bfloat16 and float16 halve the memory and lose a little (@sec-speed).
     """
     if isinstance(net, FusedGFPGAN):
         return net
     with torch.no_grad():
-        return FusedGFPGAN(net, dtype)
+        return FusedGFPGAN(net, dtype, consume)
 
 # %% ../nbs/20_speed.ipynb #0b111fc1
 class _Picture(nn.Module):

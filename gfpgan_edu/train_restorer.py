@@ -180,7 +180,7 @@ def held_out(config, data, valid=None):
         shown = FaceFolder(valid, size, boxes=None).names[:64]
     return FaceFolder(data, size, flip=c.flip, names=names, **options), FaceFolder(valid, size, flip=False, names=shown, **options | dict(boxes=None))
 
-# %% ../nbs/15_train_restorer.ipynb #903e3698
+# %% ../nbs/15_train_restorer.ipynb #ed3952aa
 class RestorerTrainer(Trainer):
     """GFP-GAN against four discriminators: RestorerTrainer(config, data folder, run folder, valid folder).fit().
 
@@ -255,9 +255,9 @@ class RestorerTrainer(Trainer):
         return {"r1": self.loss.r1 / 2 * self.loss.r1_every * r1(self.nets["d"](y), y)}
 
     def part_terms(self, b, part):
-        box, side = b["boxes"][:, PARTS.index(part)], self.side(part)
-        score = lambda x: self.call(self.fast[part], crop(x, box, side))[0]
-        return {f"d_{part}": d_logistic(score(b["gt"]), score(b["out"]))}
+        crops = [crop(b[k], b["boxes"][:, PARTS.index(part)], self.side(part)) for k in ("gt", "out")]
+        real, fake = self.call(self.fast[part], torch.cat(crops))[0].chunk(2)
+        return {f"d_{part}": d_logistic(real, fake)}
 
     @torch.no_grad()
     def validate(self):

@@ -6,7 +6,9 @@
     python nbs/book.py run [04 05]       run the chapters in memory and compare with the saved text outputs; changes nothing
 
 The source of a chapter is its twin nbs/text/NN_name.py (jupytext's percent format). After work in a notebook, without jupytext's
-pairing, take it over with `sync --from-notebooks`. Every function takes the root of the tree, so that tests can use a small one.
+pairing, take it over with `sync --from-notebooks`. Solutions of its exercises are nbs/solutions/NN_name.ipynb, with twins in
+nbs/solutions/text, and are kept in the same way, but nothing of them is exported; 04 means both, solutions/04 the solutions alone.
+Every function takes the root of the tree, so that tests can use a small one.
 """
 import argparse
 import base64
@@ -28,23 +30,36 @@ METADATA = {
     "jupytext": {"cell_metadata_filter": "tags,-all", "notebook_metadata_filter": "-all"},       # the twin gets no header
     "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"},
 }
-SLOW = 60    # seconds a chapter may take
+SLOW, SLOW_SOLUTIONS = 60, 12    # seconds a chapter, and the solutions of one, may take
 
 
 # ---------------------------------------------------------------- files
 
 def chapters(root, wanted=(), suffix=".ipynb"):
-    "Paths of the chapters' notebooks, or with suffix .py of their twins; `wanted`: numbers (04) or names (04_layers)."
-    folder = root / "nbs" / ("text" if suffix == ".py" else "")
-    found = sorted(folder.glob(f"[0-9][0-9]_*{suffix}"))
+    "Paths of the notebooks, or with suffix .py of their twins: chapters, then solutions. `wanted`: as in 04, 04_layers, solutions/04."
+    inner = "text/" if suffix == ".py" else ""
+    found = [p for part in ("", "solutions/") for p in sorted((root / "nbs").glob(f"{part}{inner}[0-9][0-9]_*{suffix}"))]
     for w in wanted:
         if not any(named(p, w) for p in found):
-            sys.exit(f"no chapter {w} in {folder}; there are {', '.join(p.stem for p in found)}")
+            sys.exit(f"no chapter {w} in {root / 'nbs'}; there are {', '.join(p.stem for p in found if not is_solution(p))}")
     return [p for p in found if not wanted or any(named(p, w) for w in wanted)]
 
 
+def is_solution(path):
+    return "solutions" == (path.parent.parent if path.suffix == ".py" else path.parent).name
+
+
 def named(path, wanted):
-    return Path(wanted).stem == path.stem or wanted == path.stem[:2]
+    wanted = Path(wanted)
+    return (wanted.stem == path.stem or wanted.name == path.stem[:2]) and ("solutions" not in wanted.parts or is_solution(path))
+
+
+def twin_path(path):
+    return path.parent / "text" / f"{path.stem}.py"
+
+
+def notebook_path(twin):
+    return twin.parent.parent / f"{twin.stem}.ipynb"
 
 
 def write_if_changed(path, text):
@@ -127,11 +142,11 @@ def sync(root, wanted=(), from_notebooks=False):
     changed = []
     if from_notebooks:
         for path in chapters(root, wanted):
-            twin = root / "nbs/text" / f"{path.stem}.py"
+            twin = twin_path(path)
             twin.parent.mkdir(exist_ok=True)
             changed += [twin] * write_if_changed(twin, twin_of(read_notebook(path)))
     for twin in chapters(root, wanted, ".py"):
-        path = root / "nbs" / f"{twin.stem}.ipynb"
+        path = notebook_path(twin)
         nb = notebook_from(twin.read_text(encoding="utf-8"), read_notebook(path) if path.exists() else None)
         changed += [twin] * write_if_changed(twin, twin_of(nb))
         changed += [path] * write_if_changed(path, as_json(nb))
@@ -213,7 +228,7 @@ def run_chapters(root, wanted=(), save=False):
     for path in chapters(root, wanted):
         nb, start = read_notebook(path), time.perf_counter()
         try:
-            fresh = execute(nb, root / "nbs")
+            fresh = execute(nb, path.parent)
         except CellExecutionError as e:
             problems.append(f"{path.relative_to(root)}: a cell failed\n" + re.sub(r"\x1b\[[0-9;]*m", "", str(e)))
         else:
@@ -223,8 +238,9 @@ def run_chapters(root, wanted=(), save=False):
                 problems += [f"{path.relative_to(root)}: {d}" for d in differences(nb, fresh)]
         seconds = time.perf_counter() - start
         total += seconds
-        print(f"{path.stem:20} {seconds:6.1f} s{f'   over {SLOW} s' if seconds > SLOW else ''}", flush=True)
-    print(f"{'total':20} {total:6.1f} s")
+        name, limit = (f"solutions/{path.stem}", SLOW_SOLUTIONS) if is_solution(path) else (path.stem, SLOW)
+        print(f"{name:30} {seconds:6.1f} s{f'   over {limit} s' if seconds > limit else ''}", flush=True)
+    print(f"{'total':30} {total:6.1f} s")
     return problems if chapters(root) else ["nbs: no chapter to run"]
 
 
@@ -242,7 +258,7 @@ def main(args=None):
     helps = {"sync": "twins -> notebooks -> package", "execute": "sync, run, save outputs", "run": "run and compare with the saved outputs"}
     for name in helps:
         p = sub.add_parser(name, help=helps[name])
-        p.add_argument("chapters", nargs="*", metavar="NN", help="numbers or names of chapters; none: all")
+        p.add_argument("chapters", nargs="*", metavar="NN", help="numbers or names of chapters, with their solutions; solutions/NN: these alone; none: all")
         if name == "sync":
             p.add_argument("--from-notebooks", action="store_true", help="take the text from the notebooks instead of the twins")
     sub.add_parser("check", help="find what is stale, broken, missing or too large")

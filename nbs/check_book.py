@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from book import PACKAGE, as_json, chapters, code_cells, exported, joined, notebook_from, read_notebook, twin_of
+from book import PACKAGE, as_json, chapters, code_cells, exported, is_solution, joined, notebook_from, notebook_path, read_notebook, twin_of, twin_path
 
 MAX_NOTEBOOK, MAX_PICTURE, MAX_BUNDLED, MAX_TREE = 700_000, 200_000, 12_000_000, 25_000_000    # bytes
 DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output"}
@@ -25,7 +25,7 @@ def check(root):
     "All problems of the tree, and a Counter of what was looked at."
     book = Book(root)
     problems = [*stale_twins(root), *stale_modules(root), *foreign_names(root)]
-    for look in (listing, headings, labels, references, links, cells, large_files, unexplained_figures):
+    for look in (listing, solutions, headings, labels, references, links, cells, large_files, unexplained_figures):
         problems += look(book)
     problems += [f"book: found no {k} to check" for k in ("chapters", "labels", "references", "code cells") if not book.counts[k]]
     return problems, book.counts
@@ -34,16 +34,17 @@ def check(root):
 # ---------------------------------------------------------------- generated files
 
 def stale_twins(root):
-    for name in sorted({p.stem for p in chapters(root)} | {p.stem for p in chapters(root, suffix=".py")}):
-        path, twin = root / "nbs" / f"{name}.ipynb", root / "nbs/text" / f"{name}.py"
+    for path in sorted({*chapters(root), *(notebook_path(twin) for twin in chapters(root, suffix=".py"))}):
+        twin = twin_path(path)
+        name, text = path.relative_to(root), twin.relative_to(root)
         if not (path.exists() and twin.exists()):
-            yield f"nbs/{name}: has no {'notebook' if twin.exists() else 'text twin'}; run `make sync`"
+            yield f"{name.with_suffix('')}: has no {'notebook' if twin.exists() else 'text twin'}; run `make sync`"
             continue
         nb = read_notebook(path)
         if twin.read_text(encoding="utf-8") != twin_of(nb):
-            yield f"nbs/text/{name}.py: differs from nbs/{name}.ipynb; run `make sync`"
+            yield f"{text}: differs from {name}; run `make sync`"
         elif as_json(notebook_from(twin_of(nb), nb)) != path.read_text(encoding="utf-8"):
-            yield f"nbs/{name}.ipynb: not in the form that `make sync` writes (source, ids or metadata)"
+            yield f"{name}: not in the form that `make sync` writes (source, ids or metadata)"
 
 
 def modules(root):
@@ -132,12 +133,27 @@ def caption(cell):
 
 def listing(book):
     "Notebooks and _quarto.yml name each other."
-    made = [f"nbs/{p.name}" for p in chapters(book.root)]
+    made = [p.relative_to(book.root).as_posix() for p in chapters(book.root)]
     book.counts["chapters"] += len(made)
     yield from (f"_quarto.yml: {n} does not exist" for n in book.names if not (book.root / n).exists())
     yield from (f"_quarto.yml: {n} is not listed" for n in made if n not in book.names)
     either = set(book.config["project"]["render"]) ^ set(book.names)
     yield from (f"_quarto.yml: {n} is a chapter or in the render list, not both" for n in sorted(either))
+
+
+def solutions(book):
+    "Notebooks of solutions belong to a chapter that links to them, and answer each of its exercises under a heading of its own."
+    pages = {page.path: page for page in book.pages}
+    for path in filter(is_solution, pages):
+        chapter, solved = pages.get(path.parent.parent / path.name), len(re.findall(r"^## ", pages[path].prose, re.M))
+        if chapter is None:
+            yield f"nbs/solutions/{path.name}: solves the exercises of no chapter"
+            continue
+        section = re.search(r"^## Exercises\n(.*?)(?=^## |\Z)", chapter.prose, re.M | re.S)
+        if f"](solutions/{path.name})" not in (section[1] if section else ""):
+            yield f"{chapter.name}: no link to solutions/{path.name} under Exercises"
+        elif (asked := len(re.findall(r"^\d+\. ", section[1], re.M))) != solved:
+            yield f"nbs/solutions/{path.name}: {solved} solutions of {asked} exercises"
 
 
 def headings(book):

@@ -1,8 +1,11 @@
-"""Kill training runs at random moments, again and again: no checkpoint may be lost or damaged, and every run must end as an undisturbed one.
+"""The long counts: damage thousands of files and read them, and kill training runs at random moments, again and again.
 
-    .venv/bin/python tests/soak.py [--kills 20] [--seed 0]      20 for the prior and 20 for the restorer: minutes
+    .venv/bin/python tests/soak.py [--files 20000] [--kills 20] [--seed 0]      minutes; 20 kills for the prior and 20 for the restorer
+
+No file may do more than be read or be refused. No checkpoint may be lost or damaged, and every run must end as an undisturbed one.
 """
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,19 +16,29 @@ from train_runs import SMALL, faces, kill_often
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=20_000, help="damaged files to read")
     parser.add_argument("--kills", type=int, default=20, help="for each kind of run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and of the damage")
     options = parser.parse_args()
     began, inside = time.monotonic(), 0
     say = lambda line: print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
-    for what in SMALL:
+    if options.files:
+        fuzz = [sys.executable, str(Path(__file__).with_name("fuzz.py")), "--count", str(options.files), "--seed", str(options.seed)]
+        with subprocess.Popen(fuzz, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:           # the decoders' own complaints go to stderr
+            for line in process.stdout:
+                say(line.rstrip())
+        if process.returncode:
+            print(f"soak: FAILED, {options.files} damaged files (seed {options.seed}): exit code {process.returncode}; the files are in the folder above")
+            return 1
+    for what in SMALL if options.kills else ():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 inside += kill_often(what, faces(Path(folder) / "faces"), Path(folder), options.kills, say, options.seed)
             except AssertionError as e:
                 print(f"soak: FAILED, {what} (seed {options.seed}): {e}")
                 return 1
-    print(f"soak: all well, {len(SMALL)} × {options.kills} kills, {inside} of them while a checkpoint was being written; nothing lost, nothing damaged, every run as if undisturbed")
+    print(f"soak: all well, {options.files} damaged files read or refused; {len(SMALL)} × {options.kills} kills, {inside} of them while a checkpoint was being written; "
+          "nothing lost, nothing damaged, every run as if undisturbed")
     return 0
 
 

@@ -57,21 +57,42 @@ SECOND = '''# %% [markdown]
 # %%
 x = 1
 
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** Two and two.
+#
+# Worked solutions: [nbs/solutions/02_second.ipynb](solutions/02_second.ipynb).
+
 # %% tags=["volatile"]
 import time; print(time.time())
 '''
-CONFIG = '''project: {type: book, render: [index.qmd, nbs/01_first.ipynb, nbs/02_second.ipynb]}
-book: {title: T, chapters: [index.qmd, {part: P, chapters: [nbs/01_first.ipynb, nbs/02_second.ipynb]}]}
+SOLUTIONS = '''# %% [markdown]
+# # Solutions: second {#sec-solutions-second .unnumbered}
+#
+# ## 1. Compute
+#
+# @sec-second asks for the sum.
+
+# %%
+2 + 2
 '''
+CONFIG = '''project: {type: book, render: [index.qmd, nbs/01_first.ipynb, nbs/02_second.ipynb, nbs/solutions/02_second.ipynb]}
+book: {title: T, chapters: [index.qmd, {part: P, chapters: [nbs/01_first.ipynb, nbs/02_second.ipynb]}, {part: S, chapters: [nbs/solutions/02_second.ipynb]}]}
+'''
+
+
+FIRST_PY, SECOND_PY, SOLUTIONS_PY = "nbs/text/01_first.py", "nbs/text/02_second.py", "nbs/solutions/text/02_second.py"
+FOUR = dict(output_type="execute_result", execution_count=None, metadata={}, data={"text/plain": ["4"]})
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    "A small healthy tree: two chapters, a package, a figure."
+    "A small healthy tree: two chapters, solutions of one, a package, a figure."
     root = tmp_path_factory.mktemp("tree")
-    for folder in ("nbs/text", "figures", "gfpgan_edu"):
+    for folder in ("nbs/text", "nbs/solutions/text", "figures", "gfpgan_edu"):
         (root / folder).mkdir(parents=True)
-    for name, text in {"nbs/text/01_first.py": FIRST, "nbs/text/02_second.py": SECOND, "_quarto.yml": CONFIG, "index.qmd": "# Preface\n\nSee @sec-first.\n",
+    for name, text in {"nbs/text/01_first.py": FIRST, "nbs/text/02_second.py": SECOND, SOLUTIONS_PY: SOLUTIONS, "_quarto.yml": CONFIG, "index.qmd": "# Preface\n\nSee @sec-first.\n",
                        "references.bib": "@book{key2020,\n title = {T}\n}\n", "gfpgan_edu/__init__.py": "", ".gitignore": "__pycache__/\n",
                        "README.md": "# T\n\n[one](nbs/01_first.ipynb), [below](#t)\n"}.items():
         (root / name).write_text(text)
@@ -81,7 +102,10 @@ def template(tmp_path_factory):
     book.sync(root)
     edit(root, 1, lambda nb: nb["cells"][3].update(outputs=[dict(output_type="display_data", metadata={}, data={"image/png": PIXEL})]))
     edit(root, 1, lambda nb: nb["cells"][4].update(outputs=[dict(output_type="stream", name="stdout", text=["4\n"])]))
-    edit(root, 2, lambda nb: nb["cells"][2].update(outputs=[dict(output_type="stream", name="stdout", text=["0.1\n"])]))
+    edit(root, 2, lambda nb: nb["cells"][3].update(outputs=[dict(output_type="stream", name="stdout", text=["0.1\n"])]))
+    solved = root / "nbs/solutions/02_second.ipynb"
+    solved.write_text(solved.read_text().replace('"outputs": []', f'"outputs": [{json.dumps(FOUR)}]'))
+    book.sync(root, ["solutions/02"])
     return root
 
 
@@ -103,8 +127,8 @@ def edit_text(name, old, new):
         text = (root / name).read_text()
         assert old in text
         (root / name).write_text(text.replace(old, new))
-        if name.startswith("nbs/text"):                       # as sync does, without the export
-            path = root / "nbs" / Path(name).with_suffix(".ipynb").name
+        if "/text/" in name:                                  # as sync does, without the export
+            path = book.notebook_path(root / name)
             path.write_text(book.as_json(book.notebook_from((root / name).read_text(), book.read_notebook(path))))
     return plant
 
@@ -117,7 +141,7 @@ def problems(root):
     "Everything `check` looks for but the export, which takes seconds."
     b = check_book.Book(root)
     found = [*check_book.stale_twins(root), *check_book.foreign_names(root)]
-    for look in (check_book.listing, check_book.headings, check_book.labels, check_book.references, check_book.links, check_book.cells,
+    for look in (check_book.listing, check_book.solutions, check_book.headings, check_book.labels, check_book.references, check_book.links, check_book.cells,
                  check_book.large_files, check_book.unexplained_figures):
         found += look(b)
     return found, b.counts
@@ -126,10 +150,9 @@ def problems(root):
 def test_healthy_tree_has_no_problem_and_is_really_looked_at(root):
     found, counts = problems(root)
     assert found == []
-    assert counts == dict(chapters=2, labels=4, figures=1, references=5, citations=1, links=4, files=15) | {"code cells": 6, "outputs": 3, "result files": 1}
+    assert counts == dict(chapters=3, labels=5, figures=1, references=6, citations=1, links=5, files=17) | {"code cells": 7, "outputs": 4, "result files": 1}
 
 
-FIRST_PY, SECOND_PY = "nbs/text/01_first.py", "nbs/text/02_second.py"
 ERROR = dict(output_type="error", ename="E", evalue="", traceback=[])
 FAULTS = {
     "unresolved reference": (edit_text(SECOND_PY, "{#sec-second}", "{#sec-second}\n#\n# @fig-none"), "@fig-none is not a label"),
@@ -158,6 +181,14 @@ FAULTS = {
     "unknown directive": (edit_text(SECOND_PY, "x = 1", "#| exprot\nx = 1"), "'#| exprot' is neither"),
     "missing manifest entry": (lambda root: (root / "figures/new.json").write_text("{}"), "figures/new.json: figures/manifest.json does not tell its command"),
     "manifest entry without a file": (lambda root: (root / "figures/dot.png").unlink(), "dot.png does not exist"),
+    "stale twin of solutions": (lambda root: (root / SOLUTIONS_PY).write_text(SOLUTIONS.replace("2 + 2", "2 + 3")), "nbs/solutions/text/02_second.py: differs"),
+    "missing twin of solutions": (lambda root: (root / SOLUTIONS_PY).unlink(), "nbs/solutions/02_second: has no text twin"),
+    "solutions without a link": (edit_text(SECOND_PY, "](solutions/02", "](../nbs/solutions/02"), "nbs/02_second.ipynb: no link to solutions/02_second.ipynb"),
+    "link to no solutions": (edit_text(FIRST_PY, "](02_second.ipynb#sec-second", "](solutions/01_first.ipynb"), "link solutions/01_first.ipynb leads nowhere"),
+    "exercise without a solution": (edit_text(SECOND_PY, "Two and two.", "Two and two.\n# 2. **Break.** It."), "nbs/solutions/02_second.ipynb: 1 solutions of 2"),
+    "solutions of no chapter": (lambda root: [p.rename(p.with_stem("03_third")) for p in (root / "nbs").glob("text/02*")] and
+                                edit_text("_quarto.yml", "nbs/02_second", "nbs/03_third")(root), "nbs/solutions/02_second.ipynb: solves the exercises of no"),
+    "unlisted solutions": (edit_text("_quarto.yml", "nbs/solutions/", ""), "nbs/solutions/02_second.ipynb is not listed"),
     "unlisted chapter": (edit_text("_quarto.yml", ", nbs/02_second.ipynb", ""), "nbs/02_second.ipynb is not listed"),
     "listed chapter missing": (lambda root: (root / "nbs/02_second.ipynb").unlink(), "nbs/02_second.ipynb does not exist"),
     "large file": (lambda root: (root / "data.bin").write_bytes(bytes(26_000_000)), "tracked tree: 26.0 MB"),
@@ -176,7 +207,7 @@ def test_planted_fault_is_found(root, plant, message):
 def test_check_finds_hand_edited_and_orphaned_modules_and_an_empty_book(root):
     (root / "gfpgan_edu/first.py").write_text((root / "gfpgan_edu/first.py").read_text() + "\n# by hand\n")
     (root / "gfpgan_edu/orphan.py").write_text("")
-    for path in (root / "nbs").glob("02*"):
+    for path in (root / "nbs").rglob("02*"):
         path.unlink()
     found, _ = check_book.check(root)
     assert any(f.startswith("gfpgan_edu/first.py: differs from a fresh export") for f in found)
@@ -204,6 +235,18 @@ def test_sync_is_idempotent_keeps_outputs_of_unchanged_cells_and_drops_others(ro
     assert len({c["id"] for c in cells}) == 2 and cells == book.notebook_from("# %%\nx\n\n\n\n# %%\nx")["cells"]
 
 
+def test_solutions_are_synced_as_chapters_are_and_export_nothing(root):
+    assert [p.parent.name for p in book.chapters(root, ["02"])] == ["nbs", "solutions"] and len(book.chapters(root)) == 3
+    assert [p.parent.name for p in book.chapters(root, ["solutions/02"], ".py")] == ["text"] and book.chapters(root, ["01"]) == [root / "nbs/01_first.ipynb"]
+    for name in ("nbs/solutions/02_second.ipynb", SOLUTIONS_PY):
+        assert [root / name] == book.chapters(root, [name], Path(name).suffix)
+    twin = root / SOLUTIONS_PY
+    twin.write_text(twin.read_text().replace("2 + 2", "#| default_exp second\n#| export\ndef f(): pass"))
+    assert {p.name for p in book.sync(root)} == {"02_second.ipynb"} and not (root / "gfpgan_edu/second.py").exists()
+    with pytest.raises(SystemExit, match="no chapter solutions/01"):
+        book.chapters(root, ["solutions/01"])
+
+
 def test_twin_is_what_jupytext_prints(root):
     shutil.copy(ROOT / "jupytext.toml", root)
     command = [sys.executable, "-m", "jupytext", "--to", "py:percent", "--output", "-", "nbs/01_first.ipynb"]
@@ -218,9 +261,13 @@ def test_run_reports_failures_and_stale_outputs_but_not_volatile_ones(root, caps
     before = (root / "nbs/02_second.ipynb").read_bytes()
     found = book.run_chapters(root)                           # the first chapter calls show(), which nobody defines
     assert [f.split("\n")[0] for f in found] == ["nbs/01_first.ipynb: a cell failed", "nbs/02_second.ipynb: cell 2: saved output differs from a fresh run",
-                                                 "nbs/02_second.ipynb: cell 3: saved output differs from a fresh run"]
+                                                 "nbs/02_second.ipynb: cell 4: saved output differs from a fresh run"]
     assert "NameError" in found[0] and "saved: ['5']" in found[1] and "fresh: ['4']" in found[1]
     assert (root / "nbs/02_second.ipynb").read_bytes() == before and "total" in capsys.readouterr().out
+    edit_text(SOLUTIONS_PY, "2 + 2", "len(__import__('os').listdir('text')) + 4")(root)        # run where the notebook lies
+    book.write_if_changed(solved := root / "nbs/solutions/02_second.ipynb", solved.read_text().replace('"outputs": []', f'"outputs": [{json.dumps(FOUR)}]'))
+    found = book.run_chapters(root, ["solutions/02"])
+    assert len(found) == 1 and "nbs/solutions/02_second.ipynb: cell 2: saved output differs" in found[0] and "fresh: ['5']" in found[0]
     assert book.run_chapters(root / "figures") == ["nbs: no chapter to run"]
 
 
@@ -262,7 +309,7 @@ def test_make_help_lists_every_target():
     listed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^([a-z-]+):", text, re.M))
     assert targets == set(re.findall(r"^make ([a-z-]+) ", listed, re.M)) == set(re.search(r"^\.PHONY: (.*)", text, re.M)[1].split())
-    assert {"demo", "test", "soak", "bench", "book", "chapters", "sync", "jupyter", "train-bundled", "verify-official", "help"} == targets
+    assert {"demo", "test", "soak", "bench", "book", "chapters", "sync", "jupyter", "train-bundled", "verify-official", "test-web", "help"} == targets
 
 
 def test_import_is_quiet_and_lean():
@@ -288,8 +335,8 @@ def requirements(key):
 
 
 def test_every_import_is_a_declared_requirement():
-    runtime, dev, judges, onnx = (requirements(k) for k in ("requirements", "dev_requirements", "judges_requirements", "onnx_requirements"))
-    optional = {"examples.py": dev, "metrics.py": judges, "losses.py": judges, "identity.py": onnx}                                       # examples serves the chapters, the others ask politely
+    runtime, dev, judges, onnx, web = (requirements(k) for k in ("requirements", "dev_requirements", "judges_requirements", "onnx_requirements", "web_requirements"))
+    optional = {"web.py": web, "examples.py": dev, "metrics.py": judges, "losses.py": judges, "identity.py": onnx}                                       # examples serves the chapters, the others ask politely
     dists, seen = packages_distributions(), set()
     for path in (ROOT / "gfpgan_edu").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

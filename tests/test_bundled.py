@@ -37,6 +37,7 @@ def made(tmp_path_factory):
     stage(folder, "trials", "--minutes", "0.01", "--only", "prior tuned", "frozen, all channels steered", changes=RESTORER)
     stage(folder, "restorer", changes=(*RESTORER, "run.iterations=2", "freeze_prior=true"))
     stage(folder, "unet", changes=RESTORER)
+    stage(folder, "share", "--metrics", "psnr", "deg:bundled")
     stage(folder, "ship")
     shutil.copy(folder / "made" / f"gfpgan_edu/bundled/{NAME}.safetensors", folder / "other.safetensors")
     stage(folder, "score", "--draws", "2", "--metrics", "psnr", "deg:bundled", "--others", f"the same={folder / 'other.safetensors'}", "--sets", f"real={folder / 'real'}")
@@ -52,6 +53,13 @@ def test_weights_are_shipped_with_the_prior_inside(made):
         np.testing.assert_allclose(v.numpy(), trained.state_dict()[k].numpy(), rtol=1e-3, atol=1e-6, err_msg=k)
     assert net.config.use_prior and read_header(path)["iterations"] == "2"
     assert not (made / "made/gfpgan_edu/bundled/first128.safetensors").exists()
+
+
+def test_shipped_share_is_the_best_of_those_tried(made):
+    told = json.loads((made / "made/figures/bundled/share.json").read_text())
+    psnr = {float(name): values["psnr"]["mean"] for name, values in told["methods"].items() if name != "Input"}
+    assert set(psnr) == {1, 0.8, 0.6, 0.5, 0.4, 0.2, 0} and len(set(psnr.values())) > 1
+    assert psnr[told["chosen"]] == max(v for k, v in psnr.items() if k) and load(made / "made" / f"gfpgan_edu/bundled/{NAME}.safetensors").config.prior_share == told["chosen"]
 
 
 def test_unet_has_as_many_iterations_and_no_judges(made):
@@ -96,8 +104,8 @@ def test_missing_folder_is_named():
 
 def test_make_says_every_stage():
     listed = subprocess.run(["make", "-n", "train-bundled", "DATA=a b", "VALID=c"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert re.findall(r"bundled\.py (\w+)", listed) == ["prior", "trials", "restorer", "unet", "ship", "score", "pictures"]
-    assert listed.count('--data "a b"') == 5
+    assert re.findall(r"bundled\.py (\w+)", listed) == ["prior", "trials", "restorer", "unet", "share", "ship", "score", "pictures"]
+    assert listed.count('--data "a b"') == 6
     refused = subprocess.run(["make", "train-bundled"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "DATA" in refused.stdout + refused.stderr
 

@@ -9,11 +9,11 @@ import yaml
 from test_cli import call
 
 from gfpgan_edu import train_prior, train_restorer
-from gfpgan_edu.cli import DONE, NOTHING_DONE, SOME_FAILED
+from gfpgan_edu.cli import DONE, NOTHING_DONE, SOME_FAILED, parse
 from gfpgan_edu.engine import plain
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
-from gfpgan_edu.pictures import write_image
+from gfpgan_edu.pictures import read_image, write_image
 from gfpgan_edu.stylegan2 import StyleGAN2
 from gfpgan_edu.weights import load, save
 
@@ -39,6 +39,20 @@ def test_prepare(tmp_path, capsys):
     assert "1 pictures done before" in out
     code, out, err = call(capsys, "prepare", tmp_path / "nowhere", "--out", tmp_path / "x")
     assert code == NOTHING_DONE and len(err) == 1 and "nowhere" in err[0]
+
+
+def test_compression_makes_files_smaller_and_changes_no_pixel(tmp_path, capsys):
+    write_image(tmp_path / "photos/a.png", astronaut()[:256, 100:356])
+    for n in (0, 9):
+        assert call(capsys, "prepare", tmp_path / "photos", "--out", tmp_path / str(n), "--size", 64, "--aligned", "--compression", n)[0] == DONE
+    large, small = (tmp_path / n / "a.png" for n in "09")
+    assert small.stat().st_size < 0.9 * large.stat().st_size
+    np.testing.assert_array_equal(read_image(small), read_image(large))
+
+
+def test_train_prior_is_train_with_prior():
+    words = ["--preset", "tiny", "--data", "a", "--out", "b", "--set", "run.batch=2", "--minutes", "3", "--dry-run"]
+    assert vars(parse(["train-prior", *words])) == vars(parse(["train", "prior", *words])) != vars(parse(["train", *words]))
 
 
 @pytest.mark.parametrize("what, presets", [("restorer", train_restorer.PRESETS), ("prior", train_prior.PRESETS)])

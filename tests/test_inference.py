@@ -50,10 +50,10 @@ def away(got, want):
 
 @settings(max_examples=30, deadline=None)
 @given(size=st.sampled_from([8, 16, 32, 64]), sft=st.sampled_from(["none", "half", "full"]), w=st.sampled_from(["one", "per_layer"]), resample=st.sampled_from(["fir", "bilinear"]),
-       equalized=st.booleans(), use_prior=st.booleans(), b=st.sampled_from([1, 3]), seed=st.integers(0, 99))
-def test_fused_is_plain_for_every_config(size, sft, w, resample, equalized, use_prior, b, seed):
+       equalized=st.booleans(), use_prior=st.booleans(), share=st.sampled_from([1, 0.4]), b=st.sampled_from([1, 3]), seed=st.integers(0, 99))
+def test_fused_is_plain_for_every_config(size, sft, w, resample, equalized, use_prior, share, b, seed):
     torch.manual_seed(seed)
-    net = restless(TINY.replace(size=size, sft=sft, w=w, resample=resample, equalized=equalized, use_prior=use_prior))
+    net = restless(TINY.replace(size=size, sft=sft, w=w, resample=resample, equalized=equalized, use_prior=use_prior, prior_share=share))
     x = faces(b, size)
     image, pyramid = fuse(net)(x)
     assert image.shape == (b, 3, size, size) and image.dtype == torch.float32 and pyramid == []
@@ -310,3 +310,20 @@ def test_the_stored_measurement_is_whole_and_names_no_place():
         check_row(row)
         assert row["ratio"]["fused bf16"] > row["ratio"]["fused fp32"] > 1
         assert row["peak_bytes"].keys() == {"import only", "plain", "fused fp32", "fused bf16", "onnxruntime", "official"}
+
+
+@pytest.mark.parametrize("config", [TINY, TINY.replace(resample="bilinear", equalized=False), TINY.replace(use_prior=False)])
+def test_consuming_gives_the_same_and_frees_every_weight_that_was_copied(config):
+    net, x = restless(config), faces(2)
+    want, twin = fuse(net)(x)[0], copy.deepcopy(net)
+    assert torch.equal(fuse(twin, consume=True)(x)[0], want)
+    copied = [name for name, p in twin.named_parameters() if not p.numel()]
+    left = [name for name, p in twin.named_parameters() if p.numel()]
+    assert copied and not any(part in name for name in left for part in ("unet.down", "unet.up", "synthesis.convs", "to_w")), left
+    assert sum(p.numel() for p in twin.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())
+
+
+def test_loading_weights_imports_no_compiler():
+    "The meta device would: 900 modules, two seconds and 150 MB before the first weight is read."
+    code = "import sys; from gfpgan_edu.weights import load_weights; load_weights(); sys.exit('sympy' in sys.modules or 'torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

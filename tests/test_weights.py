@@ -6,6 +6,7 @@ import re
 import stat
 import struct
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_weights import made_state, uniform
+from peak import peak
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 import gfpgan_edu.weights as weights
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
+from gfpgan_edu.stylegan2 import StyleGAN2
 from gfpgan_edu.weights import (FAMILIES, RELEASES, Release, WeightsError, cache_dir, download, from_official, generator_names, load, load_weights,
-                                prior_from_official, read_header, recognise, save, sha256_of, to_clean, to_official)
+                                load_prior, prior_from_official, read_header, recognise, save, sha256_of, to_clean, to_official)
 
 DATA = Path(__file__).parent / "data"
 SHAPES = json.loads((DATA / "official_shapes.json").read_text())
@@ -117,6 +120,24 @@ DAMAGE = {
     "a text file": (lambda p: p.write_text("what is this"), "not a readable safetensors file"),
     "10 GB header": (lambda p: p.write_bytes(struct.pack("<Q", 10 * 2**30) + p.read_bytes()[8:]), "not a readable safetensors file"),
     "gone": (lambda p: p.unlink(), "not a readable safetensors file"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "not a readable safetensors file"),
+    "a pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "not a readable safetensors file"),
+    "11 MB header": (lambda p: p.write_bytes(struct.pack("<Q", 11 * 10**6) + b"{" + bytes(12 * 10**6)), "claims 11000000 bytes"),
+    "header no JSON": (lambda p: p.write_bytes(struct.pack("<Q", 20) + b"{'single': quotes}   "), "not a readable safetensors file"),
+    "header not UTF-8": (lambda p: p.write_bytes(struct.pack("<Q", 8) + b"\xff" * 8), "not a readable safetensors file"),
+    "header a list": (lambda p: p.write_bytes(struct.pack("<Q", 2) + b"[]"), "not a readable safetensors file"),
+    "deep config": (lambda p: rewrite(p, change_meta=lambda m: m | {"config": "[" * 100_000}), "no usable config"),
+    "config a word": (lambda p: rewrite(p, change_meta=lambda m: m | {"config": '"tiny"', "network": "StyleGAN2"}), "no usable config"),
+    "size 2^30": (lambda p: rewrite(p, change_meta=config_with(size=2**30)), "size is 1073741824"),
+    "size of thousands of digits": (lambda p: rewrite(p, change_meta=config_with(size=10**4000)), "size is 1000"),
+    "size a word": (lambda p: rewrite(p, change_meta=config_with(size="64")), "size is '64'"),
+    "narrow beyond floats": (lambda p: rewrite(p, change_meta=config_with(narrow=1e308, channel_multiplier=1e308)), "no usable config"),
+    "another network": (lambda p: rewrite(p, change_meta=lambda m: m | {"network": "x\n" * 9999}), "holds a x x x"),
+    "names of a megabyte": (lambda p: rewrite(p, lambda s: s | {"line\nbreak" * 10**5: torch.zeros(1)}), "1 unexpected"),
+    "too large for 32 bits": (lambda p: rewrite(p, lambda s: s | {"to_w.bias": s["to_w.bias"].double() + 1e300}), "to_w.bias holds NaN or infinity"),
+    "nan in 8 bits": (lambda p: rewrite(p, lambda s: s | {"to_w.bias": (s["to_w.bias"] * float("nan")).to(torch.float8_e4m3fn)}), "to_w.bias holds NaN"),
+    "truth values": (lambda p: rewrite(p, lambda s: s | {"to_w.bias": s["to_w.bias"].bool()}), "to_w.bias holds torch.bool"),
+    "complex": (lambda p: rewrite(p, lambda s: s | {"to_w.bias": s["to_w.bias"].to(torch.complex64)}), "to_w.bias holds torch.complex64"),
 }
 
 
@@ -128,7 +149,19 @@ def test_a_damaged_file_of_ours_is_an_error_that_names_it(tmp_path, damage):
     change(path)
     with pytest.raises(WeightsError, match=reason) as e:
         load(path)
-    assert str(path) in str(e.value)
+    assert str(path) in str(e.value) and len(str(e.value)) < 1000 and "\n" not in str(e.value)
+
+
+def test_a_prior_whose_config_lies_costs_no_memory(tmp_path):
+    "The config of a prior is arguments of its class, so it is the class that refuses."
+    prior = StyleGAN2(8, 8, 1, narrow=1 / 64)
+    for change in (dict(size=2**30), dict(size=1024), dict(style_dim=2**40), dict(narrow=1e6), dict(narrow=1e308), dict(n_mlp=10**9), dict(n_mlp="8"), dict(size=[8]), dict(style_dim=8.5), dict(resample=7), dict(colour=1), dict(self=1)):
+        save(prior, tmp_path / "prior.safetensors")
+        rewrite(tmp_path / "prior.safetensors", change_meta=lambda m: m | {"config": json.dumps(prior.config | change)})
+        before = peak()
+        with pytest.raises(WeightsError, match="prior.safetensors"):
+            load_prior(tmp_path / "prior.safetensors")
+        assert peak() - before < 200e6, change
 
 
 @quick
@@ -311,6 +344,8 @@ OFFICIAL_DAMAGE = {
     "a list": (lambda s: list(s.values()), "needs a dict of tensors"),
     "sparse": (lambda s: s | {"final_conv.1.bias": s["final_conv.1.bias"].to_sparse()}, "needs a dict of tensors"),
     "empty": (lambda s: {}, "not an official GFPGAN generator"),
+    "one number posing as many": (lambda s: {k: torch.zeros(()).expand(v.shape) for k, v in s.items()}, "MB of weights in a file of"),
+    "a tensor without numbers": (lambda s: s | {"final_conv.1.bias": s["final_conv.1.bias"].to("meta")}, "needs a dict of tensors"),
 }
 
 
@@ -350,6 +385,16 @@ class Attack:
         return Path.touch, (self.marker,)
 
 
+def write_bomb(path):
+    "A .pth as torch writes it, but compressed: 100 MB of zeros in 100 kB."
+    torch.save({"zeros": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path) as z:
+        entries = {i.filename: z.read(i) for i in z.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, data in entries.items():
+            z.writestr(name, bytes(100_000_000) if "/data/" in name else data)
+
+
 def write_attack(path):
     torch.save({"params_ema": {"conv_body_first.0.weight": Attack(path.with_name("marker"))}}, path)
 
@@ -363,6 +408,7 @@ FOREIGN = {
     "a zip of something else": lambda p: p.write_bytes(b"PK\x05\x06" + bytes(18)),
     "a bare number": lambda p: torch.save(3, p),
     "a tensor": lambda p: torch.save(torch.zeros(3), p),
+    "a compressed bomb": write_bomb,
     "an optimiser": lambda p: torch.save({"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}, p),
 }
 
@@ -374,6 +420,13 @@ def test_a_foreign_file_is_an_error_that_names_it_and_runs_no_code(tmp_path, kin
     with pytest.raises(WeightsError) as e:
         load_weights(path)
     assert str(path) in str(e.value) and not (tmp_path / "marker").exists()
+
+
+def test_a_file_that_unpacks_is_refused_unread(tmp_path):
+    write_bomb(tmp_path / "bomb.pth")
+    assert (tmp_path / "bomb.pth").stat().st_size < 200_000
+    with pytest.raises(WeightsError, match="bomb.pth: .*compressed"):
+        load_weights(tmp_path / "bomb.pth")
 
 
 def test_the_attack_would_work_without_the_guard(tmp_path):

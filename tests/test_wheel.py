@@ -39,6 +39,7 @@ def test_wheel_restores_a_photo_outside_the_tree(tmp_path):
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=work).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))                        # torch and the rest, from here
     assert Path(run(python, "-c", "import gfpgan_edu; print(gfpgan_edu.__file__)", cwd=work).strip()).is_relative_to(fresh)
+    assert (site / "gfpgan_edu" / "py.typed").exists()
 
     photo = astronaut()
     Image.fromarray(photo).save(work / "photo.png")

@@ -363,6 +363,8 @@ test_fail(lambda: draw_map("unett"), exc=ValueError, contains="unett")
 # 2. *Modify.* Restore one of your own photos: `restore("path.jpg")`. Then shrink the photo by 2 and by 4 before restoring. At which size does the detector lose the face, and at which does the result stop looking like the person?
 # 3. *Break.* Call `restore` on the photo with its colour channels reversed (`photo[..., ::-1]`). What does the network do with a blue face, and what does that say about what it learned?
 #
+# Worked solutions: [nbs/solutions/01_restoration.ipynb](solutions/01_restoration.ipynb).
+#
 # ## References
 #
 # The method is @wang2021gfpgan. The prior it uses is StyleGAN2 [@karras2020stylegan2]. Restoration by searching the codes of a generator is the subject of @menon2020pulse and @gu2020mganprior.

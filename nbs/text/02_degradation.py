@@ -163,7 +163,7 @@ def fourier_blur(x, k):
     "y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border; k n×n, n odd, and the same after a half turn."
     (h, w), n = x.shape[:2], len(k)
     rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))             # transforms are quick at sizes like 2^a 3^b 5^c
-    kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty_like(x)
+    kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty((h, w, 3), np.float32)
     kernel[:n, :n] = k                                                             # its centre is not at 0: the result moves by n // 2
     cv2.dft(kernel, kernel)
     for c in range(3):                                                             # all in one buffer: fresh memory costs more than the transforms
@@ -1142,6 +1142,8 @@ show([degrade(small, d) for d in twelve], titles, cols=6, height=1.5);
 # 1. **Compute.** Noise of $\delta$ levels is added after a reduction by $r$, and the picture is then enlarged linearly. By what factor is its standard deviation smaller in the final picture, for $r=2$ and for large $r$? Derive it from @eq-degradation-halfpixel and confirm it on mid grey.
 # 2. **Modify.** Sensor noise grows with brightness. Write an `add_noise` whose variance is $\delta^2 (0.2 + 1.6\,x)$, find a check on two flat pictures, and compare it with @fig-degradation-noise.
 # 3. **Break.** Add the noise before the reduction in a copy of `degrade`. Which checks of "The whole of Eq. 10" turn red, and which kind of damage can the changed model no longer make?
+#
+# Worked solutions: [nbs/solutions/02_degradation.ipynb](solutions/02_degradation.ipynb).
 #
 # ## References
 #

@@ -1238,6 +1238,8 @@ plt.show()
 # 2. **Modify.** Write a `Detector` that calls `detect` on the photo and on its mirror image, and averages the points of faces that are found twice. Does the error in @fig-faces-robust fall? Which faces are found by only one of the two?
 # 3. **Break.** Let `mirror_components` edit its argument and let `FaceFolder` keep dictionaries: which check turns red, and why only when an epoch is asked for twice? Then remove the `- 1` in `detect`: by how much does an aligned face of 512 px move when the face in the photo is 40 px wide?
 #
+# Worked solutions: [nbs/solutions/03_faces.ipynb](solutions/03_faces.ipynb).
+#
 # ## References
 #
 # MTCNN is due to @zhang2016mtcnn; the closed form of the best similarity to @umeyama1991. The framing of faces is that of FFHQ [@karras2019stylegan], on which GFP-GAN [@wang2021gfpgan] was trained. On why networks themselves should low-pass before they shrink, see @zhang2019shift.

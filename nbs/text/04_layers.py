@@ -739,6 +739,8 @@ show([face[0], *(s[0] for s, _ in pictures.values()), pictures["fir"][1][0], h[0
 # 2. **Modify.** Give `Resample` a mode with the taps 1, 5, 10, 10, 5, 1. Predict its curve in @fig-layers-response, find the paddings that keep the sizes exact, and measure kept and aliased power of white noise.
 # 3. **Break.** Take the `bias_gain` out of `EqualizedConv2d.forward`. Which check turns red, and why does it stay green if the bias is left at its initial value?
 #
+# Worked solutions: [nbs/solutions/04_layers.ipynb](solutions/04_layers.ipynb).
+#
 # ## References
 #
 # The equalised learning rate comes from progressive growing [@karras2018progressive], the slowed mapping network from StyleGAN [@karras2019stylegan], the filter and the residual blocks that use it from StyleGAN2 [@karras2020stylegan2]. The argument for filtering before

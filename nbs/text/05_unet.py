@@ -557,6 +557,8 @@ show([unseen[0], *(p[0] for p in pyramid), busiest(latent), *(busiest(f) for f i
 # 2. **Modify.** Move the heads behind the addition of the skip, so that the picture of $s$ px may use the encoder's feature of $s$ px. What happens to the 8 and 16 px curves of @fig-unet-loss, and why is there nothing to add at 32 px?
 # 3. **Break.** Set the gain of `conv2` in `DownBlock` to $\sqrt2$. Which two checks turn red? Estimate the mean square after seven such blocks.
 #
+# Worked solutions: [nbs/solutions/05_unet.ipynb](solutions/05_unet.ipynb).
+#
 # ## References
 #
 # The U-Net is from [@ronneberger2015unet], residual blocks from [@he2016resnet]; in this form, with a filter in the short path, they stand in the discriminator of StyleGAN2 [@karras2020stylegan2]. Their use as a degradation removal module, and Eq. 1, are from [@wang2021gfpgan].

@@ -995,6 +995,8 @@ assert torch.equal(gan.synthesis(w, noise="fixed"), gan.synthesis(w, noise="fixe
 # 2. **Modify.** Load the first layers of a 64 px `Synthesis` into a 32 px one and show that its picture equals the sum of the first four shares of the larger one, before the last upsampling.
 # 3. **Break.** Remove the demodulation from every `StyleConv` of an untrained 256 px generator with `narrow=1/16`, multiply the code by 2, and plot the standard deviation of the features by depth, with and without.
 #
+# Worked solutions: [nbs/solutions/06_stylegan2.ipynb](solutions/06_stylegan2.ipynb).
+#
 # ## References
 #
 # The generator is that of @karras2020stylegan2; the mapping network, truncation in $w$ and style mixing come from @karras2019stylegan, and equalised layers from @karras2018progressive. Using its features as a prior for restoration is the idea of @wang2021gfpgan; @menon2020pulse and @gu2020mganprior are the optimisation-based alternatives.

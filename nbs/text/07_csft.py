@@ -550,6 +550,8 @@ with torch.no_grad():
 # 2. **Modify.** Set the last weights of all heads in *Put together* to zero. Show that `restore(1.0)` now equals the prior's picture, and that the first layers of the heads get no gradient in the first step. Why does training still start?
 # 3. **Break.** Swap the two halves in `cs_sft`. Which checks of this chapter turn red, and which picture would have shown it?
 #
+# Worked solutions: [nbs/solutions/07_csft.ipynb](solutions/07_csft.ipynb).
+#
 # ## References
 #
 # The transform comes from @wang2018sft, and a closely related one for image synthesis from @park2019spade. The channel split and its place in the prior are those of @wang2021gfpgan, who compare the saving with @han2020ghostnet.

@@ -55,6 +55,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 
+import torch
 from torch import nn
 
 from gfpgan_edu.csft import ConditionHead, cs_sft, sft
@@ -122,12 +123,15 @@ class GFPGANConfig(_Presets):
     use_prior: bool = True                              # False: the U-Net's own picture is the output (Table 4 c)
     resample: Literal["fir", "bilinear"] = "fir"        # the paper's model, or the clean models
     equalized: bool = True                              # run-time weight scales, or baked in
+    prior_share: float = 1                              # of the prior's picture in the result outside training; the rest is the U-Net's own
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             if not _fits(value := getattr(self, name), hint):
                 raise ValueError(f"{name} is {value!r}, needs {_NEEDS.get(hint) or get_args(hint)}")
         widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible sizes and widths
+        if self.prior_share > 1:
+            raise ValueError(f"prior_share is {self.prior_share!r}, needs a number above 0 and at most 1")
 
     @classmethod
     def from_dict(cls, d):
@@ -210,7 +214,7 @@ class GFPGAN(nn.Module):
     """Blind face restoration (Fig. 2 of the paper): x (b, 3, S, S) in [-1, 1] -> (image (b, 3, S, S), pyramid [8..S: (b, 3, s, s)]).
 
     `unet` removes the degradation (Eq. 1), `to_w` maps F_latent to codes (Eq. 2), `heads` turn F_spatial into scales and shifts
-    (Eq. 3-4) that steer `decoder`, the StyleGAN2 prior. The image is the prior's sum of RGB layers, neither clamped nor squashed."""
+    (Eq. 3-4) that steer `decoder`, the StyleGAN2 prior. The image is the prior's sum of RGB layers, neither clamped nor squashed; in eval mode with `prior_share` < 1 it is mixed with the U-Net's own (@eq-gfpgan-share)."""
 
     def __init__(self, config=GFPGANConfig()):
         super().__init__()
@@ -237,7 +241,8 @@ class GFPGAN(nn.Module):
         w = self.to_w(latent.flatten(1)).unflatten(1, (-1, c.style_dim)).expand(-1, self.decoder.synthesis.n_codes, -1)
         transform = {"half": cs_sft, "full": sft}.get(c.sft)
         modulate = (lambda h, k: transform(h, *self.heads[k](spatial[k]))) if transform else None
-        return self.decoder.synthesis(w, noise=noise, modulate=modulate), pyramid
+        image = self.decoder.synthesis(w, noise=noise, modulate=modulate)
+        return (image if self.training or c.prior_share == 1 else torch.lerp(pyramid[-1], image, c.prior_share)), pyramid
 
     def freeze_prior(self):
         "Turn off the decoder's gradients, as the official configuration does; returns self. A net without a prior is a ValueError."
@@ -654,6 +659,23 @@ assert F.l1_loss(stored, face[0]) < F.l1_loss(draws, face.expand_as(draws))     
 show([stored, draws[0], draws[1], zero, draws.std(0).mean(0)], ["fixed", "random", "random again", "zero", "deviation"], height=1.6, vmin=0, vmax=0.1);
 
 # %% [markdown]
+# ## Two pictures from one network {#sec-gfpgan-share}
+#
+# In a pass the network draws the face twice. The prior draws $\hat y$, trained to look real. The last level of the pyramid (@sec-unet) is the U-Net's own picture $u$, trained by an $\ell_1$ loss to be right on average: dull, but it invents nothing. Their errors differ, so a mean of the two is nearer to the truth than one would think:
+#
+# $$ y_\lambda = \lambda\,\hat y + (1-\lambda)\,u, \qquad 0 < \lambda \le 1 . $$ {#eq-gfpgan-share}
+#
+# $\lambda$ is `prior_share` in the config. It costs nothing, and acts outside training only: every loss sees $\hat y$ itself. The paper's network is $\lambda=1$. For the bundled network @sec-train-restorer chooses it by measurement.
+
+# %%
+net, mixed = random_net(), random_net(prior_share=0.25)                       # the same weights
+(plain, pyramid), (mixture, _) = net(x), mixed(x)
+assert_close(mixture, 0.25 * plain + 0.75 * pyramid[-1])
+assert (mixture - plain).abs().max() > 0.1
+assert torch.equal(mixed.train()(x)[0], plain)                                  # the losses see the prior's picture
+test_fail(lambda: net.config.replace(prior_share=1.5), exc=ValueError, contains="prior_share")
+
+# %% [markdown]
 # ## A photo does not see its neighbours {#sec-gfpgan-batch}
 #
 # Several faces of a photo are restored in one batch. Nobody's face may depend on who else is in the picture.
@@ -835,6 +857,8 @@ assert F.l1_loss(wrong, face) > 1.5 * F.l1_loss(right, face)
 # 1. **Compute.** How many parameters does the model have at 1024 px with channel multiplier 1? Derive the number of codes and the widths first, then check with a network on the `meta` device.
 # 2. **Modify.** Let the maps act after the *second* convolution of each block instead of the first. Which tensors change their shape? Let the tiny net memorise the face again: is the error after 200 steps lower?
 # 3. **Break.** In `by_hand`, let the RGB layer of block $k$ use code `i + 1` instead of `i + 2`. Which check notices? Would a check of shapes, or a look at the picture of a network that is trained this way, have noticed?
+#
+# Worked solutions: [nbs/solutions/08_gfpgan.ipynb](solutions/08_gfpgan.ipynb).
 #
 # ## References
 #

@@ -48,6 +48,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -55,6 +56,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
@@ -156,62 +158,103 @@ assert GFPGANConfig.from_dict(json.loads(header["__metadata__"]["config"])) == t
 assert len(raw) == 8 + n + 4 * sum(v.numel() for v in tiny.state_dict().values())     # and not a byte more
 print(entry["dtype"], entry["shape"], {k: header["__metadata__"][k] for k in ("format", "run", "step")})
 
-
 # %% [markdown]
 # ## Loading without trust {#sec-weights-load}
 #
 # A loader that copies what fits and skips the rest produces a network that runs and is wrong. `load` is strict: the same names, the same shapes, only finite
-# numbers. It checks names and shapes before it builds anything, against a network on the `meta` device, so a header that lies about the size costs no memory.
+# numbers. It checks names and shapes before it builds anything, against an outline of the network, so a header that lies about the size costs no memory. What a message quotes from the file is cut to one short line.
 
 # %%
 #| export
+MAX_HEADER = 10_000_000                                       # bytes; those of the official models would be 30,000
+
+
+def _short(text):
+    "A message or name out of a file nobody has checked, on one line of bounded length."
+    text = " ".join(str(text).split())
+    return text if len(text) <= 300 else text[:300] + " …"
+
+
 def read_header(path):
     "The header of a safetensors file of ours as a dict; `config` is a GFPGANConfig (a dict where it holds another `network`). Raises WeightsError."
     try:
+        if not Path(path).is_file():                          # a pipe would keep us waiting
+            raise OSError("no such file")
+        with open(path, "rb") as f:
+            if (n := int.from_bytes(f.read(8), "little")) > MAX_HEADER:
+                raise OSError(f"its header claims {n} bytes")
         with safe_open(path, "pt") as f:
             meta = dict(f.metadata() or {})
     except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: not a readable safetensors file ({e})") from e
+        raise WeightsError(f"{path}: not a readable safetensors file ({_short(e)})") from e
     try:
         meta["config"] = json.loads(meta["config"])
+        if not isinstance(meta["config"], dict):
+            raise TypeError("not a table of names and values")
         if meta.setdefault("network", "GFPGAN") == "GFPGAN":
             meta["config"] = GFPGANConfig.from_dict(meta["config"])
-    except (KeyError, ValueError, TypeError) as e:
-        raise WeightsError(f"{path}: no usable config in the header ({e})") from e
+    except (KeyError, ValueError, TypeError, ArithmeticError, RecursionError) as e:
+        raise WeightsError(f"{path}: no usable config in the header ({_short(e)})") from e
     return meta
+
+# %%
+#| export
 
 
 def _compare(given, wanted, source):
     "Raise WeightsError unless the two {name: shape} agree."
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or unexpected:
-        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}")
+        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {_short(unexpected[:3])}")
     for k, shape in wanted.items():
         if tuple(given[k]) != tuple(shape):
             raise WeightsError(f"{source}: {k} is {tuple(given[k])}, needs {tuple(shape)}")
 
 
+class _Outline(TorchFunctionMode):
+    """New tensors hold one number, read again and again: the names and shapes of a network without its memory.
+    (Torch's meta device does as much, but its first operation imports 900 modules: two seconds and 150 MB.)"""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        first = next(iter([*args, *kwargs.values()]), None)
+        if func in (torch.randn, torch.zeros, torch.ones, torch.empty, torch.full):
+            return torch.zeros(()).expand(first if isinstance(first, (tuple, list)) else args)
+        outline = isinstance(first, torch.Tensor) and first.ndim and not any(first.stride())
+        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):         # times a number, or filled in place
+            return first
+        return func(*args, **kwargs)
+
+
 def _outline(build, source):
-    "The state dict of `build()` on the meta device: names and shapes, no memory. A network beyond all measure is a WeightsError."
+    "The state dict of `build()`, its names and shapes only. A network beyond all measure is a WeightsError."
     try:
-        with torch.device("meta"):
+        with _Outline():
             return build().state_dict()
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
-        raise WeightsError(f"{source}: describes a network that cannot be built ({e})") from e
+        raise WeightsError(f"{source}: describes a network that cannot be built ({_short(e)})") from e
 
 
 # %%
 #| export
 def _fill(net, pairs, source):
-    "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float."
+    "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float, also in the network's precision."
     own = net.state_dict()
     for k, v in pairs:
         if v.is_floating_point() != own[k].is_floating_point():               # only counters are whole numbers
             raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
-        if not torch.isfinite(v).all():
+        v = v.to(own[k].dtype)
+        if v.numel() and not torch.stack(v.aminmax()).isfinite().all():       # NaN passes through both; no copy of a large tensor is made
             raise WeightsError(f"{source}: {k} holds NaN or infinity")
         own[k].copy_(v)
     return net.eval()
+
+
+def _one_by_one(path, names):
+    "Pairs (name, tensor), the file opened for each: what has been read of an open file counts as memory in use."
+    for k in names:
+        with safe_open(path, "pt") as f:
+            yield k, f.get_tensor(k)
 
 
 def load(path, network=GFPGAN):
@@ -221,7 +264,7 @@ def load(path, network=GFPGAN):
     """
     header = read_header(path)
     if header["network"] != network.__name__:
-        raise WeightsError(f"{path}: holds a {header['network']}, needs a {network.__name__}")
+        raise WeightsError(f"{path}: holds a {_short(header['network'])}, needs a {network.__name__}")
     config = header["config"]
     build = (lambda: network(**config)) if isinstance(config, dict) else lambda: network(config)
     try:
@@ -229,11 +272,11 @@ def load(path, network=GFPGAN):
             given = {k: f.get_slice(k).get_shape() for k in f.keys()}
             n_mlp = config.get("n_mlp", 0) if isinstance(config, dict) else config.n_mlp
             if not isinstance(n_mlp, int) or n_mlp > len(given):              # the one number that could make even the outline endless
-                raise WeightsError(f"{path}: {len(given)} tensors for {n_mlp} mapping layers")
+                raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} mapping layers")
             _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
-            return _fill(build(), ((k, f.get_tensor(k)) for k in given), path)         # one tensor at a time; copying returns to 32 bits
+        return _fill(build(), _one_by_one(path, given), path)                 # copying returns to 32 bits
     except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: {e}") from e
+        raise WeightsError(f"{path}: {_short(e)}") from e
 
 
 # %% [markdown]
@@ -259,7 +302,7 @@ state = tiny.state_dict()
 first = state["unet.first.weight"]
 lies = {"1 keys missing": forge("less", {k: v for k, v in state.items() if k != "to_w.bias"}), "1 unexpected": forge("more", state | {"extra": first.clone()}),
         "needs (8, 3, 1, 1)": forge("shape", state | {"unet.first.weight": first[:4].clone()}), "NaN": forge("nan", state | {"unet.first.weight": first * float("nan")}),
-        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4), "cannot be built": forge("vast", narrow=1e6), "mapping layers": forge("deep", n_mlp=10**9)}
+        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4), "cannot be built": forge("vast", narrow=1e9), "mapping layers": forge("deep", n_mlp=10**9)}
 lies["not a readable"] = folder / "cut.safetensors"
 lies["not a readable"].write_bytes(raw[:-1000])
 for reason, forged in lies.items():
@@ -436,7 +479,8 @@ def _unwrap(state, source):
     "The plain {name: tensor} inside an official file: prefers the averaged weights, drops DataParallel's `module.`."
     if isinstance(state, dict):
         state = next((state[k] for k in ("params_ema", "params") if isinstance(state.get(k), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided for k, v in state.items()):
+    plain = lambda v: isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_meta and not v.is_quantized
+    if not isinstance(state, dict) or not all(isinstance(k, str) and plain(v) for k, v in state.items()):
         raise WeightsError(f"{source}: needs a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
@@ -913,19 +957,26 @@ test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, Fal
 # %%
 #| export
 def _read_pickle(path):
-    "The content of a .pth file; only plain tensors and containers are allowed in it."
+    "The content of a .pth file; only plain tensors and containers are allowed in it, and nothing that unpacks to more than the file's size."
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in z.infolist()):        # torch.save never compresses
+                    raise ValueError("holds compressed entries")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:                                    # a damaged pickle can raise anything
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise WeightsError(f"{path}: not a plain file of tensors ({reason})") from e
+        raise WeightsError(f"{path}: not a plain file of tensors ({_short(reason)})") from e
 
 
 def read_state(path):
     "The {name: tensor} of an official .pth file; prefers averaged weights, drops `module.`. Raises WeightsError."
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
-    return _unwrap(_read_pickle(path), path)
+    state, there = _unwrap(_read_pickle(path), path), Path(path).stat().st_size
+    if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:               # one number can pose as a tensor of any size
+        raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights in a file of {there / 1e6:.1f} MB")
+    return state
 
 
 def load_weights(weights="bundled", family=None, progress=True):
@@ -941,6 +992,20 @@ def load_weights(weights="bundled", family=None, progress=True):
         raise WeightsError(f"{weights}: no such file, nor a known name (bundled, {', '.join(RELEASES)})")
     return load(path) if path.suffix.lower() == ".safetensors" else from_official(read_state(path), family, path)
 
+
+# %% [markdown]
+# A file without code can still do harm by its size. A safetensors header that claims more than 10 MB is refused before it is parsed. A `.pth` is a zip archive that PyTorch never compresses, so a compressed one is a bomb; and a pickle can pose one number as a tensor of any shape, by strides of 0, for which a real network would be built. Neither gets that far.
+
+# %%
+posing = {k: torch.zeros(()).expand(v.shape) for k, v in to_official(tiny).items()}
+torch.save(posing, folder / "posing.pth")
+test_fail(lambda: load_weights(folder / "posing.pth"), exc=WeightsError, contains="MB of weights in a file of")
+with zipfile.ZipFile(folder / "made.pth") as given, zipfile.ZipFile(folder / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+    for entry in given.infolist():
+        packed.writestr(entry.filename, given.read(entry))
+test_fail(lambda: load_weights(folder / "bomb.pth"), exc=WeightsError, contains="compressed")
+(folder / "claim.safetensors").write_bytes(struct.pack("<Q", 10 * 2**30) + raw[8:])
+test_fail(lambda: load(folder / "claim.safetensors"), exc=WeightsError, contains="claims 10737418240 bytes")
 
 # %% [markdown]
 # Training needs priors as well (@sec-train-prior). They come through a door of the same make.
@@ -1039,6 +1104,8 @@ with torch.no_grad():
 # 1. **Compute.** How many bytes does the paper's model need in 32 and in 16 bits? Which share of them are noise maps, and which part of the network that restoration never runs could be left out?
 # 2. **Modify.** Write `blend(a, b, t)`, which mixes the weights of two networks of the same config, and look at the pictures of two snapshots of one training for `t` between 0 and 1. Would it work for two networks trained from different seeds?
 # 3. **Break.** Leave out one line of `to_clean`, first the bias, then the noise strength. Which check notices, and would it have noticed on a network fresh from its initialisation?
+#
+# Worked solutions: [nbs/solutions/09_weights.ipynb](solutions/09_weights.ipynb).
 #
 # ## References
 #

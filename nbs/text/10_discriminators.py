@@ -524,6 +524,8 @@ test_fail(lambda: load_official(judge, state), exc=ValueError, contains="not a D
 # 2. **Modify.** Append the spread of *each channel* instead of their mean, so that `minibatch_stddev` returns $2c$ channels. Which lines of `Discriminator` have to change, and which official weights still load?
 # 3. **Break.** Replace `h.view(g, b // g, …)` by `h.view(b // g, g, …)` with the variance over the second axis. Which checks turn red? Would the training on one GPU become worse?
 #
+# Worked solutions: [nbs/solutions/10_discriminators.ipynb](solutions/10_discriminators.ipynb).
+#
 # ## References
 #
 # The game of two networks is from @goodfellow2014gan, the spread of the minibatch from @karras2018progressive, the residual discriminator from @karras2020stylegan2. Judges that score patches became common with @isola2017pix2pix. The judges of facial parts are those of @wang2021gfpgan.

@@ -809,9 +809,11 @@ show([h / h.max() for h in heat], [*pulls, "sum"], cols=4, cmap="magma", vmin=0,
 #
 # ## Exercises
 #
-# 1. **Compute.** A picture is restored perfectly but for a constant 0.1 added to every value. Which terms of @eq-total are exactly 0, which are small, and what is the pixel term with its weight?
+# 1. **Compute.** A picture is restored perfectly but for a constant 0.1 added to every value. With `Edges` in place of VGG-19, which terms of @eq-total are 0, which are small, and what is the pixel term with its weight?
 # 2. **Modify.** Write a `Features` of the differences at three scales (blur and halve between them). Start from noise instead of the degraded face and compare with `Edges`.
 # 3. **Break.** Replace `F.softplus(-fake)` by `-F.softplus(fake)` in `g_logistic`. Which checks turn red? Then repeat the descent of @fig-losses-fooled with it: how many steps until the score rises?
+#
+# Worked solutions: [nbs/solutions/11_losses.ipynb](solutions/11_losses.ipynb).
 #
 # ## References
 #

@@ -843,7 +843,9 @@ ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)", ylim=(0, None)), ax.lege
 #
 # 1. *Compute.* `angle` of equal vectors is not exactly 0 in 32 bits. Show that $2\arctan(\lVert u-v\rVert/\lVert u+v\rVert)$, with $u,v$ the normalised vectors, is the same angle, and compare the errors of the two formulas for angles of 0.001°.
 # 2. *Modify.* Write an embedder that antialiases before it resizes. How do the angles of a noisy 512 px face change?
-# 3. *Break.* Put the embedder in training mode during the descent of @fig-identity-gradient (use `embedder.net.train()` on a copy). Why does the loss now jump, although the picture changes slowly?
+# 3. *Break.* Put the embedder in training mode during the descent of @fig-identity-gradient (use `embedder.net.train()` on a copy, and two faces at once: with one it refuses). Why does the loss now jump, although the picture changes slowly?
+#
+# Worked solutions: [nbs/solutions/12_identity.ipynb](solutions/12_identity.ipynb).
 
 # %% [markdown]
 # ## References

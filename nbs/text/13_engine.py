@@ -30,6 +30,7 @@ from gfpgan_edu.losses import d_logistic, g_logistic, r1
 import json
 import math
 import os
+import reprlib
 import signal
 import sys
 import time
@@ -97,7 +98,7 @@ class Run:
 
 
 # %% [markdown]
-# On disk a config is YAML. `config_from` builds the dataclass from it and refuses what does not fit; `override` changes single values, as the command line does.
+# On disk a config is YAML. `config_from` builds the dataclass from what YAML holds and refuses what does not fit, `read_config` does so for a file, and names it; `override` changes single values, as the command line does.
 
 # %%
 #| export
@@ -110,11 +111,11 @@ def _suits(v, hint):
     elif hint is float:
         try:
             v = float(v) if not isinstance(v, bool) else "a truth value"          # YAML 1.1 reads 1e-3 as text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
         ok = isinstance(v, float)
     elif hint is tuple:
-        ok, v = isinstance(v, (list, tuple)), tuple(v) if isinstance(v, list) else v
+        ok, v = isinstance(v, (list, tuple)) and all(isinstance(x, (int, float, str)) for x in v), tuple(v) if isinstance(v, list) else v
     else:
         ok = isinstance(v, hint) and isinstance(v, bool) == (hint is bool)
     if not ok:
@@ -122,19 +123,47 @@ def _suits(v, hint):
     return v
 
 
+_told = reprlib.Repr()                                                           # a few nested lists of YAML can be gigabytes once written out
+_told.maxlevel, _told.maxstring = 2, 60
+
+
 def config_from(cls, d, where=""):
     "A config dataclass `cls` from plain dicts, lists and numbers, as YAML holds them. Unknown keys and unfit values are a ValueError."
     hints, values = get_type_hints(cls), {}
     if not isinstance(d, dict):
-        raise ValueError(f"{where.rstrip('.') or 'the config'} is {d!r}, needs keys and values")
-    if unknown := sorted(map(str, d.keys() - hints.keys())):
+        raise ValueError(f"{where.rstrip('.') or 'the config'} is {_told.repr(d)}, needs keys and values")
+    if unknown := sorted(" ".join(str(k)[:60].split()) for k in d.keys() - hints.keys()):
         raise ValueError(f"unknown config key {where}{unknown[0]}; there are {', '.join(where + k for k in hints)}")
     for k, v in d.items():
         try:
             values[k] = config_from(hints[k], v, f"{where}{k}.") if is_dataclass(hints[k]) else _suits(v, hints[k])
         except TypeError as e:
-            raise ValueError(f"{where}{k} is {v!r}, {e}") from None
+            raise ValueError(f"{where}{k} is {_told.repr(v)}, {e}") from None
     return cls(**values)
+
+
+# %%
+#| export
+def _yaml(text):
+    "YAML as dicts, lists and values; ValueError where it is none."
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except Exception as e:                                                       # YAMLError, and on odd values whatever Python raises
+        raise ValueError(f"not YAML ({(str(e) or type(e).__name__).splitlines()[0][:200]})") from None
+
+
+def read_config(cls, path):
+    "A config dataclass `cls` from a YAML file of at most 1 MB. Raises ValueError that names the file and the reason, and OSError."
+    with open(path, "rb") as f:
+        data = f.read(1_000_001)
+    try:
+        if len(data) > 1_000_000:
+            raise ValueError("larger than 1 MB, which no config is")
+        return config_from(cls, _yaml(data))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
 
 
 def plain(config):
@@ -146,8 +175,6 @@ def plain(config):
 #| export
 def override(config, settings):
     'A copy of `config` with settings such as "run.batch=4"; values are read as YAML. Unknown keys are a ValueError.'
-    import yaml
-
     d = plain(config)
     for setting in settings:
         key, eq, value = setting.partition("=")
@@ -158,9 +185,9 @@ def override(config, settings):
         if not eq or not isinstance(here, dict) or last not in here:
             raise ValueError(f"{setting!r}: no such setting; write key=value with a key as in config.yaml, such as run.batch=4")
         try:
-            here[last] = yaml.safe_load(value) if value.strip() else ""
-        except yaml.YAMLError:
-            raise ValueError(f"{setting!r}: {value!r} is not YAML") from None
+            here[last] = _yaml(value) if value.strip() else ""
+        except ValueError as e:
+            raise ValueError(f"{setting!r}: {e}") from None
     return config_from(type(config), d)
 
 
@@ -1259,6 +1286,8 @@ work.cleanup()
 # 1. **Compute.** FFHQ has 70,000 pictures. How many epochs are 800,000 iterations of 12? How old, in iterations, are the weights that count one percent as much as the newest ones in the average?
 # 2. **Modify.** Give the ring a player more: a second discriminator that sees only the upper half plane. Which methods of `Players` must change?
 # 3. **Break.** Replace the permutation of `Stream` by `torch.randperm(n)`, seeded once at the start. Which check turns red first? Which bug would remain if only the check of the first epoch existed?
+#
+# Worked solutions: [nbs/solutions/13_engine.ipynb](solutions/13_engine.ipynb).
 #
 # ## References
 #

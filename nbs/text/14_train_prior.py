@@ -729,6 +729,8 @@ show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 # 2. **Modify.** Train the dolls with $\gamma$ = 0.1 and 50. Describe both curves. In which of the two does $D$ win?
 # 3. **Break.** Augment only the real pictures in `d_terms`, with `place`. What do the samples of the dolls learn? Which checks of this chapter notice?
 #
+# Worked solutions: [nbs/solutions/14_train_prior.ipynb](solutions/14_train_prior.ipynb).
+#
 # ## References
 #
 # Generator, R1 interval and path length are those of @karras2020stylegan2, mixing is from @karras2019stylegan. The augmentations are DiffAugment [@zhao2020diffaugment]; @karras2020ada reach the same end with a strength that adapts. GFP-GAN [@wang2021gfpgan] takes its prior ready-made.

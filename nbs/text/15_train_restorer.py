@@ -459,9 +459,9 @@ class RestorerTrainer(Trainer):
         return {"r1": self.loss.r1 / 2 * self.loss.r1_every * r1(self.nets["d"](y), y)}
 
     def part_terms(self, b, part):
-        box, side = b["boxes"][:, PARTS.index(part)], self.side(part)
-        score = lambda x: self.call(self.fast[part], crop(x, box, side))[0]
-        return {f"d_{part}": d_logistic(score(b["gt"]), score(b["out"]))}
+        crops = [crop(b[k], b["boxes"][:, PARTS.index(part)], self.side(part)) for k in ("gt", "out")]
+        real, fake = self.call(self.fast[part], torch.cat(crops))[0].chunk(2)
+        return {f"d_{part}": d_logistic(real, fake)}
 
     @torch.no_grad()
     def validate(self):
@@ -851,6 +851,8 @@ ax.imshow(sheet), ax.axis("off");
 # 1. **Compute.** At batch 12, after how many iterations has an update lost half of its influence on the average? And in the live run of this chapter?
 # 2. **Modify.** Train the live run with `adversarial`, `component` and `feature_style` at 0, from the same seed. Compare PSNR and the sheet. Which one looks sharper?
 # 3. **Break.** Remove `.detach()` in `b["out"] = x.detach()`. Which assertion of this chapter turns red first, and what does PyTorch say?
+#
+# Worked solutions: [nbs/solutions/15_train_restorer.ipynb](solutions/15_train_restorer.ipynb).
 #
 # ## References
 #

@@ -826,7 +826,9 @@ for name, (a, b) in REPORTS.items():
 #
 # 1. **Compute.** How many days would the `official` preset's style term add on four V100? Count it with `step_cost`.
 # 2. **Modify.** Add a card to `CARDS` and a price for each, and find the cheapest way to finish in three days.
-# 3. **Break.** Let the first two iterations of `rehearse` count. Which number changes with `--compile`, and by how much?
+# 3. **Break.** Let the first two iterations of `rehearse` count. Which number changes with `--compile`, and by how much, if ten iterations are rehearsed and if four are?
+#
+# Worked solutions: [nbs/solutions/16_full_scale.ipynb](solutions/16_full_scale.ipynb).
 #
 # ## References
 #

@@ -1200,6 +1200,8 @@ show(list(damages.values()), list(damages), cols=5, height=1.0);
 # 1. *Compute.* For two samples of $n$ pictures from one Gaussian with unit covariance in $d$ dimensions, the means alone contribute $2d/n$ to the Fréchet distance on average. Show it, and find out with `Gaussian` how large the share of the covariances in @fig-metrics-bias is.
 # 2. *Modify.* Write `perceptual_distance` so that it looks at the best of nine shifts by at most one pixel. Which damages of the table become cheaper?
 # 3. *Break.* Find a picture that is better than the true face by `niqe[four photos]`, by gradient-free search over contrast, sharpening and noise. What does it look like?
+#
+# Worked solutions: [nbs/solutions/17_metrics.ipynb](solutions/17_metrics.ipynb).
 
 # %% [markdown]
 # ## References

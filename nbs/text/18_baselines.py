@@ -791,6 +791,8 @@ assert (moved[0] - moved[1]).abs().mean() > 0.03                                
 # 1. *Compute.* The answer of @eq-baselines-median is not unique for an even number of truths. What does `torch.median` return for 0.1, 0.2, 0.8, 0.9, and which other answers have the same L1 error?
 # 2. *Modify.* Find the `narrow` at which the U-Net alone has about as many parameters as the full `faces32` model, and write its config with `override`.
 # 3. *Break.* Take the return to the sphere out of `pulse` and divide by the length when drawing instead. Print the length of the codes at every tenth step. Why does the loss stay higher?
+#
+# Worked solutions: [nbs/solutions/18_baselines.ipynb](solutions/18_baselines.ipynb).
 
 # %% [markdown]
 # ## References

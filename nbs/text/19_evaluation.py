@@ -1589,6 +1589,8 @@ compact(show([read_image(work / "chain" / which / f"{i:02}.png") for which in ("
 # 1. *Compute.* How many seeds does a row need until an arrow comes by chance in less than one of 1,000 cells? And how many trainings is that for nine rows?
 # 2. *Modify.* Write the verdict for a paired comparison: bootstrap the difference of two methods picture by picture. For which of the damaged sets of this chapter is the paired interval much narrower than the two single ones, and why?
 # 3. *Break.* Let `_numbers` skip the line that counts the unmeasured. Which check of this chapter turns red? If none does, write it.
+#
+# Worked solutions: [nbs/solutions/19_evaluation.ipynb](solutions/19_evaluation.ipynb).
 
 # %% [markdown]
 # ## References

@@ -296,22 +296,31 @@ class FusedGFPGAN(nn.Module):
     Build it with `fuse`. It holds copies of the weights, in `dtype`, laid out channels last; it cannot be trained.
     """
 
-    def __init__(self, net, dtype=torch.float32):
+    def __init__(self, net, dtype=torch.float32, consume=False):
         super().__init__()
         c, unet, self.dtype = net.config, net.unet, dtype
-        self.config, conv = c, lambda m: FusedConv2d(m, dtype)
+
+        def made(kind, module, *words):
+            fused = kind(module, *words, dtype)
+            for p in module.parameters() if consume else ():                # never two whole networks in memory
+                p.data = p.data.new_empty(0)
+            return fused
+
+        self.config, conv = c, lambda m: made(FusedConv2d, m)
         block = lambda b: nn.ModuleDict({k: conv(getattr(b, k)) for k in ("conv1", "conv2", "skip")})
         self.first, self.last = conv(unet.first), conv(unet.last)
         self.down, self.up = (nn.ModuleList(map(block, blocks)) for blocks in (unet.down, unet.up))
         self.resample = FusedResample(unet.down[0].resample, dtype)
-        if not c.use_prior:
+        if not c.use_prior or c.prior_share < 1:
             self.rgb = conv(unet.to_rgb[-1])
+        if not c.use_prior:
             return
         hold, prior = lambda v: nn.Parameter(v.to(dtype), requires_grad=False), net.decoder.synthesis
-        self.to_w, self.w_shift = hold(net.to_w.weight * net.to_w.weight_gain), hold(net.to_w.bias * net.to_w.bias_gain)
+        self.w_shift = hold(net.to_w.bias * net.to_w.bias_gain)
+        self.to_w = made(lambda m, dtype: hold(m.weight * m.weight_gain), net.to_w)              # at 512 px nearly half of all weights
         self.heads = nn.ModuleList(nn.ModuleList(map(conv, [*h.scale, *h.shift])) for h in (net.heads if c.sft != "none" else ()))
-        self.convs = nn.ModuleList(FusedStyleConv(m, getattr(prior, f"noise{i}"), dtype) for i, m in enumerate(prior.convs))
-        self.to_rgbs = nn.ModuleList(FusedModulatedConv2d(m.conv, m.bias, dtype) for m in prior.to_rgbs)
+        self.convs = nn.ModuleList(made(FusedStyleConv, m, getattr(prior, f"noise{i}")) for i, m in enumerate(prior.convs))
+        self.to_rgbs = nn.ModuleList(made(lambda m, dtype: FusedModulatedConv2d(m.conv, m.bias, dtype), m) for m in prior.to_rgbs)
         self.constant, self.n_codes = nn.Parameter(prior.constant.to(dtype, memory_format=torch.channels_last, copy=True), requires_grad=False), prior.n_codes
 
     @torch.inference_mode()
@@ -323,7 +332,8 @@ class FusedGFPGAN(nn.Module):
         if not c.use_prior:
             return self.rgb(spatial[-1]).float(), []
         w = F.linear(latent.contiguous().flatten(1), self.to_w, self.w_shift).float().unflatten(1, (-1, c.style_dim)).expand(-1, self.n_codes, -1)
-        return self.draw(w, spatial).float(), []
+        image = self.draw(w, spatial).float()
+        return (torch.lerp(self.rgb(spatial[-1]).float(), image, c.prior_share) if c.prior_share < 1 else image), []
 
     def clean(self, x):
         "The U-Net (@sec-unet): x -> F_latent, F_spatial [8..S]."
@@ -362,15 +372,16 @@ class FusedGFPGAN(nn.Module):
 
 # %%
 #| export
-def fuse(net, dtype=torch.float32):
+def fuse(net, dtype=torch.float32, consume=False):
     """The same restorer, faster: `net` (a GFPGAN, or what `fuse` returned) -> FusedGFPGAN with its own copy of the weights.
 
+    `consume`: the weights of `net` are freed as they are copied, and it can no longer be used; for `fuse(load_weights(…), consume=True)`.
     float32 differs from `net` by rounding; bfloat16 and float16 halve the memory and lose a little (@sec-speed).
     """
     if isinstance(net, FusedGFPGAN):
         return net
     with torch.no_grad():
-        return FusedGFPGAN(net, dtype)
+        return FusedGFPGAN(net, dtype, consume)
 
 
 # %% [markdown]
@@ -541,17 +552,43 @@ assert rows["GFPGANv1"]["ratio"]["fused fp32"] > 4 and rows["GFPGANv1"]["ratio"]
 # %% [markdown]
 # Most of what is left is convolution, so little more can be had without changing the network. onnxruntime, with convolutions of its own, is ahead of the fused float32, and behind the fused bfloat16. Autocast on the official network helps far less than the fused bfloat16, because it converts weights and maps at every layer. As written, ours is no faster than the official clean networks: readable code and fast code are two things, and this chapter is the bridge.
 #
+# Could a compiler do all this? `torch.compile` reads the network as written, joins neighbouring operations and writes code for them, which takes its time at the first picture.
+
+# %%
+c = bench["compile"]
+print(f"torch.compile, GFPGANv1: first picture after {c['first_picture']:.0f} s, then {c['compiled']:.2f} s; as written {c['plain']:.2f} s, fused {rows['GFPGANv1']['seconds']['fused fp32']:.2f} s")
+pays = c["first_picture"] / (c["plain"] - c["compiled"])
+print(f"it pays after {pays:.0f} pictures, against the network as written")
+assert c["speedup"] > 1.2 and c["compiled"] > rows["GFPGANv1"]["seconds"]["fused fp32"]
+
+# %% [markdown]
+# It finds much of it, but not the folding of styles into weights (@eq-speed-fold) nor the bilinear form of the filter (@eq-speed-bilinear), which need to know what the network means. Fusing by hand is quicker and starts at once. For training, where a step is repeated for days, compiling is worth its minute (@sec-full-scale).
+#
 # Memory matters as well. The next cell gives the peak of a process that does nothing but load the weights and restore one face.
 
 # %%
 for name, r in rows.items():
     whole, after = r["peak_bytes"], r["peak_bytes_after_loading"]
     print(f"{name:12} weights {r['weights_bytes'] / 1e9:.2f} GB; peak in GB (after loading): " + ", ".join(f"{k} {whole[k] / 1e9:.2f} ({after[k] / 1e9:.2f})" for k in whole if k != "import only"))
-    assert after["fused bf16"] < after["fused fp32"] < whole["official"]
+    assert whole["fused bf16"] < whole["fused fp32"] < whole["official"]
 print(f"import torch alone: {rows['GFPGANv1']['peak_bytes']['import only'] / 1e9:.2f} GB")
+assert all(rows[name]["peak_bytes"]["fused fp32"] < 1.3e9 for name in ("GFPGANv1", "Clean, cm 1")) and all(r["peak_bytes"]["fused bf16"] < 1.3e9 for r in rows.values())
 
 # %% [markdown]
-# Before any weights are loaded, PyTorch itself takes its share, since its libraries are large; onnxruntime comes without them and needs the least of all. Loading holds the weights twice for a moment, once as read and once in the network, and until `fuse` returns the plain and the fused network live side by side. So fusing does not lower the peak of the whole process by much; in bfloat16 it lowers what comes after.
+# Before any weights are loaded, PyTorch itself takes its share, since its libraries are large; onnxruntime comes without them and needs the least of all. Three habits keep ours low. `load` reads one tensor at a time and closes the file in between, as what has been read of an open file counts too.
+# It compares names and shapes with an outline of the network and not with one on torch's meta device, whose first use imports a compiler of 150 MB. And `fuse(…, consume=True)` frees each layer as it is copied. What is left above the libraries and the weights are maps: the clean network of twice the channels, resized before it is convolved, holds 300 MB of them at 512 px.
+#
+# ## Before anything happens
+#
+# Whoever asks for help should not wait for a deep-learning library. `gfpgan_edu` imports its modules when they are first used, and the command line reads its options before it imports torch. `tests/bench/startup.py` starts a new process for each case.
+
+# %%
+startup = json.loads(Path("../figures/bench/startup.json").read_text())
+for name, seconds in startup["seconds"].items():
+    limit = startup["budget"].get(name)
+    print(f"{name:46}{seconds:6.2f} s" + (f", at most {limit} s" if limit else ""))
+    assert limit is None or seconds < limit
+assert startup["restore_over_torch"] < 0.3
 
 # %% [markdown]
 # ## Paper, official code, ours
@@ -572,7 +609,7 @@ print(f"import torch alone: {rows['GFPGANv1']['peak_bytes']['import only'] / 1e9
 # ## What users trip over
 # - **bfloat16 is not fast everywhere.** The processor measured here has instructions for it (`avx512_bf16` among its flags; the json lists them). Without such instructions each product has to be computed by way of float32. Time both on your machine, and take float32 if in doubt.
 # - **One channels-first operation undoes the rest.** Code that calls `.contiguous()` or `.view` between layers brings back the usual order, silently.
-# - **`fuse` copies.** The net it was made from stays in memory until nobody holds it: write `net = fuse(load_weights("v1.4"))`.
+# - **`fuse` copies.** Two networks are in memory for a moment. Where that is too much, `fuse(load_weights("v1.4"), consume=True)` frees the first layer by layer, as `restore` and the command line do.
 # - **A fused net cannot be trained**, saved with `save` or exported. Keep the weights file.
 # - **More threads than cores make it slower.** `OMP_NUM_THREADS` sets how many are taken.
 # :::
@@ -590,6 +627,8 @@ print(f"import torch alone: {rows['GFPGANv1']['peak_bytes']['import only'] / 1e9
 # 1. **Compute.** For a clean network with `channel_multiplier=2`, from which size on is the style multiplied into the weight? Change `widths(512)` in the table and compare.
 # 2. **Modify.** Let `FusedModulatedConv2d` fold for batches too, with `groups=b`. From which batch on is it slower than multiplying the maps?
 # 3. **Break.** Replace `h = h + skip` in `clean` by `h += skip`. Which check turns red? Whose map was written over?
+#
+# Worked solutions: [nbs/solutions/20_speed.ipynb](solutions/20_speed.ipynb).
 #
 # ## References
 #

@@ -3,32 +3,43 @@
 #
 # > A tool that restores a thousand photos must survive the one that is not a photo.
 #
-# **You will build** the command `gfpgan-edu`: restore a photo or a folder, list and fetch weights, with error messages of one line, exit codes that a script can trust, and help that appears at once. **Needs** @sec-photos and @sec-weights. **Runs in** about 15 s on a laptop CPU.
+# **You will build** the command `gfpgan-edu`: restore or damage photos and folders of them, look after weights, train, measure, and find out what is wrong with an installation, with error messages of one line, exit codes that a script can trust, and help that appears at once. **Needs** @sec-photos, @sec-pictures and @sec-weights. **Runs in** about 15 s on a laptop CPU.
 
 # %%
 #| default_exp cli
 
 # %%
 #| export
+import errno
+import io
+import json
+import os
+import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 
 import tyro
 
 # %%
-import io
-import os
+import shutil
 import subprocess
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import entry_points
 from unittest.mock import patch
 
+import torch
 from fastcore.test import test_fail
+from IPython.display import Markdown
+from PIL import Image
 from tqdm import tqdm
 
+from gfpgan_edu import bundled, photos, weights
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
 from gfpgan_edu.pictures import read_image, write_image
@@ -45,34 +56,41 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output");
 # %% [markdown]
 # ## What a command owes its user
 #
-# People call a command from scripts, on folders they have not looked through, over night. Four habits make that work.
+# People call a command from scripts, on folders they have not looked through, over night. Five habits make that work.
 #
 # - **Results on stdout, complaints on stderr.** A script can keep one and show the other.
 # - **One line per complaint**, with the file and the reason. A Python traceback tells a user nothing; a line can be searched for.
 # - **One bad file does not stop the others.** It is named, and the work goes on.
+# - **Nothing is lost.** Originals are never touched, results are replaced only with `--force`, and a run that was broken off goes on where it was.
 # - **The exit code tells what happened**, as @tbl-cli-codes lists.
 #
 # | code | meaning |
 # |---|---|
-# | 0 | everything that was asked for is done |
+# | 0 | everything that was asked for is done, now or before |
 # | 1 | some files failed, the others are done |
-# | 2 | nothing was done: bad usage, no weights, no place to write, or every file failed |
+# | 2 | nothing was done: bad usage, no weights, no place to write, or every file failed; for `doctor`: something needed is missing |
 # | 130 | interrupted with Ctrl-C (128 + the number of the signal, as shells do); finished files are kept |
+# | 141 | the program that read the output went away, as `head` does (128 + 13) |
 #
 # : Exit codes of `gfpgan-edu` {#tbl-cli-codes}
 
 # %%
 #| export
-DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED = 0, 1, 2, 130                 # exit codes
+DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141   # exit codes
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def photos_in(path):
-    "The picture files of a folder (by suffix, sorted, not its subfolders), or the one file named. Raises OSError where there is nothing."
-    path.stat()
-    if not path.is_dir():
-        return [path]
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+def reason(error, path=""):
+    "Why, in a few words and without the name of the file; the kind of error only where it is not one of those we expect."
+    if getattr(error, "strerror", None):
+        return error.strerror.lower()
+    text = str(error).removeprefix(f"{path}: ").removeprefix("image: ")
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def told(error):
+    "An error as a message: the system's own with the file they are about, all others as they are."
+    return f"{error.filename}: {reason(error)}" if getattr(error, "filename", None) else str(error)
 
 
 def make_writable(folder):
@@ -97,8 +115,11 @@ def one_line(message):
 
 
 def complain(message):
-    "One line on stderr, over a progress bar if there is one."
+    "One line on stderr, over a progress bar if there is one. Where nobody reads stdout any more, that is not for the user but for `main`."
     from tqdm import tqdm
+
+    if isinstance(message, BrokenPipeError):
+        raise message
 
     tqdm.write(f"gfpgan-edu: {one_line(message)}", file=sys.stderr)
 
@@ -131,6 +152,7 @@ def loop(say):
     return on_screen(screen)
 
 
+# %%
 assert loop(complain)[:2] == ["gfpgan-edu: file 1 is broken", "gfpgan-edu: file 3 is broken"]
 garbled = loop(lambda m: print(m, file=sys.stderr))
 assert not any(line.startswith("file") for line in garbled)                 # a plain print ends up behind the bar
@@ -140,123 +162,489 @@ assert quiet.getvalue() == ""                                               # no
 
 
 # %% [markdown]
+# ## Which pictures, and where their results go
+#
+# A folder is read by the suffixes of its files. It may hold things that wait: a link that points to itself, a link to nothing, a named pipe from which a program would read for ever (`read_picture` of @sec-pictures refuses all three). With `--recursive` there may be a link to the folder above, and following it never ends, or a subfolder that may not be opened. So links to folders are not followed,
+# a subfolder that cannot be read counts as one failure, and everything else is left to the moment when its turn comes.
+#
+# A result has the name and suffix of its photo, below the folder of results. `a.jpg` and `a.png` stay apart that way, and the tree is kept. Two photos of the same name from two folders would meet; that is refused before anything is done.
+
+# %%
+#| export
+def photos_in(path, recursive=False, leave_out=()):
+    """The picture files of a folder (by suffix, sorted), or the one file named -> (paths, {subfolder that cannot be read: reason}).
+
+    `recursive`: subfolders too, through no links and without the folders `leave_out`. Raises OSError where there is nothing to read.
+    """
+    path.stat()
+    if not path.is_dir():
+        return [path], {}
+    os.scandir(path).close()
+    found, closed, skip = [], {}, {os.path.realpath(folder) for folder in leave_out}
+    for folder, subfolders, names in os.walk(path, onerror=lambda e: closed.update({Path(e.filename): reason(e)})):
+        subfolders[:] = [s for s in subfolders if recursive and os.path.realpath(os.path.join(folder, s)) not in skip]
+        found += [Path(folder, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found), closed
+
+
+def plan(sources, out, recursive=False, leave_out=()):
+    "Files and folders -> ([(picture, where its result goes)], {subfolder that cannot be read: reason}). Raises OSError or ValueError."
+    if not sources:
+        raise ValueError("no photo is named")
+    owners, closed = {}, {}
+    for source in sources:
+        paths, locked = photos_in(source, recursive, (out, *leave_out))
+        if not paths and not locked:
+            raise ValueError(f"{source}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+        closed |= locked
+        for path in paths:
+            target = out / path.relative_to(source if source.is_dir() else source.parent)
+            if (other := owners.setdefault(target, path)) != path:
+                raise ValueError(f"{path}: its result would have the name of that of {other}; give them folders of their own")
+    return [(path, target) for target, path in owners.items()], closed
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    d = Path(d)
+    for name in ("b.jpg", "a.png", "a.jpg", "notes.txt", "deep/er/c.tif", "out/a.jpg"):
+        (d / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (d / "in" / name).touch()
+    (d / "in/deep/up").symlink_to(d / "in", target_is_directory=True)       # a link to the folder above
+    (d / "in/self.jpg").symlink_to("self.jpg")                              # a link to itself
+    for recursive in (False, True):
+        pairs, closed = plan([d / "in"], d / "in/out", recursive)
+        print(f"recursive={recursive}: {[target.relative_to(d / 'in/out').as_posix() for _, target in pairs]}")
+        assert len(pairs) == 4 + recursive and not closed
+    test_fail(lambda: plan([d / "in", d / "in/out/a.jpg"], d / "x"), exc=ValueError, contains="would have the name")
+
+
+# %% [markdown]
+# ## Keeping account
+#
+# A run over many pictures ends with an account: so many done, so many done before, so many without a face, so many failed and why. Ten thousand photos with a hundred broken ones give a hundred lines on the way, but a handful of reasons at the end.
+#
+# A program that calls the command should not have to read prose. With `--json` stdout holds one JSON object per line and nothing else. @tbl-cli-json names the fields. File names come as they are, with JSON's escapes, so a name with a line break in it takes one line all the same.
+#
+# | field | of a picture | of the last line |
+# |---|---|---|
+# | `status` | `done`, `done_before`, `no_face`, `failed` | `summary` |
+# | `photo`, `result` | path of the original; path of the result, where there is one | – |
+# | `reason` | why not, or null | – |
+# | `notes` | sentences such as that the face is larger than the model | – |
+# | `faces`, `boxes` | `restore`: how many, and where in the photo (x0, y0, x1, y1) | – |
+# | `params` | `degrade`: the draw | – |
+# | `copied` | `restore --video`: whether the frame has no face and was copied | – |
+# | `photos`, `done`, `done_before`, `no_face`, `failed`, `left` | – | how many in all, and of each kind; left: never begun |
+# | `reasons`, `out`, `exit_code` | – | how often each reason; folder of the results; as in @tbl-cli-codes |
+#
+# : What `--json` prints {#tbl-cli-json}
+
+# %%
+#| export
+@dataclass
+class Account:
+    "What became of the pictures of a run: complaints and notes on stderr, with `json` one line each on stdout, and a summary at the end."
+
+    total: int
+    out: Path
+    verb: str = "restored"
+    json: bool = False
+    counts: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
+
+    def tell(self, path, status, why=None, notes=(), **more):
+        "One picture: status done, done_before, no_face or failed."
+        self.counts[status] += 1
+        for text in (why, *notes):
+            if text:
+                complain(f"{path}: {text}")
+        if why:
+            self.reasons[one_line(why)] += 1
+        self.print(photo=str(path), status=status, reason=why, notes=list(notes), **more)
+
+    def print(self, **record):
+        from tqdm import tqdm
+
+        if self.json:
+            tqdm.write(json.dumps(record), file=sys.stdout)
+            sys.stdout.flush()
+
+    def end(self, code=None):
+        "Print the summary -> exit code."
+        c = {status: self.counts[status] for status in ("done", "done_before", "no_face", "failed")}
+        left = self.total - sum(c.values())
+        if code is None:
+            code = DONE if not (c["no_face"] or c["failed"] or left) else SOME_FAILED if c["done"] or c["done_before"] else NOTHING_DONE
+        self.print(status="summary", photos=self.total, **c, left=left, reasons=dict(self.reasons.most_common()), out=str(self.out), exit_code=code)
+        if not self.json:
+            words = [f"{n} {word}" for n, word in ((c["done_before"], "done before"), (c["no_face"], "without a face"), (c["failed"], "failed"), (left, "left")) if n]
+            print(one_line(f"{c['done']} of {self.total} {self.verb} into {self.out}{': ' * bool(words)}{', '.join(words)}"))
+            for why, n in self.reasons.most_common(10) if self.total > 1 else ():
+                print(f"  {n} × {why}")
+        return code
+
+
+# %% [markdown]
+# The loop takes one picture after the other. It knows the errors that are expected. For the rest (out of memory, a bug) it names the kind of error too, so that a report of it is of use. One error ends the loop: where no disk space is left, the next photo would be restored for nothing.
+
+# %%
+#| export
+def each_picture(pairs, work, account):
+    "Call work(path, target) -> what there is to tell, for every pair; what fails is told, and the next picture is taken."
+    from tqdm import tqdm
+
+    from gfpgan_edu.photos import NoFace
+
+    for path, target in tqdm(pairs, unit="photo", disable=len(pairs) < 2 or None):      # None: a bar on a terminal only
+        try:
+            if target.exists() and target.samefile(path):
+                raise ValueError("the result would overwrite the original")
+            told = work(path, target)
+        except NoFace as e:
+            account.tell(path, "no_face", reason(e, path))
+        except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
+            account.tell(path, "failed", reason(e, path))
+            if {errno.ENOSPC, errno.EDQUOT, errno.EROFS} & {getattr(x, "errno", None) for x in (e, e.__cause__)}:
+                complain(f"{account.out}: no more can be written; the same command goes on when there is room")
+                break
+        else:
+            account.tell(path, "done", result=str(target), **told)
+
+
+# %% [markdown]
 # ## A command is a dataclass
 #
 # The options of a command are typed fields with a default and a sentence each: what a dataclass is. `tyro` reads the class and makes the parser, the help and the error messages from it, so there is one place where an option lives. The work is a method `run` that returns the exit code.
 #
 # Nothing heavy is imported at the top. PyTorch takes seconds to load, and a user who asks for help, or has mistyped an option, should not wait for it. So each `run` imports what it needs.
+#
+# Two commands go through pictures, `restore` and `degrade`. What they share is a class of its own: the places, and the rule that a result which is there already is done. That rule makes every run resumable, since `write_picture` (@sec-pictures) puts a result under its name only when it is complete. A folder in which nothing is left to do ends without loading PyTorch.
 
 # %%
 #| export
 @dataclass
-class Restore:
-    """Restore the faces in a photo or in all photos of a folder.
+class OnPictures:
+    "What `restore` and `degrade` have in common."
 
-    Example: gfpgan-edu restore holiday.jpg --out restored
-    """
-
-    photo: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO_OR_FOLDER")]
-    "A picture file, or a folder of them."
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO_OR_FOLDER", help_behavior_hint="(one or more)")]
+    "Picture files, or folders of them."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the results, made if missing; names stay the same, originals are never touched, older results are replaced."
-    weights: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = "bundled"
-    "bundled, v1, v1.2, v1.3, v1.4 (downloaded once), or a .safetensors or .pth file."
+    "Folder for the results, made if missing; names stay the same, originals are never touched. A result that is there already counts as done."
+    recursive: bool = False
+    "Search subfolders too; the results keep their tree."
+    force: bool = False
+    "Do everything again and replace results that are there."
+    json: bool = False
+    "Print one JSON object per photo and one for the summary, and nothing else on stdout."
 
-    def run(self):
+    def each(self, verb, start, *others):
+        "Check all places, `others` for further results too, then call start() -> work, and work on every picture that is not done yet -> exit code."
         try:
-            paths = photos_in(self.photo)
-        except OSError as e:
-            complain(f"{self.photo}: {(e.strerror or str(e)).lower()}")
+            pairs, closed = plan(self.photos, self.out, self.recursive, others)
+        except (OSError, ValueError) as e:
+            complain(told(e))
             return NOTHING_DONE
-        if not paths:
-            complain(f"{self.photo}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
-            return NOTHING_DONE
+        for folder in (self.out, *others):
+            try:
+                make_writable(folder)
+                if any(folder.samefile(source if source.is_dir() else source.parent) for source in self.photos):
+                    raise OSError(errno.EEXIST, "the results would overwrite the originals; choose another folder")
+            except OSError as e:
+                complain(f"{folder}: cannot be used for the results ({reason(e)})")
+                return NOTHING_DONE
+        before = [not self.force and target.is_file() and os.path.realpath(target) != os.path.realpath(path) for path, target in pairs]
         try:
-            make_writable(self.out)
-            if self.out.samefile(paths[0].parent):
-                raise OSError(17, "the results would overwrite the originals; choose another folder")
-        except OSError as e:
-            complain(f"{self.out}: cannot be used for the results ({(e.strerror or str(e)).lower()})")
+            work = None if all(before) else start()
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(e)
             return NOTHING_DONE
-        done = restore_all(paths, self.out, self.weights)
-        if done is None:
-            return NOTHING_DONE
-        print(one_line(f"{done} of {len(paths)} restored into {self.out}"))
-        return DONE if done == len(paths) else SOME_FAILED if done else NOTHING_DONE
+        account = Account(len(pairs) + len(closed), self.out, verb, self.json)
+        try:
+            for path, why in closed.items():
+                account.tell(path, "failed", why)
+            for (path, target), there in zip(pairs, before):
+                if there:
+                    account.tell(path, "done_before", result=str(target))
+            each_picture([pair for pair, there in zip(pairs, before) if not there], work, account)
+        except KeyboardInterrupt:
+            account.end(INTERRUPTED)
+            raise
+        return account.end()
 
 
 # %% [markdown]
-# `restore_all` loads the network once and keeps going whatever a photo does. It knows the errors that are expected. For the rest (out of memory, a bug) it names the kind of error too, so that a report of it is of use.
+# `restore` reads a `Picture` and writes one, so transparency, profile and EXIF come along. With `--video` the folder is one clip, and `restore_video` (@sec-photos) sees all frames before it restores the first. A clip cannot be done in two halves, so results that are there, all or some, are an error unless `--force` is given.
 
 # %%
 #| export
-def restore_all(paths, out, weights):
-    "Restore each photo into the folder `out`, complaining about those that fail -> how many are done; None where the weights fail."
-    from tqdm import tqdm
+def fitted(alpha, image):
+    "Transparency (h, w) or None, enlarged as the photo was: to the size of `image`."
+    from PIL import Image
 
-    from gfpgan_edu.inference import fuse
-    from gfpgan_edu.photos import restore
-    from gfpgan_edu.pictures import PhotoError, write_image
-    from gfpgan_edu.weights import WeightsError, load_weights
+    if alpha is None or alpha.shape == image.shape[:2]:
+        return alpha
+    import numpy as np
 
-    try:
-        net = fuse(load_weights(weights, progress=sys.stderr.isatty()))
-    except WeightsError as e:
-        complain(e)
-        return None
-    done = 0
-    for path in tqdm(paths, unit="photo", disable=len(paths) < 2 or None):  # None: a bar on a terminal only
+    return np.array(Image.fromarray(alpha).resize(image.shape[1::-1], Image.Resampling.LANCZOS))
+
+
+def save_faces(folder, name, faces, force):
+    "The aligned pairs (before, after) of one photo as folder/NAME-1-before.png, folder/NAME-1-after.png, …; what is there stays unless `force`."
+    from gfpgan_edu.pictures import write_image
+
+    for i, pair in enumerate(faces, 1):
+        for which, face in zip(("before", "after"), pair):
+            path = folder / f"{name}-{i}-{which}.png"
+            if force or not path.exists():
+                write_image(path, face)
+
+
+# %%
+#| export
+@dataclass
+class Restore(OnPictures):
+    """Restore the faces in photos, or in all photos of folders.
+
+    Example: gfpgan-edu restore holiday.jpg --out restored
+
+    Example: gfpgan-edu restore holiday --out restored --recursive --weights v1.4 --json > log.jsonl
+
+    Example: gfpgan-edu restore frames --video --out restored-frames
+    """
+
+    weights: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = "bundled"
+    "bundled, v1, v1.2, v1.3, v1.4 (downloaded once), or a .safetensors or .pth file."
+    fidelity: Annotated[Optional[float], tyro.conf.arg(metavar="0..1")] = None
+    "How much of the degraded face is blended in: 0 the network's face, 1 the photo's; default: what the weights were made for."
+    only_center: bool = False
+    "Only the face nearest to the middle of the photo."
+    aligned: bool = False
+    "The pictures are aligned faces already: no detection."
+    upscale: Annotated[float, tyro.conf.arg(metavar="K")] = 1
+    "Enlarge the photo K times, the background by Lanczos interpolation."
+    save_faces: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
+    "Folder for the aligned faces before and after: PHOTO-1-before.png, PHOTO-1-after.png, …"
+    video: bool = False
+    "A folder holds the frames of one clip, in the order of their names: landmarks are smoothed over time, frames without a face are copied."
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps."
+
+    def run(self):
+        return self.clip() if self.video else self.each("restored", self.start, *([self.save_faces] if self.save_faces else []))
+
+    def start(self):
+        "Load the network -> work(path, target) for one photo."
+        from gfpgan_edu.photos import restore
+        from gfpgan_edu.pictures import read_picture, write_picture
+
+        options = dict(only_center=self.only_center, aligned=self.aligned, **self.options())
+        net = self.network()
+
+        def work(path, target):
+            picture = read_picture(path)
+            result = restore(picture.pixels, net, **options)
+            if self.save_faces:                                             # before the photo: where its result is, its faces are too
+                save_faces(self.save_faces / target.parent.relative_to(self.out), target.name, result.faces, self.force)
+            write_picture(target, replace(picture, pixels=result.image, alpha=fitted(picture.alpha, result.image)))
+            return dict(notes=(*picture.notes, *result.notes), faces=len(result.faces), boxes=[[round(float(v), 1) for v in box] for box in result.boxes])
+
+        return work
+
+    def options(self):
+        "What `restore` and `restore_video` both take, checked before the first photo."
+        from gfpgan_edu.photos import pick_device
+
+        if self.fidelity is not None and not 0 <= self.fidelity <= 1:
+            raise ValueError(f"--fidelity is {self.fidelity:g}, needs a number from 0 to 1")
+        if not 1 <= self.upscale <= 16:
+            raise ValueError(f"--upscale is {self.upscale:g}, needs a number from 1 to 16")
+        return dict(fidelity=self.fidelity, upscale=self.upscale, device=pick_device(self.device))
+
+    def network(self):
+        from gfpgan_edu.inference import fuse
+        from gfpgan_edu.weights import load_weights
+
+        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()))
+
+    def clip(self):
+        "Restore the frames of one clip -> exit code. A frame without a face is copied and counts as done."
         try:
-            target = out / path.name
-            if target.exists() and target.samefile(path):
-                raise PhotoError(f"{path}: the result would overwrite the original")
-            write_image(target, restore(path, net).image)
-            done += 1
-        except PhotoError as e:
-            complain(e)
-        except Exception as e:                                              # unforeseen; the other photos are done all the same
-            complain(f"{path}: {type(e).__name__}: {e}")
-    return done
+            frames, *others = self.photos or (None,)
+            if others or not frames or not frames.is_dir():
+                raise ValueError("--video takes one folder of frames")
+            if self.only_center or self.aligned or self.save_faces or self.recursive:
+                raise ValueError("--video goes without --only-center, --aligned, --save-faces and --recursive")
+            pairs, _ = plan(self.photos, self.out)
+            make_writable(self.out)
+            if (there := sum(target.exists() for _, target in pairs)) and not self.force:
+                raise ValueError(f"{self.out}: holds {there} of the {len(pairs)} frames already; --force replaces them")
+            options = self.options()
+
+            from gfpgan_edu.photos import restore_video
+
+            done = restore_video(frames, self.out, self.network(), progress=sys.stderr.isatty(), **options)
+        except (ValueError, OSError, RuntimeError) as e:
+            complain(told(e))
+            return NOTHING_DONE
+        account = Account(len(pairs), self.out, "restored", self.json)
+        for name in (*done.restored, *done.copied):
+            account.tell(frames / name, "done", result=str(self.out / name), copied=name in done.copied)
+        for path, why in done.failures:
+            account.tell(path, "failed", why.removeprefix(f"{path}: "))
+        for note in done.notes:
+            complain(f"{frames}: {note}")
+        return account.end()
+
+
+# %% [markdown]
+# `degrade` is the other direction: the damage of @sec-degradation on any photos. Each picture has a draw of its own, from the seed and the picture's name below the folder, so the result does not depend on which other pictures are there or in which order they come.
+
+# %%
+#| export
+@dataclass
+class Degrade(OnPictures):
+    """Damage photos as training does: blur, loss of pixels, noise, JPEG, colour. Each has a draw of its own, from the seed and its name.
+
+    Example: gfpgan-edu degrade faces --out damaged --ranges severe --seed 1
+    """
+
+    ranges: Literal["paper", "official", "severe", "extreme"] = "paper"
+    "What the damage is drawn from."
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    "Another seed, another draw; the same seed, the same pixels."
+    size: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
+    "Side of the faces that blur and loss of pixels are scaled to; default: the shorter side of each picture."
+
+    def run(self):
+        if self.seed < 0 or self.size is not None and self.size < 1:
+            complain(f"--seed {self.seed} --size {self.size}: needs a seed from 0 and a size from 1 up")
+            return NOTHING_DONE
+        return self.each("degraded", self.start)
+
+    def start(self):
+        import numpy as np
+
+        from gfpgan_edu.degradation import PRESETS, degrade, sample_params
+        from gfpgan_edu.pictures import read_picture, write_picture
+
+        def work(path, target):
+            picture = read_picture(path)
+            ranges = PRESETS[self.ranges].at(self.size or min(picture.pixels.shape[:2]))
+            params = sample_params(np.random.default_rng([self.seed, *os.fsencode(target.relative_to(self.out))]), ranges)
+            write_picture(target, replace(picture, pixels=degrade(picture.pixels, params)))
+            return dict(notes=picture.notes, params=json.loads(params.to_json()))
+
+        return work
+
+
+# %% [markdown]
+# ## Weights, in and out
+#
+# `weights` lists the official files, fetches one into the cache and checks its SHA-256, tells what a file holds, and converts between our safetensors and the official `.pth` (@sec-weights). `export` writes weights as an ONNX file (@sec-speed), for programs without PyTorch. Both leave a file alone that is there already, unless `--force` is given.
+
+# %%
+#| export
+def check_target(path, suffixes, force):
+    "Raise ValueError unless a file may be written at `path`; its folder is made."
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: its name must end in {' or '.join(suffixes)}")
+    if path.is_dir() or path.exists() and not force:
+        raise ValueError(f"{path}: " + ("is a folder" if path.is_dir() else "exists; --force replaces it"))
+    try:
+        make_writable(path.parent)
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be written ({reason(e)})") from e
+
+
+def write_official(net, path):
+    "The official form of a GFPGAN as a .pth file, under the key params_ema, atomically."
+    import torch
+
+    from gfpgan_edu.weights import to_official
+
+    part = path.with_name(f"{path.name}.part")
+    try:
+        torch.save({"params_ema": to_official(net)}, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # %%
 #| export
 @dataclass
 class Weights:
-    """List, download or look into weights.
+    """List, download, look into or convert weights.
 
     Example: gfpgan-edu weights fetch v1.4
+
+    Example: gfpgan-edu weights convert v1.4 gfpgan14.safetensors --half
     """
 
-    action: Annotated[Literal["list", "fetch", "info"], tyro.conf.Positional]
-    "list the known names, fetch one into the cache, or show what a .safetensors file holds."
+    action: Annotated[Literal["list", "fetch", "info", "convert"], tyro.conf.Positional]
+    "list the known names, fetch one into the cache, show what a .safetensors file holds, or convert one kind of file into the other."
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME_OR_FILE")] = ""
-    "A name (fetch) or a file (info); without one, info shows the bundled weights."
+    "A name (fetch), a file (info; without one, the bundled weights), or either (convert)."
+    out: Annotated[Optional[Path], tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
+    "convert: the file to write, .safetensors (ours) or .pth (official)."
+    family: Optional[Literal["v1", "bilinear", "clean"]] = None
+    "convert: the official class that a .pth belongs to; v1 and bilinear cannot be told apart by the file."
+    clean: bool = False
+    "convert: multiply all scales into the weights, as the official clean files have them (bilinear networks only)."
+    half: bool = False
+    "convert: 16 bits a number in a .safetensors file, half the size."
+    force: bool = False
+    "convert: replace the file if it is there."
 
     def run(self):
-        from gfpgan_edu import weights as w
-
         try:
-            if self.action == "list":
-                print(f"bundled   inside the package, {w.BUNDLED}")
-                for r in w.RELEASES.values():
-                    print(f"{r.name:9} {r.family:6} {r.note}; {r.url}; SHA-256 {r.sha256 or 'not published'}")
-                print(f"licence of the official files: {w.LICENCE}")
-            elif self.action == "fetch":
-                if self.what not in w.RELEASES:
-                    raise w.WeightsError(f"{self.what or 'no name given'}: known are {', '.join(w.RELEASES)}")
-                print(w.download(self.what, progress=sys.stderr.isatty()))
-            else:
-                for k, v in w.read_header(w.bundled_path() if self.what in ("", "bundled") else self.what).items():
-                    print(f"{k}: {v}")
-        except w.WeightsError as e:
+            getattr(self, self.action)()
+        except (ValueError, OSError) as e:                                  # WeightsError is a ValueError
             complain(e)
             return NOTHING_DONE
         return DONE
 
+    def list(self):
+        from gfpgan_edu import weights as w
 
-# %% [markdown]
-# `export` writes weights as an ONNX file (@sec-speed), for programs without PyTorch. A file that is there already stays as it is unless `--force` is given: unlike the results of `restore`, it need not be ours.
+        print(f"bundled   inside the package, {w.BUNDLED}")
+        for r in w.RELEASES.values():
+            print(f"{r.name:9} {r.family:6} {r.note}; {r.url}; SHA-256 {r.sha256 or 'not published'}")
+        print(f"licence of the official files: {w.LICENCE}")
+
+    def fetch(self):
+        from gfpgan_edu import weights as w
+
+        if self.what not in w.RELEASES:
+            raise w.WeightsError(f"{self.what or 'no name given'}: known are {', '.join(w.RELEASES)}")
+        print(w.download(self.what, progress=sys.stderr.isatty()))
+
+    def info(self):
+        from gfpgan_edu import weights as w
+
+        for k, v in w.read_header(w.bundled_path() if self.what in ("", "bundled") else self.what).items():
+            print(f"{k}: {v}")
+
+    def convert(self):
+        if not self.what or self.out is None:
+            raise ValueError("convert needs two names, such as: gfpgan-edu weights convert v1.4 gfpgan14.safetensors")
+        check_target(self.out, (".safetensors", ".pth"), self.force)
+        official = self.out.suffix.lower() == ".pth"
+        if official and self.half:
+            raise ValueError("--half is for .safetensors files; the official code reads 32 bits")
+        import torch
+
+        from gfpgan_edu.weights import LICENCE, RELEASES, load_weights, save, to_clean
+
+        net = load_weights(self.what, self.family, progress=sys.stderr.isatty())
+        net = to_clean(net) if self.clean else net
+        if official:
+            write_official(net, self.out)
+        else:
+            save(net, self.out, torch.float16 if self.half else None, source=Path(self.what).name, **(dict(licence=LICENCE) if self.what in RELEASES else {}))
+        print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
+
 
 # %%
 #| export
@@ -276,21 +664,11 @@ class Export:
 
     def run(self):
         try:
-            if self.out.suffix.lower() != ".onnx":
-                raise ValueError(f"{self.out}: the name of an ONNX file ends in .onnx")
-            if self.out.is_dir() or self.out.exists() and not self.force:
-                raise ValueError(f"{self.out}: is a folder" if self.out.is_dir() else f"{self.out}: exists; --force replaces it")
-            make_writable(self.out.parent)
-        except ValueError as e:
-            complain(e)
-            return NOTHING_DONE
-        except OSError as e:
-            complain(f"{self.out}: cannot be written ({(e.strerror or str(e)).lower()})")
-            return NOTHING_DONE
-        from gfpgan_edu.inference import export_onnx
-        from gfpgan_edu.weights import LICENCE, RELEASES, load_weights
+            check_target(self.out, (".onnx",), self.force)
 
-        try:
+            from gfpgan_edu.inference import export_onnx
+            from gfpgan_edu.weights import LICENCE, RELEASES, load_weights
+
             net = load_weights(self.weights, progress=sys.stderr.isatty())
             export_onnx(net, self.out, weights=Path(self.weights).name, **(dict(licence=LICENCE) if self.weights in RELEASES else {}))
         except (ValueError, OSError, RuntimeError) as e:
@@ -327,12 +705,14 @@ class Prepare:
     "Only the largest face of each picture."
     min_face: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
     "Leave out faces narrower than this in the photo; default: a quarter of --size."
+    compression: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9] = 0
+    "Of the PNGs: 0 is large and quick to read, 9 is small; the pixels are the same."
 
     def run(self):
         from gfpgan_edu.faces import prepare
 
         try:
-            done = prepare(self.photos, self.out, self.size, aligned=self.aligned, largest=self.largest, min_face=self.min_face)
+            done = prepare(self.photos, self.out, self.size, aligned=self.aligned, largest=self.largest, min_face=self.min_face, compression=self.compression)
         except (ValueError, OSError) as e:
             complain(e)
             return NOTHING_DONE
@@ -391,19 +771,14 @@ class Train:
 
     def resolve(self):
         "The config of the run and the weights to begin with (or None). Raises ValueError or OSError."
-        import yaml
-
         from gfpgan_edu import train_prior, train_restorer
-        from gfpgan_edu.engine import config_from, override
+        from gfpgan_edu.engine import override, read_config
 
         cls = train_restorer.RestorerConfig if self.what == "restorer" else train_prior.PriorConfig
         presets = train_restorer.PRESETS if self.what == "restorer" else train_prior.PRESETS
         file = self.config or (self.out / "config.yaml" if (self.out / "config.yaml").exists() and not self.preset else None)
         if file is not None:
-            try:
-                config = config_from(cls, yaml.safe_load(file.read_text(encoding="utf-8")))
-            except (yaml.YAMLError, UnicodeDecodeError) as e:
-                raise ValueError(f"{file}: not YAML ({str(e).splitlines()[0]})") from e
+            config = read_config(cls, file)
         elif self.preset in presets:
             config = presets[self.preset]()
         else:
@@ -468,6 +843,18 @@ class Train:
         if self.what == "prior":
             return PriorTrainer(config, self.data, out, device=device, init_from=net)
         return RestorerTrainer(config, self.data, out, valid=self.valid, device=device, init_from=net)
+
+
+# %%
+#| export
+@dataclass
+class TrainPrior(Train):
+    """Train the StyleGAN2 prior: the same as `gfpgan-edu train prior`.
+
+    Example: gfpgan-edu train-prior --preset tiny --data faces --out runs/prior --minutes 3
+    """
+
+    what: tyro.conf.Suppress[Literal["prior"]] = "prior"
 
 
 # %% [markdown]
@@ -714,64 +1101,318 @@ class Ablate:
         return DONE
 
 
+# %% [markdown]
+# ## What is wrong with this installation?
+#
+# Most questions about a program like this one are about the machine: a package of the wrong version, PyTorch without the graphics card, a system library that OpenCV wants, a cache folder that belongs to somebody else. `doctor` looks at each and prints one line: `ok`, `warn` (works without, or slower) or `missing` (needed), what was found, and what to do.
+#
+# A check must not trust what it checks. So each is a small function that yields its findings, and whatever it raises is a finding too.
+
 # %%
 #| export
-Command = Union[tuple(Annotated[c, tyro.conf.subcommand(c.__name__.lower())] for c in (Restore, Weights, Export, Prepare, Train, Testset, Baseline, Evaluate, Ablate))]
+@dataclass
+class Finding:
+    "One line of `doctor`; status ok, warn (works without) or missing (needed)."
+
+    check: str
+    status: str
+    found: str
+    todo: str = ""
+
+
+def judged(check, fine, found, todo, otherwise="missing"):
+    "A Finding; what to do is told only where it is not fine."
+    return Finding(check, "ok" if fine else otherwise, found, "" if fine else todo)
+
+
+def look_at_packages():
+    "Python and every requirement of the package; the extras, one line each."
+    from importlib.metadata import PackageNotFoundError, requires, version
+    from platform import python_version
+
+    from packaging.requirements import Requirement
+
+    yield judged("gfpgan_edu", True, version("gfpgan_edu"), "")
+    yield judged("python", sys.version_info >= (3, 10), python_version(), "install Python 3.10 or newer")
+    extras = {}
+    for need in map(Requirement, requires("gfpgan_edu") or ()):
+        try:
+            have = version(need.name)
+        except PackageNotFoundError:
+            have = None
+        fits = have is not None and need.specifier.contains(have, prereleases=True)
+        if need.marker:                                                     # extra == "onnx"
+            extras.setdefault(str(need.marker).split('"')[1], []).append((need, have, fits))
+        else:
+            yield judged(need.name, fits, f"{have or 'not installed'}{f' (needs {need.specifier})' * bool(need.specifier)}", f'pip install "{need}"')
+    for extra, needs in sorted(extras.items()):
+        lacking = [need.name for need, _, fits in needs if not fits]
+        yield judged(f"extra {extra}", not lacking, f"lacks {', '.join(lacking)}" if lacking else "complete", f'if wanted: pip install "gfpgan_edu[{extra}]"', "warn")
+
+
+# %% [markdown]
+# A version number says little about a library that cannot be loaded. OpenCV is the usual case: on a bare server it stops with a line about `libGL.so.1`.
+
+# %%
+#| export
+def look_at_libraries():
+    "Whether the compiled libraries load, and the programs besides them."
+    import shutil
+
+    for name, does in ("torch", "the networks"), ("torchvision", "needed by the detector"), ("cv2", "OpenCV, and the libraries it needs (libGL)"):
+        try:
+            import_module(name)
+            yield Finding(f"import {name}", "ok", does)
+        except Exception as e:
+            lib = next((lib for lib in ("libGL", "libgthread", "libglib") if lib in str(e)), None)
+            todo = "sudo apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless" if lib else "install torch and torchvision together: https://pytorch.org/get-started/locally"
+            yield Finding(f"import {name}", "missing", str(e), todo)
+    quarto = shutil.which("quarto")
+    yield judged("quarto", quarto, quarto or "not found", "only `make book` needs it: https://quarto.org/docs/download", "warn")
+
+
+def look_at_devices():
+    "The bundled network on every device: milliseconds for one face. And whether a graphics card lies idle."
+    import shutil
+    from time import perf_counter
+
+    import torch
+
+    from gfpgan_edu.inference import fuse
+    from gfpgan_edu.weights import load_weights
+
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    for device in devices:
+        net, times = fuse(load_weights()).to(device), []
+        for _ in range(5):
+            begin = perf_counter()
+            y = net(torch.zeros(1, 3, net.config.size, net.config.size, device=device))[0].cpu()
+            times.append(perf_counter() - begin)
+        name = torch.cuda.get_device_name() if device == "cuda" else f"{(n := torch.get_num_threads())} thread{'s' * (n > 1)}" if device == "cpu" else "Apple"
+        yield judged(device, torch.isfinite(y).all(), f"{name}, {1000 * min(times):.1f} ms for a face of {net.config.size} px", "the network's output is not finite: install torch again")
+    if "cuda" not in devices:
+        idle = shutil.which("nvidia-smi") is not None
+        yield judged("cuda", not idle, "a driver is there, but torch cannot use it" if idle else "none, the CPU does the work", "https://pytorch.org/get-started/locally names the torch that fits the driver", "warn")
+
+
+# %% [markdown]
+# Weights are the second cause of questions. The SHA-256 of the bundled files is part of the package, and downloads are compared with the published ones. The last check restores a photo: if that works, so does the rest.
+
+# %%
+#| export
+def look_at_weights():
+    "The bundled files against their SHA-256, the cache, what is in it."
+    from gfpgan_edu import weights as w
+    from gfpgan_edu.bundled import SHA256
+
+    for name, want in SHA256.items():
+        path = w.bundled_path().with_name(name)
+        same = path.is_file() and w.sha256_of(path) == want
+        found = "bundled, SHA-256 agrees" if same else f"{path}: {'SHA-256 differs' if path.is_file() else 'no such file'}"
+        yield judged(path.stem, same, found, "install the package again")
+    cache = w.cache_dir()
+    try:
+        make_writable(cache)
+        yield Finding("cache", "ok", str(cache))
+    except OSError as e:
+        yield Finding("cache", "warn", f"{cache}: {reason(e)}", "downloads fail; name another folder in $GFPGAN_EDU_CACHE")
+    known = w._remembered(cache / "hashes.json")
+    for r in w.RELEASES.values():
+        path = cache / r.url.rsplit("/", 1)[1]
+        want = r.sha256 or known.get(r.url)
+        if path.is_file():
+            same = want is None or w.sha256_of(path) == want
+            found = f"{path}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {'differs' if not same else 'agrees' if want else 'not published'}"
+            yield judged(r.name, same, found, f"delete it, then: gfpgan-edu weights fetch {r.name}", "warn")
+        elif path.with_name(f"{path.name}.part").is_file():
+            yield Finding(r.name, "warn", "download broken off", f"gfpgan-edu weights fetch {r.name} goes on with it")
+        else:
+            yield Finding(r.name, "ok", "not downloaded", f"if wanted: gfpgan-edu weights fetch {r.name}")
+
+
+def look_at_a_photo():
+    "Detector, network and all between."
+    from gfpgan_edu.examples import astronaut
+    from gfpgan_edu.photos import restore
+
+    n = len(restore(astronaut()).faces)
+    yield judged("a photo", n == 1, f"{n} face restored", "detector or network do not work: look at the lines above")
+
+
+# %%
+#| export
+@dataclass
+class Doctor:
+    """Look at versions, devices, weights, cache and extras: one line each, with what to do. Exit code 2 where something needed is missing.
+
+    Example: gfpgan-edu doctor
+    """
+
+    json: bool = False
+    "Print one JSON object per line."
+
+    def run(self):
+        missing = False
+        for look in (look_at_packages, look_at_libraries, look_at_devices, look_at_weights, look_at_a_photo):
+            try:
+                for finding in look():
+                    missing |= finding.status == "missing"
+                    self.print(finding)
+            except Exception as e:                                          # a check that fails is a finding
+                missing = True
+                self.print(Finding(look.__name__.removeprefix("look_at_").replace("_", " "), "missing", f"{type(e).__name__}: {e}"))
+        return NOTHING_DONE if missing else DONE
+
+    def print(self, finding):
+        if self.json:
+            print(json.dumps(asdict(finding)), flush=True)
+        else:
+            print(one_line(f"{finding.status:8}{finding.check:20}{finding.found}{'; ' * bool(finding.todo)}{finding.todo}"), flush=True)
+
+
+# %% [markdown]
+# ## The page, and the completion of words
+#
+# `web` starts the local page of @sec-web. `completion` prints a script that teaches the shell our words, so that the tabulator key completes commands and options. `tyro` writes it from the same classes, which is why it knows every option:
+#
+# ```sh
+# eval "$(gfpgan-edu completion bash)"                      # in ~/.bashrc
+# gfpgan-edu completion zsh > ~/.zfunc/_gfpgan-edu          # with fpath+=~/.zfunc before compinit in ~/.zshrc
+# ```
+
+# %%
+#| export
+@dataclass
+class Web:
+    """Open a local page: drop a photo, see it restored, download it. Needs pip install "gfpgan_edu[web]".
+
+    Example: gfpgan-edu web --port 7860
+    """
+
+    port: int = 7860
+    "The page is at http://127.0.0.1:PORT, for this machine only."
+    weights: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = "bundled"
+    "The weights that are chosen at first."
+    max_mb: Annotated[float, tyro.conf.arg(metavar="MB")] = 20
+    "Larger uploads are refused."
+    open_browser: bool = True
+    "Show the page in the browser at once."
+
+    def run(self):
+        try:
+            from gfpgan_edu.web import launch
+
+            launch(port=self.port, weights=self.weights, max_mb=self.max_mb, open_browser=self.open_browser)
+        except (ImportError, ValueError, OSError, RuntimeError) as e:
+            complain(e)
+            return NOTHING_DONE
+        return DONE
+
+
+@dataclass
+class Completion:
+    """Print the script that completes commands and options in a shell.
+
+    Example: eval "$(gfpgan-edu completion bash)"
+    """
+
+    shell: Annotated[Literal["bash", "zsh"], tyro.conf.Positional]
+    "The shell."
+
+    def run(self):
+        parse(["--tyro-print-completion", self.shell])
+
+
+# %% [markdown]
+# ## From words to a command
+#
+# The table of commands is a dictionary. What `tyro` says of bad usage is a drawn box of several lines; it becomes one line like every other complaint, so that there is one style of errors.
+#
+# A last trap is `gfpgan-edu --help | head`. `head` ends when it has seen enough, and the next byte written to it is an error, at the latest when Python empties its buffers at exit, where it cannot be caught any more. So the buffer is emptied within `main`, and the error leads to the exit code that other programs have then.
+
+# %%
+#| export
+COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export, "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior, "testset": Testset,
+            "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate, "doctor": Doctor, "completion": Completion}
+ABOUT = """GFP-GAN: restore faces in photos, and train what restores them.
+
+Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished files are kept; 141 nobody read the output.
+
+Help of a command: gfpgan-edu restore --help"""
+
+
+def unbox(text):
+    "The box that tyro draws around an error -> one line: what is wrong, what may be meant, where there is help."
+    lines = [line[1:].rstrip("│ ") for line in text.splitlines()[1:]]       # without frame and title
+    kept = [line for line in lines if not line.startswith(" " * 9)]         # what stands further in is the help of an option
+    parts = [" ".join(part.split()) for part in re.split(r"^[ ─╯-]*$", "\n".join(kept), flags=re.M)]
+    return "; ".join(part.replace("For full", "for full") for part in parts if part and not part.startswith("Argument helptext")) or text
+
+
+# %%
+#| export
+def parse(args=None):
+    "Words of the command line -> a command. Help ends with SystemExit(0), bad usage with one line and SystemExit(2)."
+    command = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items())]
+    with redirect_stderr(io.StringIO()) as box:
+        try:
+            return tyro.cli(command, prog="gfpgan-edu", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+        except SystemExit as e:
+            if not e.code:
+                raise
+    complain(unbox(box.getvalue()))
+    raise SystemExit(NOTHING_DONE)
 
 
 def main(args=None):
-    "Entry point of the command `gfpgan-edu`; exits with 0 all done, 1 some files failed, 2 nothing done or bad usage, 130 interrupted."
-    command = tyro.cli(Command, prog="gfpgan-edu", description="GFP-GAN: restore faces in photos, and train what restores them.", args=args)
+    "Entry point of the command `gfpgan-edu`; exits with the codes that its help names."
     try:
-        code = command.run()
+        try:
+            code = parse(args).run()
+        except SystemExit as e:                                             # help, completion and bad usage
+            code = e.code or DONE
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        complain("interrupted; the photos finished so far are kept")
+        complain("interrupted; what was finished so far is kept")
         code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more is said at exit
+        code = UNHEARD
     sys.exit(code)
 
 
 # %% [markdown]
-# Parsing alone can be checked without running anything: arguments in, dataclass out. Wrong usage must end with 2, help with 0, and Ctrl-C with 130.
+# Parsing alone can be checked without running anything: words in, dataclass out. Wrong usage must end with 2 and one line, help with 0, and Ctrl-C with 130.
 
 # %%
-def exit_code(*args):
-    with redirect_stderr(io.StringIO()), patch("sys.stdout", io.StringIO()):
+def quietly(*args):
+    "(exit code, stdout, lines of stderr) of the command, run in this process."
+    with redirect_stderr(io.StringIO()) as err, redirect_stdout(io.StringIO()) as out:
         try:
-            main(list(args))
+            main([str(a) for a in args])
         except SystemExit as e:
-            return e.code
+            return e.code, out.getvalue(), err.getvalue().splitlines()
 
 
-parsed = tyro.cli(Command, args=["restore", "a.jpg", "--out", "b", "--weights", "v1.4"])
-assert parsed == Restore(Path("a.jpg"), Path("b"), "v1.4")
-assert tyro.cli(Command, args=["weights", "fetch", "v1"]) == Weights("fetch", "v1")
-for wrong in ([], ["restore"], ["restore", "a.jpg"], ["restore", "a.jpg", "--out", "b", "--wieghts", "v1"], ["weights", "eat"], ["fly"]):
-    assert exit_code(*wrong) == NOTHING_DONE, wrong
-assert exit_code("--help") == exit_code("restore", "--help") == DONE
+assert parse(["restore", "a.jpg", "b.jpg", "--out", "b", "--weights", "v1.4"]) == Restore((Path("a.jpg"), Path("b.jpg")), Path("b"), weights="v1.4")
+assert parse(["weights", "fetch", "v1"]) == Weights("fetch", "v1")
+assert vars(parse(["train-prior", "--data", "a", "--out", "b"])) == vars(parse(["train", "prior", "--data", "a", "--out", "b"]))
+for wrong in ("", "restore", "restore a.jpg", "restore a.jpg --out b --wieghts v1", "weights eat", "fly", "prepare a --out b --size big"):
+    code, out, err = quietly(*wrong.split())
+    assert (code, out, len(err)) == (NOTHING_DONE, "", 1), wrong
+    print(err[0].split("; for full")[0][:120])
 with patch.object(Weights, "run", side_effect=KeyboardInterrupt):
-    assert exit_code("weights", "list") == INTERRUPTED
+    assert quietly("weights", "list")[0] == INTERRUPTED
 command, = entry_points(group="console_scripts", name="gfpgan-edu")
 assert command.value == "gfpgan_edu.cli:main"                               # what `pip install` puts on the path
 
 # %% [markdown]
 # ## Help at once
 #
-# From here on the command runs as a user runs it: in a process of its own, in a temporary folder, with both streams and the exit code caught. That is the only way to test what a process does at its end; a function called inside the notebook shares the notebook's modules and streams. First the help, and the proof that it costs no PyTorch: after printing it, the process looks at which modules it has loaded.
+# What a process does at its end can be tested only with a process of its own; a function called inside the notebook shares the notebook's modules and streams. First the help, and the proof that it costs no PyTorch: after printing it, the process looks at which modules it has loaded. Then a reader that goes away before the first word.
 
 # %%
-folder = tempfile.TemporaryDirectory()
-ENV = {**os.environ, "COLUMNS": "90", "NO_COLOR": "1", "OMP_NUM_THREADS": "2"}
-
-
-def run(line, code="from gfpgan_edu.cli import main; main()"):
-    "Run `gfpgan-edu` with the words of `line` in the folder, and show all that comes of it."
-    r = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=folder.name, env=ENV, capture_output=True, text=True)
-    print(f"$ gfpgan-edu {line}\n{r.stdout}", end="")
-    print("".join(f"[stderr] {e}\n" for e in r.stderr.splitlines()) + f"[exit code {r.returncode}]\n")
-    return r
-
-
-run("restore --help")
+ENV = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
 r = subprocess.run([sys.executable, "-c", """
 import sys, gfpgan_edu.cli
 try:
@@ -780,21 +1421,52 @@ except SystemExit:
     pass
 print("LOADED", *sorted({m.split(".")[0] for m in sys.modules}))
 """], env=ENV, capture_output=True, text=True)
-loaded = r.stdout.split("LOADED")[1].split()
-assert "tyro" in loaded and not {"torch", "torchvision", "numpy", "cv2", "PIL", "facenet_pytorch", "matplotlib"} & set(loaded)
+text, loaded = r.stdout.split("LOADED")
+print(text)
+assert "tyro" in loaded.split() and not {"torch", "torchvision", "numpy", "cv2", "PIL", "facenet_pytorch", "matplotlib"} & set(loaded.split())
+with subprocess.Popen([sys.executable, "-c", "from gfpgan_edu.cli import main; main(['--help'])"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+    p.stdout.close()
+    assert p.wait() == UNHEARD and p.stderr.read() == b""
+
+# %% [markdown]
+# The completion script is tested as a shell would use it: loaded into bash, asked what could follow some letters.
+
+# %%
+script = quietly("completion", "bash")[1]
+ask = 'ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _tyro_gfpgan_edu; echo "$* -> ${COMPREPLY[@]}"; }; '
+r = subprocess.run(["bash", "-c", script + ask + "ask gfpgan-edu do; ask gfpgan-edu restore --o; ask gfpgan-edu degrade --ranges s"], capture_output=True, text=True)
+print(r.stdout, end="")
+assert [line.split("-> ")[1].split() for line in r.stdout.splitlines()] == [["doctor"], ["--out", "--only-center"], ["severe"]]
+assert "#compdef gfpgan-edu" in quietly("completion", "zsh")[1]
 
 # %% [markdown]
 # ## Two commands, one table
 #
-# The measuring commands, tried the same way: a set of four crops of the portrait, then a table of its inputs and of the truths themselves. The truth beside itself is the check that any table command should pass: infinite PSNR, similarity 1. NIQE's parameters are not here, so its column holds dashes and one line says why.
+# From here on the commands run in a temporary folder, and both streams and the exit code are shown. The measuring commands first: a set of four crops of the portrait, then a table of its inputs and of the truths themselves. The truth beside itself is the check that any table command should pass: infinite PSNR, similarity 1. NIQE's parameters are not here, so its column holds dashes and one line says why.
 
 # %%
+folder, home = tempfile.TemporaryDirectory(), Path.cwd()
+
+
+def run(line, show=True):
+    "Run `gfpgan-edu` with the words of `line` in the folder, and show all that comes of it."
+    os.chdir(folder.name)
+    try:
+        code, out, err = quietly(*line.split())
+    finally:
+        os.chdir(home)
+    if show:
+        print(f"$ gfpgan-edu {line}\n{out}", end="")
+        print("".join(f"[stderr] {e}\n" for e in err) + f"[exit code {code}]\n")
+    return code, out, err
+
+
 for i, face in enumerate(example_faces(4)):
     write_image(Path(folder.name, f"faces/{i}.png"), face)
-assert run("testset blind faces --out set --size 128 --ranges severe").returncode == DONE
+assert run("testset blind faces --out set --size 128 --ranges severe")[0] == DONE
 table = "evaluate --pred Input=set/lq Truth=set/gt --gt set/gt --metrics psnr ssim niqe --out table.json"
-r = run(table)
-assert r.returncode == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in r.stdout and r.stderr.count("\n") == 1
+code, out, err = run(table)
+assert code == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in out and len(err) == 1
 
 # %% [markdown]
 # Then one result is deleted and another is broken. The rest is measured, and the exit code tells.
@@ -802,8 +1474,9 @@ assert r.returncode == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in r.
 # %%
 Path(folder.name, "set/lq/0.png").unlink()
 Path(folder.name, "set/lq/1.png").write_bytes(b"")
-r = run(table)
-assert r.returncode == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in r.stdout and "set/lq/1.png: is empty" in r.stderr and "Input: no result for 0" in r.stderr
+code, out, err = run(table, show=False)
+print(*err, sep="\n")
+assert code == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in out and any("set/lq/1.png: is empty" in e for e in err) and any("Input: no result for 0" in e for e in err)
 
 # %% [markdown]
 # ## Put together: a folder in which everything goes wrong
@@ -822,43 +1495,186 @@ write_image(holiday / "suit.jpg", astronaut()[320:])
 before = {p.name: p.read_bytes() for p in holiday.iterdir()}
 
 # %%
-r = run("restore holiday --out restored")
-assert r.returncode == SOME_FAILED and r.stdout == "1 of 5 restored into restored\n"
-lines = r.stderr.splitlines()
-assert len(lines) == 4 and all(line.startswith("gfpgan-edu: holiday") for line in lines)
-for name, reason in {"empty.png": "is empty", "half.jpg": "truncated", "letter.jpg": "not a picture", "suit.jpg": "no face found"}.items():
-    assert sum(name in line and reason in line for line in lines) == 1, name
+code, out, err = run("restore holiday --out restored --save-faces faces-of-holiday")
+assert code == SOME_FAILED and out.startswith("1 of 5 restored into restored: 1 without a face, 3 failed\n")
+for name, why in {"empty.png": "is empty", "half.jpg": "truncated", "letter.jpg": "not a picture", "suit.jpg": "no face found"}.items():
+    assert sum(e.startswith("gfpgan-edu: holiday") and name in e and why in e for e in err) == 1, name
 assert {p.name: p.read_bytes() for p in holiday.iterdir()} == before        # the originals, byte for byte
 assert [p.name for p in Path(folder.name, "restored").iterdir()] == ["astronaut.png"]
+assert sorted(p.name for p in Path(folder.name, "faces-of-holiday").iterdir()) == ["astronaut.png-1-after.png", "astronaut.png-1-before.png"]
 
 # %%
 #| label: fig-cli-result
-#| fig-cap: "The one good photo of the folder, before and after the command (a part of it)."
-#| fig-alt: "Two portraits, noisy, the right one with a cleaned face."
+#| fig-cap: "The one good photo of the folder, before and after the command (a part of it), and the pair of faces that --save-faces keeps."
+#| fig-alt: "Two portraits, noisy, the right one with a cleaned face; then the face alone, noisy and cleaned."
 part = lambda p: read_image(p)[10:200:2, 125:325:2]
-show([part(holiday / "astronaut.png"), part(Path(folder.name, "restored", "astronaut.png"))], ["holiday/astronaut.png", "restored/astronaut.png"], height=2);
+pair = [read_image(Path(folder.name, f"faces-of-holiday/astronaut.png-1-{which}.png")) for which in ("before", "after")]
+show([part(holiday / "astronaut.png"), part(Path(folder.name, "restored", "astronaut.png")), *pair], ["the photo", "restored", "face before", "after"], height=1.7);
 
 # %% [markdown]
-# Every trap has its line, the good photo of @fig-cli-result is done, and the exit code is 1. Three promises of @sec-photos are kept along the way. The originals are the same byte for byte. The result has its original's name and format, so a folder can be compared with its results file by file.
-# And there is no half file, neither from the traps nor from the good photo: a result appears under its name when it is complete. If the power fails in the middle of a folder, what lies in `restored` can be trusted, and the command can be run again.
+# Every trap has its line, the good photo of @fig-cli-result is done, and the exit code is 1. Nothing partial lies about, neither from the traps nor from the good photo. If the power fails in the middle of a folder, what lies in `restored` can be trusted, and the same command goes on.
 #
-# The same care for a whole command that cannot work: a path that is not there, an output that is a file, an output that is the folder of the originals, weights nobody knows. Each ends with one line and a 2, and all but the last before PyTorch is loaded.
+# So a second run finds the good photo done. The other half of the download has come meanwhile, and a program asks for JSON.
 
 # %%
-bad = ["restore nowhere.jpg --out restored", "restore holiday --out holiday/letter.jpg", "restore holiday --out holiday", "restore holiday --out restored --weights v9"]
-for line in bad:
-    r = run(line)
-    assert r.returncode == NOTHING_DONE and r.stdout == "" and len(r.stderr.splitlines()) == 1
-assert {p.name: p.read_bytes() for p in holiday.iterdir()} == before
+write_image(holiday / "half.jpg", damaged)
+code, out, err = run("restore holiday --out restored --json", show=False)
+*records, summary = map(json.loads, out.splitlines())
+for r in records:
+    print({k: r[k] for k in ("photo", "status", "reason")})
+print(summary)
+assert {r["photo"]: r["status"] for r in records}["holiday/astronaut.png"] == "done_before" and summary["done"] == summary["done_before"] == 1 and code == summary["exit_code"] == SOME_FAILED
 
 # %% [markdown]
-# The other command looks after weights. `list` names the sources, hashes and terms; `fetch` downloads one into the cache and checks its SHA-256 (@sec-weights); `info` prints what a file says about itself.
+# `degrade` makes such damage for others. Run twice with one seed into two folders, it gives the same bytes; the draw in the JSON line gives them again through the function of @sec-degradation.
 
 # %%
-r = run("weights list")
-assert r.returncode == DONE and all(name in r.stdout for name in ("bundled", "v1.2", "v1.3", "v1.4", "non-commercial"))
-r = run("weights fetch v9")
-assert r.returncode == NOTHING_DONE and "known are" in r.stderr
+for out_folder in ("worn", "worn-again"):
+    code, out, err = run(f"degrade faces --out {out_folder} --ranges severe --seed 5 --json", show=False)
+same = [Path(folder.name, "worn", p.name).read_bytes() == p.read_bytes() for p in Path(folder.name, "worn-again").iterdir()]
+record = json.loads(out.splitlines()[0])
+params = DegradationParams.from_json(json.dumps(record["params"]))
+again = degrade(read_image(Path(folder.name, record["photo"])), params)
+assert code == DONE and same == [True] * 4 and (again == read_image(Path(folder.name, record["result"]))).all()
+print(f"{record['photo']}: blur of {params.sigma_x:.1f} px, {params.r:.1f} times fewer pixels, noise of {params.delta:.0f} grey levels, JPEG {params.q}")
+
+# %% [markdown]
+# ## Hostile cases
+#
+# The next cells set traps of all kinds and note what comes of each: the exit code, how many results there are, and a line on stderr; no unfinished file may be left. Some traps cannot be set by everybody (nothing is forbidden to the superuser, and nobody fills a disk for a test), so the system call that would fail is replaced by one that does. Each trap stands beside one good picture, a face without a background, which `--aligned` restores in milliseconds.
+
+# %%
+rows, good = [], example_faces(1)[0]
+
+
+def trap(name, setting=None, words="in --out out", code=SOME_FAILED, results=1, says="", during=nullcontext()):
+    "Put one good face into `in`, set the trap, restore; check exit code, number of results, a line that must be there, and that nothing unfinished is left."
+    place = Path(folder.name, name.replace(" ", "-"))
+    write_image(place / "in/good.png", good)
+    os.chdir(place)
+    try:
+        if setting:
+            setting()
+        with during:
+            got, _, err = quietly("restore", *words.split(), "--aligned")
+    finally:
+        os.chdir(home)
+    made = [p for p in (place / "out").rglob("*") if p.is_file()]
+    line = next((e.removeprefix("gfpgan-edu: ") for e in err if says and says in e), "")
+    assert got == code and len(made) == results and bool(line) == bool(says) and not any("Traceback" in e for e in err), (name, got, made, err)
+    assert not [p for p in place.rglob("*") if p.suffix == ".part"]
+    rows.append(f"| {name} | {got} | {results} | {line.replace('|', '/')[:64]}{'…' if len(line) > 64 else '' if line else '–'} |")
+
+
+# %%
+trap("an empty file", lambda: Path("in/x.png").touch(), says="is empty")
+trap("a text named png", lambda: Path("in/x.png").write_text("Dear Eileen"), says="not a picture")
+trap("blanks and letters of many scripts in a name", lambda: shutil.copy("in/good.png", "in/ein Gesicht 顔 ☺.png"), code=DONE, results=2)
+trap("a line break and an escape in a name", lambda: Path("in/two\nlines\x1b[31m.png").touch(), says="two lines\\x1b[31m.png")
+trap("one stem and two suffixes", lambda: write_image("in/good.jpg", good), code=DONE, results=2)
+trap("two photos of one name", lambda: write_image("in/sub/good.png", good), "in in/sub --out out", NOTHING_DONE, 0, "name of that of")
+trap("a link to itself", lambda: Path("in/x.png").symlink_to("x.png"), says="symbolic links")
+trap("a link to nothing", lambda: Path("in/x.png").symlink_to("gone.png"), says="no such file")
+trap("a link to the folder above", lambda: Path("in/up").symlink_to(".."), "in --out out --recursive", DONE)
+trap("results below the originals, run again", lambda: write_image("in/out/good.png", good), "in --out in/out --recursive", DONE, 0)
+trap("results among the originals", None, "in --out in", NOTHING_DONE, 0, "overwrite the originals")
+if hasattr(os, "mkfifo"):
+    trap("a pipe that nobody writes to", lambda: os.mkfifo("in/x.png"), says="is a pipe")
+
+
+# %%
+def stubborn(real, name, error):
+    "A system call that works but for one name."
+    def call(path, *args, **kwargs):
+        if name in str(path):
+            raise error
+        return real(path, *args, **kwargs)
+    return call
+
+
+def interrupted_at(n):
+    "A restorer that is interrupted at the n-th photo."
+    calls, real = [], photos.restore
+
+    def restore(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+    return restore
+
+
+locked, no_room = PermissionError(errno.EACCES, "Permission denied", "in/closed"), OSError(errno.ENOSPC, "No space left on device")
+more = lambda: write_image("in/late.png", good)
+trap("a locked subfolder", lambda: write_image("in/closed/x.png", good), "in --out out --recursive", says="in/closed: permission denied", during=patch("os.scandir", stubborn(os.scandir, "closed", locked)))
+trap("a folder that may not be written", None, code=NOTHING_DONE, results=0, says="permission denied", during=patch("tempfile.TemporaryFile", side_effect=locked))
+trap("a full disk", more, code=NOTHING_DONE, results=0, says="goes on when there is room", during=patch.object(Image.Image, "save", side_effect=no_room))
+trap("Ctrl-C in the second photo", more, code=INTERRUPTED, says="interrupted", during=patch.object(photos, "restore", interrupted_at(2)))
+
+
+# %%
+class Evil:
+    "Its pickle is a command."
+
+    def __reduce__(self):
+        return os.system, ("touch was-run",)
+
+
+def with_nan(net):
+    next(net.parameters()).data[0] = float("nan")
+    return net
+
+
+whole = weights.bundled_path().read_bytes()
+bad_weights = {
+    "weights with a command in them": ("w.pth", lambda: torch.save(Evil(), "w.pth")),
+    "half of a weights file": ("w.safetensors", lambda: Path("w.safetensors").write_bytes(whole[:len(whole) // 2])),
+    "weights that claim a header of 10 GB": ("w.safetensors", lambda: Path("w.safetensors").write_bytes((10**10).to_bytes(8, "little") + b"{}")),
+    "weights of another network": ("w.pth", lambda: torch.save({"params_ema": {"a": torch.zeros(1)}}, "w.pth")),
+    "weights that are not numbers": ("w.pth", lambda: torch.save({"params_ema": weights.to_official(with_nan(weights.load_weights()))}, "w.pth"))}
+for name, (file, setting) in bad_weights.items():
+    trap(name, setting, f"in --out out --weights {file}", NOTHING_DONE, 0, file)
+assert not list(Path(folder.name).rglob("was-run"))                         # the command in the weights was not run
+
+# %%
+#| label: tbl-cli-traps
+#| tbl-cap: "Traps, each beside one good picture, and what came of them."
+Markdown("| trap | exit code | results | line on stderr |\n|---|---|---|---|\n" + "\n".join(rows))
+
+# %% [markdown]
+# In @tbl-cli-traps a bad photo costs that photo. A bad place or bad weights cost the run, but before the first photo is restored. The tests of the package add a folder of 10,000 files with a hundred broken ones among them: 9,900 results, 100 lines, a summary of two, and memory that grows by less than 100 MB.
+#
+# ## What the doctor says
+#
+# The output of `doctor` is that of the machine on which this page was made.
+
+# %% tags=["volatile"]
+with patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
+    code, out, err = run("doctor")
+assert code == DONE and err == [] and "missing" not in out
+
+# %% [markdown]
+# A doctor must also find the illness. Here the sum of the bundled weights is another one than the file's, and OpenCV lacks its library.
+
+# %%
+with patch.dict(bundled.SHA256, {"faces64.safetensors": "0" * 64}), patch("__main__.import_module", side_effect=ImportError("libGL.so.1: cannot open shared object file")), patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
+    code, out, err = run("doctor", show=False)
+ill = [line for line in out.splitlines() if line.startswith("missing")]
+print(*(line.replace(str(weights.bundled_path().parent), "…") for line in ill), f"[exit code {code}]", sep="\n")
+assert code == NOTHING_DONE and [line.split()[1] for line in ill] == ["import"] * 3 + ["faces64"] and "libgl1" in ill[2]
+
+# %% [markdown]
+# The last check: weights of the package as an official file, and back. Every number must be the same.
+
+# %%
+code, out, err = run("weights convert bundled official.pth")
+family = "bilinear" if weights.load_weights().config.resample == "bilinear" else "v1"
+assert code == DONE and run(f"weights convert official.pth ours.safetensors --family {family}", show=False)[0] == DONE
+ours, back = (net.state_dict() for net in (weights.load_weights(), weights.load(Path(folder.name, "ours.safetensors"))))
+assert ours.keys() == back.keys() and all((ours[k] == back[k]).all() for k in ours)
+assert run("weights convert bundled official.pth")[0] == NOTHING_DONE      # it is there
+code, out, err = run("weights list")
+assert code == DONE and all(name in out for name in ("bundled", "v1.2", "v1.3", "v1.4", "non-commercial"))
 folder.cleanup()
 
 # %% [markdown]
@@ -867,10 +1683,13 @@ folder.cleanup()
 # | | paper | official code | ours | why |
 # |---|---|---|---|---|
 # | how it is called | – | a script in the repository | an installed command with sub-commands | works from any folder |
-# | input | – | a file, or every file of a folder | a file, or the pictures of a folder by suffix | a folder may hold other files |
+# | input | – | a file, or every file of a folder | files and folders, the pictures by suffix, subfolders with `--recursive` | a folder may hold other files |
 # | a file that is not a picture | – | Python error, the rest is not done | one line, the rest is done, exit code 1 | batch runs over night |
-# | results | – | four folders: cut-outs, restored cut-outs, comparisons, photos | the photos, under their own names | the rest is in `RestoreResult` |
+# | results | – | four folders: cut-outs, restored cut-outs, comparisons, photos | the photos under their own names; faces with `--save-faces` | results can be compared file by file |
+# | results that are there | – | replaced | kept and counted as done; replaced with `--force` | runs can be broken off |
 # | original and result | – | may be the same folder | refused | originals are never touched |
+# | blending with the input | – | `--weight`, which its GFP-GAN networks do not use | `--fidelity` | see @sec-photos |
+# | for other programs | – | – | `--json`, exit codes | no prose to be read by machines |
 # | weights | – | downloaded into the working directory's tree | into the user's cache, SHA-256 checked | found again from any folder |
 #
 # : Deviations in the command line {#tbl-cli-deviations}
@@ -878,25 +1697,25 @@ folder.cleanup()
 # ::: {.callout-warning}
 # ## What users trip over
 # - **Nothing written, exit code 2, "no face found".** That is on purpose: a copy of the input would look like a success.
+# - **Other weights, the same result.** The photo was done before, with the old weights. Say `--force`, or name another folder.
 # - **"gfpgan-edu: command not found".** The environment in which the package was installed is not active.
-# - **Subfolders are not searched.** Call the command once for each, with its own `--out`, as equal names would overwrite one another.
-# - **Results of a run before are replaced** without a question, so that a run can be repeated.
-# - **TIFF files.** The library that reads them prints warnings of its own to stderr, which no Python code can hold back.
+# - **"libGL.so.1: cannot open shared object file".** A server without graphics libraries; `gfpgan-edu doctor` says what to install.
+# - **TIFF files.** The library that reads them may print warnings of its own to stderr.
 # :::
 #
 # ## Summary
 #
-# - Exit codes are an interface: 0, 1, 2 and 130 tell a script all it needs.
-# - One line for each failure, on stderr, with file and reason; what cannot be printed is escaped.
-# - What can be known early (missing input, unusable output) is tested before anything slow.
-# - A command is a dataclass with a `run` method, and parser and help follow from it. Help needs no PyTorch.
-# - A folder of traps, run as a user would, is the test that counts.
+# - Exit codes are an interface: 0, 1, 2, 130 and 141 tell a script all it needs; `--json` tells a program the rest.
+# - One line for each failure, on stderr, with file and reason; what cannot be printed is escaped, bad usage included.
+# - A result that is there is done. With whole files only, that makes every run resumable.
+# - A command is a dataclass with a `run` method; parser, help and completion follow from it, without PyTorch.
+# - Traps, set on purpose and run as a user would, are the tests that count. `doctor` is the same for an installation.
 #
 # ## Exercises
 #
 # 1. **Compute.** A folder of 800 photos holds 3 that are damaged. What does `gfpgan-edu restore … && next-step` do? Write the shell line that goes on for the codes 0 and 1 only.
-# 2. **Modify.** Add an option `--skip-existing` that leaves results alone that are there already. Which exit code should a run have in which every file was skipped?
-# 3. **Break.** Import `gfpgan_edu.photos` and then `torch` at the top of the module. Which check turns red for which of the two? How much longer does `gfpgan-edu --help` take?
+# 2. **Modify.** Let a photo be done again where the original is newer than the result. Which trap of @tbl-cli-traps would a copied folder with changed dates be?
+# 3. **Break.** Import `gfpgan_edu.photos` and then `torch` at the top of the module. Which check turns red for which of the two? Then give `os.walk` in `photos_in` the argument `followlinks=True`: which trap turns red, and why does the walk end all the same?
 #
 # ## References
 #

@@ -225,8 +225,8 @@ x = torch.rand(1, 3, size, size) * 2 - 1
 CHILDREN = {
     "import only": TORCH + "before = peak()",
     "plain": TORCH + "from gfpgan_edu.weights import load_weights; net = load_weights(file); before = peak(); net.requires_grad_(False)(x)",
-    "fused fp32": TORCH + "from gfpgan_edu.weights import load_weights; from gfpgan_edu.inference import fuse; net = load_weights(file); before = peak(); net = fuse(net); net(x)",
-    "fused bf16": TORCH + "from gfpgan_edu.weights import load_weights; from gfpgan_edu.inference import fuse; net = load_weights(file); before = peak(); net = fuse(net, torch.bfloat16); net(x)",
+    "fused fp32": TORCH + "from gfpgan_edu.weights import load_weights; from gfpgan_edu.inference import fuse; net = load_weights(file); before = peak(); net = fuse(net, consume=True); net(x)",
+    "fused bf16": TORCH + "from gfpgan_edu.weights import load_weights; from gfpgan_edu.inference import fuse; net = load_weights(file); before = peak(); net = fuse(net, torch.bfloat16, consume=True); net(x)",
     "onnxruntime": f"""
 import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
