@@ -238,7 +238,7 @@ def save_faces(folder, name, faces, force):
             if force or not path.exists():
                 write_image(path, face)
 
-# %% ../nbs/24_cli.ipynb #a9dec728
+# %% ../nbs/24_cli.ipynb #075aa914
 @dataclass
 class Restore(OnPictures):
     """Restore the faces in photos, or in all photos of folders.
@@ -302,7 +302,7 @@ class Restore(OnPictures):
         from gfpgan_edu.inference import fuse
         from gfpgan_edu.weights import load_weights
 
-        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()))
+        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()), consume=True)
 
     def clip(self):
         "Restore the frames of one clip -> exit code. A frame without a face is copied and counts as done."
@@ -715,7 +715,7 @@ class Testset:
         print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{f'; {made.note}' * bool(made.note)}"))
         return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
 
-# %% ../nbs/24_cli.ipynb #8b3c88cf
+# %% ../nbs/24_cli.ipynb #f84e717b
 @dataclass
 class Baseline:
     """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For photos take `restore`.
@@ -758,6 +758,7 @@ class Baseline:
 
 
 def _device(wanted):
+    "For measuring: an Apple GPU has no float64, which the metrics need."
     import torch
 
     return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
@@ -936,7 +937,7 @@ def look_at_packages():
         lacking = [need.name for need, _, fits in needs if not fits]
         yield judged(f"extra {extra}", not lacking, f"lacks {', '.join(lacking)}" if lacking else "complete", f'if wanted: pip install "gfpgan_edu[{extra}]"', "warn")
 
-# %% ../nbs/24_cli.ipynb #16fce0b0
+# %% ../nbs/24_cli.ipynb #532d219c
 def look_at_libraries():
     "Whether the compiled libraries load, and the programs besides them."
     import shutil
@@ -965,7 +966,7 @@ def look_at_devices():
 
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     for device in devices:
-        net, times = fuse(load_weights()).to(device), []
+        net, times = fuse(load_weights(), consume=True).to(device), []
         for _ in range(5):
             begin = perf_counter()
             y = net(torch.zeros(1, 3, net.config.size, net.config.size, device=device))[0].cpu()

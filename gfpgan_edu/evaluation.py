@@ -412,14 +412,14 @@ def _notes(r, metrics, protocol):
         if m.label.startswith("deg") and (n := sum(a < protocol.min_angle for a in r.values(m.label))):
             yield f"{r.name}: {n} pairs below {protocol.min_angle:g}° left out of {m.label}"
 
-# %% ../nbs/19_evaluation.ipynb #5cda607e
+# %% ../nbs/19_evaluation.ipynb #93764149
 def method(name, prior="", /, device="cpu", **settings):
     """(function uint8 (n, s, s, 3) -> the same, restored; what it is) of a method: "pulse" or "mganprior" on the prior `prior` with `settings` of
     `gfpgan_edu.baselines`, or weights of a GFPGAN, by name or file. Raises WeightsError, and ValueError for settings that are not there or do not suit."""
     if name not in ("pulse", "mganprior"):
         if settings:
             raise ValueError(f"{name} is a network, it has no setting {sorted(settings)[0]}")
-        net = fuse(load_weights(name)).to(device)
+        net = fuse(load_weights(name), consume=True).to(device)
         return lambda images: to_images(_forward(net, to_tensor(images).to(device))), dict(method=str(name), size=net.config.size)
     search = {"pulse": pulse, "mganprior": mganprior}[name]
     known = dict(list(inspect.signature(search).parameters.items())[2:])       # without the pictures and the prior

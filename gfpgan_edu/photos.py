@@ -183,7 +183,7 @@ def _notes(matrices, size, largest=512):
     better = lambda w: advice if size >= largest or w <= largest else f"weights v1.4 ({largest} px) come closer"
     return tuple(f"face of {w} px is larger than the model's {size} px: only what {size} px can hold is restored; {better(w)}" for w in widths if w > size)
 
-# %% ../nbs/22_photos.ipynb #d74d0bf7
+# %% ../nbs/22_photos.ipynb #55a0a711
 MOST_PIXELS = 180_000_000                                                   # of an enlarged photo; Pillow's own limit for reading, nearly
 
 
@@ -193,7 +193,7 @@ def _network(weights, device):
     from gfpgan_edu.weights import load_weights
 
     if isinstance(weights, (str, Path)):
-        return fuse(load_weights(weights)).to(pick_device(device))
+        return fuse(load_weights(weights), consume=True).to(pick_device(device))
     return weights if device == "auto" else weights.to(pick_device(device))
 
 

@@ -26,7 +26,7 @@ import cv2
 
 from .pictures import Picture, PhotoError, read_picture, write_picture
 
-# %% ../nbs/23_web.ipynb #ed475c8e
+# %% ../nbs/23_web.ipynb #0232c3d4
 class WebError(RuntimeError):
     "The page cannot be served; the message says why, and what to do."
 
@@ -40,7 +40,7 @@ def _load(weights):
     from gfpgan_edu.photos import pick_device
     from gfpgan_edu.weights import load_weights
 
-    return fuse(load_weights(weights)).to(pick_device())
+    return fuse(load_weights(weights), consume=True).to(pick_device())
 
 
 def network(weights="bundled"):

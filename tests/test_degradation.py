@@ -523,3 +523,13 @@ def test_the_stored_measurement_is_complete_and_tells_no_paths():
     for stages in (*d["cpu_milliseconds_by_stage"]["ours"].values(), *d["cpu_milliseconds_by_stage"]["official"].values()):
         assert {"read and decode", "blur kernel", "blur", "resize", "noise", "JPEG", "colour", "to tensor", "other"} <= stages.keys()
         assert sum(v for k, v in stages.items() if k != "total") == pytest.approx(stages["total"], rel=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 3.0, 12.0])
+def test_the_order_of_the_pixels_in_memory_does_not_matter(sigma):
+    "What `to_images` returns lies channel by channel in memory."
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    params = DegradationParams(sigma_x=sigma, sigma_y=sigma / 2, r=2.0, delta=3.0, q=60, noise_seed=1)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert not planes.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(degrade(planes, params), degrade(image, params))

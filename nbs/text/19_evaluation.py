@@ -753,7 +753,7 @@ def method(name, prior="", /, device="cpu", **settings):
     if name not in ("pulse", "mganprior"):
         if settings:
             raise ValueError(f"{name} is a network, it has no setting {sorted(settings)[0]}")
-        net = fuse(load_weights(name)).to(device)
+        net = fuse(load_weights(name), consume=True).to(device)
         return lambda images: to_images(_forward(net, to_tensor(images).to(device))), dict(method=str(name), size=net.config.size)
     search = {"pulse": pulse, "mganprior": mganprior}[name]
     known = dict(list(inspect.signature(search).parameters.items())[2:])       # without the pictures and the prior

@@ -594,7 +594,7 @@ def _network(weights, device):
     from gfpgan_edu.weights import load_weights
 
     if isinstance(weights, (str, Path)):
-        return fuse(load_weights(weights)).to(pick_device(device))
+        return fuse(load_weights(weights), consume=True).to(pick_device(device))
     return weights if device == "auto" else weights.to(pick_device(device))
 
 

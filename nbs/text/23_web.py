@@ -104,7 +104,7 @@ def _load(weights):
     from gfpgan_edu.photos import pick_device
     from gfpgan_edu.weights import load_weights
 
-    return fuse(load_weights(weights)).to(pick_device())
+    return fuse(load_weights(weights), consume=True).to(pick_device())
 
 
 def network(weights="bundled"):

@@ -465,7 +465,7 @@ class Restore(OnPictures):
         from gfpgan_edu.inference import fuse
         from gfpgan_edu.weights import load_weights
 
-        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()))
+        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()), consume=True)
 
     def clip(self):
         "Restore the frames of one clip -> exit code. A frame without a face is copied and counts as done."
@@ -958,6 +958,7 @@ class Baseline:
 
 
 def _device(wanted):
+    "For measuring: an Apple GPU has no float64, which the metrics need."
     import torch
 
     return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
@@ -1183,7 +1184,7 @@ def look_at_devices():
 
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     for device in devices:
-        net, times = fuse(load_weights()).to(device), []
+        net, times = fuse(load_weights(), consume=True).to(device), []
         for _ in range(5):
             begin = perf_counter()
             y = net(torch.zeros(1, 3, net.config.size, net.config.size, device=device))[0].cpu()
