@@ -390,7 +390,7 @@ def read_checkpoint(folder):
             warnings.warn(f"{path}: damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__}); going back to the one before")
     return None, None
 
-# %% ../nbs/13_engine.ipynb #84577f64
+# %% ../nbs/13_engine.ipynb #8237c884
 FREE = {"run": {"iterations", "workers", "threads", "log_every", "valid_every", "save_every", "keep", "on_nonfinite"}}     # may change when a run goes on
 
 
@@ -403,6 +403,13 @@ def _differences(old, new, where=""):
         elif old.get(k) != new.get(k) and k not in FREE.get(where.rstrip("."), ()):
             out.append(f"{where}{k} was {old.get(k)!r}, is {new.get(k)!r}")
     return out
+
+
+def _filled(cls, d):
+    "A checkpoint's config with the defaults of settings that are younger than it."
+    with suppress(ValueError):
+        return plain(config_from(cls, d))
+    return d
 
 # %% ../nbs/13_engine.ipynb #89fc9603
 def _quiet_worker(_):
@@ -434,7 +441,7 @@ def _signals(trainer):
         for s, handler in old.items():
             signal.signal(s, handler)
 
-# %% ../nbs/13_engine.ipynb #c45b0b9e
+# %% ../nbs/13_engine.ipynb #c1a63f2f
 class Trainer(Players):
     """A run of `Players` in a folder: data, checkpoints, journal, signals. What the trainers of this book share.
 
@@ -481,7 +488,7 @@ class Trainer(Players):
             state, _ = read_checkpoint(self.out)
             if state is None and checkpoints(self.out):
                 raise TrainingError(f"{self.out}: every checkpoint is damaged; move the folder away to start anew")
-            if state and (changed := _differences(state["config"], plain(self.config))):
+            if state and (changed := _differences(_filled(type(self.config), state["config"]), plain(self.config))):
                 raise TrainingError(f"{self.out}: holds a run with another config: {'; '.join(changed)}. Choose another folder, or the same config")
         if state:
             self.load_state_dict(state)

@@ -37,7 +37,7 @@ class Picture:
     exif: bytes | None = None          # camera, date, place, … without the orientation, which is done
     notes: tuple = ()                  # one sentence for each thing that the pixels do not show as the file has it
 
-# %% ../nbs/21_pictures.ipynb #f9f7eb5e
+# %% ../nbs/21_pictures.ipynb #18544c6a
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}    # what undoes an EXIF orientation; 1 is upright
 _OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x113), *range(0x115, 0x11A), 0x11C, 0x13D, *range(0x140, 0x146), 0x14A,  # TIFF 6.0: size, strips, tiles,
@@ -45,7 +45,7 @@ _OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x11
 
 
 def _exif(im):
-    "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image, opened but not loaded: turning a TIFF empties it."
+    "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image. A TIFF must not be loaded yet: turning it empties the block."
     try:
         exif = Image.Exif()
         exif.load(im.getexif().tobytes())                                   # a copy: Pillow needs the tags for loading
@@ -96,10 +96,13 @@ def _from_ink(im, icc):
             return ImageCms.profileToProfile(im, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"), "CMYK (ink), converted to sRGB by its profile"
     return im.convert("RGB"), "CMYK (ink) without a usable profile, its colours are a guess"
 
-# %% ../nbs/21_pictures.ipynb #58233fa8
+# %% ../nbs/21_pictures.ipynb #e31ddba6
 def to_picture(im):
     "A PIL image -> Picture. Raises ValueError where the pixels have no meaning as a photo, and whatever a decoder raises on damage."
-    deep, (exif, damaged), kind = _is_deep(im), _exif(im), getattr(im, "format", None)
+    deep, kind = _is_deep(im), getattr(im, "format", None)
+    if kind != "TIFF":
+        im.load()                                                           # before its EXIF is looked for: that would load a PNG, and a damaged one's error be taken for the block's
+    exif, damaged = _exif(im)
     im.load()
     turned, icc = _upright(im), im.info.get("icc_profile")
     notes = ["its EXIF block is damaged and is not kept"] * damaged

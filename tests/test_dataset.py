@@ -388,7 +388,7 @@ def test_a_bad_file_is_named_from_a_worker(folder, no_threads, tmp_path):
     (tmp_path / "f/00001.png").write_bytes(b"no picture")
     batches = iter(DataLoader(data, num_workers=1, prefetch_factor=1))
     next(batches)
-    with pytest.raises(ValueError, match=r"(?s)00001\.png: not a picture"):
+    with pytest.raises(ValueError, match=r"(?s)00001\.png: is not a picture"):
         next(batches)
     assert len(list(batches)) == 3                               # the worker lives on
 

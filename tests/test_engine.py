@@ -220,6 +220,20 @@ def test_another_batch_in_a_run_is_refused_by_name(tmp_path):
     assert str(tmp_path) in str(e.value) and (tmp_path / "config.yaml").read_bytes() == before
 
 
+def test_a_run_goes_on_in_a_version_with_more_settings(tmp_path):
+    Toy(toy_run(), tmp_path).fit()
+    path = checkpoints(tmp_path)[-1]
+    state = torch.load(path, weights_only=True)
+    for absent, same in (("threads", True), ("seed", True), ("batch", False)):                # batch: the default differs from what the run has
+        older = {**state, "config": {**state["config"], "run": {k: v for k, v in state["config"]["run"].items() if k != absent}}}
+        torch.save(older, path)
+        if same:
+            assert Toy(toy_run(), tmp_path).fit() == "done"
+        else:
+            with pytest.raises(TrainingError, match=r"run\.batch was \d+, is 4"):
+                Toy(toy_run(), tmp_path).fit()
+
+
 def test_iteration_zero_is_written_once_whenever_the_first_attempt_died(tmp_path, monkeypatch):
     def die(self, *args):
         raise KeyboardInterrupt

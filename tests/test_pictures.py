@@ -59,6 +59,16 @@ def test_a_broken_exif_block_does_not_lose_the_picture(tmp_path, small):
     assert_array_equal(read_image(tmp_path / "b.png"), small)
 
 
+@pytest.mark.parametrize("exif", [None, b"Exif\x00\x00no such thing"])
+def test_damaged_pixels_of_a_png_are_an_error_not_taken_for_a_broken_block(tmp_path, small, exif):
+    small.save(tmp_path / "a.png", **dict(exif=exif) if exif else {}, compress_level=0)
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[data.index(b"IDAT") + 11] = 77                          # the kind of filter of the first row: there are five
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(PhotoError, match="a.png: cannot be read"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "LAB"])
 def test_every_mode_becomes_rgb(tmp_path, small, mode):
     picture = small.quantize(256) if mode == "P" else Image.new("LAB", (40, 60), (128, 128, 128)) if mode == "LAB" else small.convert(mode)

@@ -746,6 +746,13 @@ def _differences(old, new, where=""):
     return out
 
 
+def _filled(cls, d):
+    "A checkpoint's config with the defaults of settings that are younger than it."
+    with suppress(ValueError):
+        return plain(config_from(cls, d))
+    return d
+
+
 # %% [markdown]
 # Batch systems end a job with SIGTERM, people with Ctrl-C. Both set a mark; the run finishes its iteration, saves and leaves. Loading processes ignore these signals, else the last iteration would wait for pictures from the dead.
 
@@ -832,7 +839,7 @@ class Trainer(Players):
             state, _ = read_checkpoint(self.out)
             if state is None and checkpoints(self.out):
                 raise TrainingError(f"{self.out}: every checkpoint is damaged; move the folder away to start anew")
-            if state and (changed := _differences(state["config"], plain(self.config))):
+            if state and (changed := _differences(_filled(type(self.config), state["config"]), plain(self.config))):
                 raise TrainingError(f"{self.out}: holds a run with another config: {'; '.join(changed)}. Choose another folder, or the same config")
         if state:
             self.load_state_dict(state)

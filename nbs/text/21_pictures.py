@@ -79,7 +79,7 @@ _OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x11
 
 
 def _exif(im):
-    "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image, opened but not loaded: turning a TIFF empties it."
+    "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image. A TIFF must not be loaded yet: turning it empties the block."
     try:
         exif = Image.Exif()
         exif.load(im.getexif().tobytes())                                   # a copy: Pillow needs the tags for loading
@@ -187,7 +187,10 @@ print(f"cyan ink by this profile: {np.asarray(by_profile)[0, 1]}, by the textboo
 #| export
 def to_picture(im):
     "A PIL image -> Picture. Raises ValueError where the pixels have no meaning as a photo, and whatever a decoder raises on damage."
-    deep, (exif, damaged), kind = _is_deep(im), _exif(im), getattr(im, "format", None)
+    deep, kind = _is_deep(im), getattr(im, "format", None)
+    if kind != "TIFF":
+        im.load()                                                           # before its EXIF is looked for: that would load a PNG, and a damaged one's error be taken for the block's
+    exif, damaged = _exif(im)
     im.load()
     turned, icc = _upright(im), im.info.get("icc_profile")
     notes = ["its EXIF block is damaged and is not kept"] * damaged
