@@ -22,8 +22,8 @@ test: $(READY) ## twins, package, book structure, tests, all chapters and soluti
 	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; \
 	echo "== all well: structure, tests, chapters"
 
-test-web: $(READY) ## the local web page in a real browser: restore, compare, download, refuse; nothing leaves the machine
-	@bash tests/web/setup && .venv-web/bin/python -m pytest -q --durations=5 tests/web/browser.py
+test-web: $(READY) ## in a real browser: the local web page, and the book's pages (of a rendered book: make test-web BOOK=_book)
+	@bash tests/web/setup && .venv-web/bin/python -m pytest -q --durations=5 tests/web/browser.py tests/web/pages.py
 
 soak: $(READY) ## the long counts: 20,000 damaged files, 1,000 photos, 40 kills of training runs (an hour)
 	@$(PY) tests/soak.py
@@ -36,15 +36,9 @@ bench: $(READY) ## measure speed and memory beside the official code: figures/be
 	$(PY) tests/bench/training.py
 	$(PY) tests/bench/inference.py
 
-book: $(READY) ## check the book's structure and render it with Quarto into _book/
+book: $(READY) ## check the book's structure and render it with Quarto into _book/; a warning is a failure
 	@$(PY) nbs/book.py check
-	@if command -v quarto >/dev/null; then \
-		QUARTO_PYTHON="$(CURDIR)/$(PY)" quarto render && echo "open _book/index.html"; \
-	else \
-		echo "Not rendered: the program quarto is not installed. Get it from https://quarto.org/docs/download (on Debian and Ubuntu:"; \
-		echo "download quarto-<version>-linux-amd64.deb there, then: sudo apt-get install ./quarto-*.deb) and say make book again."; \
-		exit 1; \
-	fi
+	@$(PY) nbs/book.py render
 
 chapters: $(READY) ## execute the chapters and save their outputs (some: make chapters NN="04 05")
 	@$(PY) nbs/book.py execute $(NN)

@@ -31,14 +31,15 @@ HERE, NAME = pathlib.Path(__file__).parent, "faces64"
 METRICS = ("psnr", "ssim", "perceptual[efficientnet-lite1]", "frechet[efficientnet-lite1]", "deg[dlib]")     # dlib's embedder and EfficientNet-lite1 took no part in any training here
 SHARE_METRICS = ("perceptual[efficientnet-lite0]", "deg[bundled]", "psnr", "ssim")                            # of the networks that took part; the first one chooses
 SHARES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2)
+HALF = "GFP-GAN, fidelity 0.5"
 SEED = 1                                                                    # of the test sets
-TRIED = ("loss.pixel=1", "loss.identity=0.2")                               # where the search began
+TRIED = ("loss.pixel=1", "loss.perceptual=0.1", "loss.adversarial=0.1", "loss.component=0.02", "loss.identity=0.2", "loss.pyramid_until=5000")     # where the search began
 FROZEN = (*TRIED, "freeze_prior=true")
 TRIALS = {                                                                  # changes to the preset
     "prior frozen": FROZEN,
     "frozen, all channels steered": (*FROZEN, "model.sft=full"),
     "frozen, adversarial weight × 1/4": (*FROZEN, "loss.adversarial=0.025", "loss.component=0.005"),
-    "frozen, weights of the paper": (*FROZEN, "loss.pixel=0.1", "loss.perceptual=1", "loss.adversarial=0.1", "loss.component=1", "loss.feature_style=200", "loss.identity=10", "loss.pyramid=1", "loss.r1=10"),
+    "frozen, weights of the paper": (*FROZEN, "loss.pixel=0.1", "loss.perceptual=1", "loss.component=1", "loss.feature_style=200", "loss.identity=10", "loss.pyramid=1", "loss.r1=10"),
     "prior tuned": TRIED,
     "prior tuned, pixel weight × 5": (*TRIED, "loss.pixel=5"),
     "preset": (),
@@ -206,7 +207,7 @@ def resized(name, size):
 
 
 def methods(a):
-    "{name: (restore, what it is)}: the shipped restorer, the U-Net, and --others."
+    "{name: (restore, what it is)}: the U-Net, --others, and the shipped restorer, its result whole or half mixed with the input."
     size = load_weights(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors").config.size
     found = {}
     if (a.runs / "unet").exists():
@@ -215,7 +216,9 @@ def methods(a):
     for other in a.others:
         name, _, file = other.partition("=")
         found[name] = resized(file, size)
-    return found | {"GFP-GAN": resized(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors", size)}, size
+    restore, about = resized(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors", size)
+    half = lambda images: np.rint((np.asarray(images, np.float32) + restore(images)) / 2).astype(np.uint8)     # restore's fidelity at 0.5
+    return found | {"GFP-GAN": (restore, about), HALF: (half, about | dict(fidelity=0.5))}, size
 
 
 def restore_all(a, folder):
@@ -223,7 +226,7 @@ def restore_all(a, folder):
     found, _ = methods(a)
     shown = {"Input": folder / "lq"}
     for name, (restore, about) in found.items():
-        shown[name] = folder / name.lower().replace(" ", "-")
+        shown[name] = folder / re.sub("[^a-z0-9.]+", "-", name.lower())
         shutil.rmtree(shown[name], ignore_errors=True)                       # of an earlier network under the same name
         apply_method(restore, about, folder / "lq", shown[name], batch=32, progress=False)
     return shown
@@ -265,7 +268,7 @@ def measured(a, name, kind, source, size, degradation):
     test = a.runs / "test" / f"{name}-{kind}".replace(" ", "-")
     sha = lambda path: hashlib.sha256(repr([(k, v.tolist()) for k, v in load_weights(path).state_dict().items()]).encode() + str(load_weights(path).config).encode()).hexdigest()
     unet = iteration(a.runs / "unet") if (a.runs / "unet").exists() else None
-    key = dict(weights=sha(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors"), unet=unet, others=[[o.partition("=")[0], sha(pathlib.Path(o.partition("=")[2]))] for o in a.others], metrics=list(a.metrics), draws=a.draws)
+    key = dict(weights=sha(a.to / f"gfpgan_edu/bundled/{NAME}.safetensors"), unet=unet, half=HALF, others=[[o.partition("=")[0], sha(pathlib.Path(o.partition("=")[2]))] for o in a.others], metrics=list(a.metrics), draws=a.draws)
     return remembered(a.runs / f"test/{test.name}.json", key, lambda: measure(a, test, kind, source, size, degradation))
 
 
@@ -283,13 +286,13 @@ def measure(a, test, kind, source, size, degradation):
     if not (test / "testset.json").exists():
         shutil.rmtree(test, ignore_errors=True)
         build_blind(source, test, size, degradation, SEED, draws=a.draws) if kind == "blind" else build_sr(source, test, size, 4)
-    shown = restore_all(a, test) | {"Truth": test / "gt"}
+    shown, draws = restore_all(a, test) | {"Truth": test / "gt"}, a.draws if kind == "blind" else 1
     table = evaluate(shown, test / "gt", reference(a), a.metrics, progress=False, reference_size=size, save_reference=a.runs / "reference")
     table.write_images(test / "per_image.csv")
     print(table.markdown(), flush=True)
     told = table.to_dict()
     return dict(n=len(table.results[0].images), columns=told["columns"], notes=told["notes"], markdown=table.markdown().split("\n\n")[0],
-                methods={k: m["values"] for k, m in told["methods"].items()}, ours_minus=paired(table, "GFP-GAN", a.draws if kind == "blind" else 1))
+                methods={k: m["values"] for k, m in told["methods"].items()}, ours_minus=paired(table, "GFP-GAN", draws), half_minus=paired(table, HALF, draws))
 
 
 def score(a):
@@ -304,7 +307,7 @@ def score(a):
                 entry["by_damage"] = {m: by_damage(a.runs / "test" / f"{name}-{kind}".replace(" ", "-"), m) for m, *_ in entry["columns"] if m.startswith("deg")}
     folders = {n: folder for n in TRIALS if (folder := trial(a, n)).exists()}
     if folders and (not a.only or "trials" in a.only):
-        key = [{n: iteration(folder) for n, folder in folders.items()}, list(a.metrics)]
+        key = [{n: [iteration(folder), TRIALS[n]] for n, folder in folders.items()}, list(a.metrics)]
         result["trials"] = remembered(a.runs / "test/trials.json", key, lambda: score_trials(a, folders, size, degradation))
     if a.only:
         return
@@ -327,7 +330,7 @@ def score_trials(a, folders, size, degradation):
     table = evaluate(shown, test / "gt", reference(a), a.metrics, progress=False, reference_size=size, save_reference=a.runs / "reference")
     print(table.markdown())
     told = table.to_dict()
-    return dict(faces=len(table.results[0].images), iterations={n: iteration(run) for n, run in folders.items()}, changes={n: list(TRIALS[n]) for n in folders}, prior_images=facts(a, "prior")[0]["images"], columns=told["columns"], markdown=table.markdown().split("\n\n")[0],
+    return dict(faces=len(table.results[0].images), iterations={n: iteration(run) for n, run in folders.items()}, settings=TRIED, changes={n: [c for c in TRIALS[n] if c not in TRIED] for n in folders}, prior_images=facts(a, "prior")[0]["images"], columns=told["columns"], markdown=table.markdown().split("\n\n")[0],
                 methods={k: m["values"] for k, m in told["methods"].items()})
 
 

@@ -24,10 +24,10 @@ def shrink(x, factor):
         raise ValueError(f"factor is {factor}, needs a whole number that divides {h} and {w}")
     return x if factor == 1 else F.interpolate(x, (h // int(factor), w // int(factor)), mode="bicubic", antialias=True, align_corners=False)
 
-# %% ../nbs/18_baselines.ipynb #e7703720
+# %% ../nbs/18_baselines.ipynb #b6a39bf4
 # The two networks without a prior, as changes to a config of the full model. The first plays the part of RCAN, the second of ESRGAN and DeblurGANv2; it is row c of Table 4.
 UNET_GAN = ("model.use_prior=false", "freeze_prior=false")
-UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")))
+UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")))       # the L1 terms alone
 
 
 def without_prior(config, gan=True):

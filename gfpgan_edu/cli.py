@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DONE', 'SOME_FAILED', 'NOTHING_DONE', 'INTERRUPTED', 'UNHEARD', 'SUFFIXES', 'COMMANDS', 'ABOUT', 'reason', 'told',
-           'make_writable', 'one_line', 'complain', 'photos_in', 'plan', 'Account', 'each_picture', 'OnPictures',
-           'fitted', 'save_faces', 'Restore', 'Degrade', 'check_target', 'write_official', 'Weights', 'Export',
-           'Prepare', 'Train', 'TrainPrior', 'Testset', 'Baseline', 'Evaluate', 'Ablate', 'Finding', 'judged',
+           'make_writable', 'one_line', 'complain', 'photos_in', 'plan', 'Account', 'only_ours', 'each_picture',
+           'OnPictures', 'fitted', 'save_faces', 'Restore', 'Degrade', 'check_target', 'write_official', 'Weights',
+           'Export', 'Prepare', 'Train', 'TrainPrior', 'Testset', 'Baseline', 'Evaluate', 'Ablate', 'Finding', 'judged',
            'look_at_packages', 'look_at_libraries', 'look_at_devices', 'look_at_weights', 'look_at_a_photo', 'Doctor',
            'Web', 'Completion', 'unbox', 'parse', 'main']
 
-# %% ../nbs/24_cli.ipynb #84c69097
+# %% ../nbs/24_cli.ipynb #8d6121b9
 import errno
 import io
 import json
@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -27,9 +27,9 @@ from typing import Annotated, Literal, Optional, Union
 
 import tyro
 
-# %% ../nbs/24_cli.ipynb #48895a37
+# %% ../nbs/24_cli.ipynb #71248e3b
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141   # exit codes
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the files that are taken from a folder
 
 
 def reason(error, path=""):
@@ -68,7 +68,7 @@ def complain(message):
 
     tqdm.write(f"gfpgan-edu: {one_line(message)}", file=sys.stderr)
 
-# %% ../nbs/24_cli.ipynb #96750375
+# %% ../nbs/24_cli.ipynb #41247f9b
 def photos_in(path, recursive=False, leave_out=()):
     """The picture files of a folder (by suffix, sorted), or the one file named -> (paths, {subfolder that cannot be read: reason}).
 
@@ -84,7 +84,7 @@ def photos_in(path, recursive=False, leave_out=()):
         found += [Path(folder, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     return sorted(found), closed
 
-
+# %% ../nbs/24_cli.ipynb #a449857e
 def plan(sources, out, recursive=False, leave_out=()):
     "Files and folders -> ([(picture, where its result goes)], {subfolder that cannot be read: reason}). Raises OSError or ValueError."
     if not sources:
@@ -144,7 +144,24 @@ class Account:
                 print(f"  {n} × {why}")
         return code
 
-# %% ../nbs/24_cli.ipynb #bd9f760c
+# %% ../nbs/24_cli.ipynb #2a216649
+@contextmanager
+def only_ours():
+    "Meanwhile nothing is heard of what libraries print past Python, as libtiff does about damaged files: a photo gets one line, and that is ours."
+    try:
+        kept = os.dup(2)
+    except OSError:                                                         # there is no stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+# %% ../nbs/24_cli.ipynb #b8666d25
 def each_picture(pairs, work, account):
     "Call work(path, target) -> what there is to tell, for every pair; what fails is told, and the next picture is taken."
     from tqdm import tqdm
@@ -155,7 +172,8 @@ def each_picture(pairs, work, account):
         try:
             if target.exists() and target.samefile(path):
                 raise ValueError("the result would overwrite the original")
-            told = work(path, target)
+            with only_ours():
+                told = work(path, target)
         except NoFace as e:
             account.tell(path, "no_face", reason(e, path))
         except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
@@ -369,7 +387,7 @@ class Degrade(OnPictures):
 
         return work
 
-# %% ../nbs/24_cli.ipynb #d81ba34d
+# %% ../nbs/24_cli.ipynb #dd05ea0f
 def check_target(path, suffixes, force):
     "Raise ValueError unless a file may be written at `path`; its folder is made."
     if path.suffix.lower() not in suffixes:
@@ -381,7 +399,7 @@ def check_target(path, suffixes, force):
     except OSError as e:
         raise ValueError(f"{path}: cannot be written ({reason(e)})") from e
 
-
+# %% ../nbs/24_cli.ipynb #a8ded0b7
 def write_official(net, path):
     "The official form of a GFPGAN as a .pth file, under the key params_ema, atomically."
     import torch
@@ -395,7 +413,7 @@ def write_official(net, path):
     finally:
         part.unlink(missing_ok=True)
 
-# %% ../nbs/24_cli.ipynb #6fcc986c
+# %% ../nbs/24_cli.ipynb #49ce6d34
 @dataclass
 class Weights:
     """List, download, look into or convert weights.
@@ -467,6 +485,8 @@ class Weights:
         else:
             save(net, self.out, torch.float16 if self.half else None, source=Path(self.what).name, **(dict(licence=LICENCE) if self.what in RELEASES else {}))
         print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
+        if official and net.config.prior_share < 1:
+            print(f"{self.out}: the official code will show the prior's picture alone; a share of {net.config.prior_share:g} has no place in its files")
 
 # %% ../nbs/24_cli.ipynb #33a1dd22
 @dataclass
@@ -715,7 +735,7 @@ class Testset:
         print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{f'; {made.note}' * bool(made.note)}"))
         return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
 
-# %% ../nbs/24_cli.ipynb #f84e717b
+# %% ../nbs/24_cli.ipynb #26ff655a
 @dataclass
 class Baseline:
     """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For photos take `restore`.
@@ -756,14 +776,14 @@ class Baseline:
         print(one_line(f"{done} restored faces in {self.out}, {len(failed)} failed"))
         return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
 
-
+# %% ../nbs/24_cli.ipynb #6c4c40f7
 def _device(wanted):
     "For measuring: an Apple GPU has no float64, which the metrics need."
     import torch
 
     return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/24_cli.ipynb #279e2738
+# %% ../nbs/24_cli.ipynb #e0cc0cec
 @dataclass
 class Evaluate:
     """Measure folders of restored faces, whatever made them, and print one table.
@@ -799,6 +819,8 @@ class Evaluate:
     "torch-fidelity's Inception weights, where they cannot be downloaded."
     save_reference: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
     "Keep the statistics of a reference folder here, one .npz a metric."
+    force: bool = False
+    "Replace tables and statistics that are there."
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self):
@@ -813,6 +835,10 @@ class Evaluate:
                 raise ValueError("two folders of --pred have the same name; write NAME=DIR")
             if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
                 raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
+            for path in (*self.out, *filter(None, [self.per_image])):
+                check_target(path, (path.suffix.lower(),), self.force)
+            if self.save_reference and not self.force and any(self.save_reference.glob("*.npz")):
+                raise ValueError(f"{self.save_reference}: holds statistics already; --force replaces them")
             protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
             table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference, self.reference_size)
             for path in self.out:
@@ -897,7 +923,7 @@ class Ablate:
         print(e.ablation_table(result), end="")
         return DONE
 
-# %% ../nbs/24_cli.ipynb #a578c328
+# %% ../nbs/24_cli.ipynb #68b2a5bd
 @dataclass
 class Finding:
     "One line of `doctor`; status ok, warn (works without) or missing (needed)."
@@ -907,12 +933,12 @@ class Finding:
     found: str
     todo: str = ""
 
-
+# %% ../nbs/24_cli.ipynb #944e733b
 def judged(check, fine, found, todo, otherwise="missing"):
     "A Finding; what to do is told only where it is not fine."
     return Finding(check, "ok" if fine else otherwise, found, "" if fine else todo)
 
-
+# %% ../nbs/24_cli.ipynb #fb0861f1
 def look_at_packages():
     "Python and every requirement of the package; the extras, one line each."
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -937,7 +963,7 @@ def look_at_packages():
         lacking = [need.name for need, _, fits in needs if not fits]
         yield judged(f"extra {extra}", not lacking, f"lacks {', '.join(lacking)}" if lacking else "complete", f'if wanted: pip install "gfpgan_edu[{extra}]"', "warn")
 
-# %% ../nbs/24_cli.ipynb #532d219c
+# %% ../nbs/24_cli.ipynb #5fc47480
 def look_at_libraries():
     "Whether the compiled libraries load, and the programs besides them."
     import shutil
@@ -953,7 +979,7 @@ def look_at_libraries():
     quarto = shutil.which("quarto")
     yield judged("quarto", quarto, quarto or "not found", "only `make book` needs it: https://quarto.org/docs/download", "warn")
 
-
+# %% ../nbs/24_cli.ipynb #65f44519
 def look_at_devices():
     "The bundled network on every device: milliseconds for one face. And whether a graphics card lies idle."
     import shutil
@@ -977,7 +1003,7 @@ def look_at_devices():
         idle = shutil.which("nvidia-smi") is not None
         yield judged("cuda", not idle, "a driver is there, but torch cannot use it" if idle else "none, the CPU does the work", "https://pytorch.org/get-started/locally names the torch that fits the driver", "warn")
 
-# %% ../nbs/24_cli.ipynb #5bd42d4f
+# %% ../nbs/24_cli.ipynb #4383c0fa
 def look_at_weights():
     "The bundled files against their SHA-256, the cache, what is in it."
     from gfpgan_edu import weights as w
@@ -1007,7 +1033,7 @@ def look_at_weights():
         else:
             yield Finding(r.name, "ok", "not downloaded", f"if wanted: gfpgan-edu weights fetch {r.name}")
 
-
+# %% ../nbs/24_cli.ipynb #f84a464c
 def look_at_a_photo():
     "Detector, network and all between."
     from gfpgan_edu.examples import astronaut
@@ -1045,7 +1071,7 @@ class Doctor:
         else:
             print(one_line(f"{finding.status:8}{finding.check:20}{finding.found}{'; ' * bool(finding.todo)}{finding.todo}"), flush=True)
 
-# %% ../nbs/24_cli.ipynb #b04a51be
+# %% ../nbs/24_cli.ipynb #7052c693
 @dataclass
 class Web:
     """Open a local page: drop a photo, see it restored, download it. Needs pip install "gfpgan_edu[web]".
@@ -1072,7 +1098,7 @@ class Web:
             return NOTHING_DONE
         return DONE
 
-
+# %% ../nbs/24_cli.ipynb #2f1e6514
 @dataclass
 class Completion:
     """Print the script that completes commands and options in a shell.
@@ -1086,9 +1112,11 @@ class Completion:
     def run(self):
         parse(["--tyro-print-completion", self.shell])
 
-# %% ../nbs/24_cli.ipynb #d00c21e8
+# %% ../nbs/24_cli.ipynb #9b52e2d8
+# The word after gfpgan-edu, and the class that does what it says.
 COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export, "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior, "testset": Testset,
             "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate, "doctor": Doctor, "completion": Completion}
+# What the help of the whole command says.
 ABOUT = """GFP-GAN: restore faces in photos, and train what restores them.
 
 Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished files are kept; 141 nobody read the output.
@@ -1103,7 +1131,7 @@ def unbox(text):
     parts = [" ".join(part.split()) for part in re.split(r"^[ ─╯-]*$", "\n".join(kept), flags=re.M)]
     return "; ".join(part.replace("For full", "for full") for part in parts if part and not part.startswith("Argument helptext")) or text
 
-# %% ../nbs/24_cli.ipynb #2a483497
+# %% ../nbs/24_cli.ipynb #40ef3d31
 def parse(args=None):
     "Words of the command line -> a command. Help ends with SystemExit(0), bad usage with one line and SystemExit(2)."
     command = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items())]
@@ -1116,7 +1144,7 @@ def parse(args=None):
     complain(unbox(box.getvalue()))
     raise SystemExit(NOTHING_DONE)
 
-
+# %% ../nbs/24_cli.ipynb #7655571c
 def main(args=None):
     "Entry point of the command `gfpgan-edu`; exits with the codes that its help names."
     try:
@@ -1128,6 +1156,9 @@ def main(args=None):
     except KeyboardInterrupt:
         complain("interrupted; what was finished so far is kept")
         code = INTERRUPTED
+    except MemoryError:
+        complain("not enough memory")
+        code = NOTHING_DONE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more is said at exit
         code = UNHEARD

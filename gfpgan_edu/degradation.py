@@ -16,9 +16,9 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-# %% ../nbs/02_degradation.ipynb #29724c55
+# %% ../nbs/02_degradation.ipynb #ab21d1cd
 def gaussian_kernel(sigma_x, sigma_y=None, theta=0.0, size=41):
-    "Blur kernel k_σ (size, size), float64, sum 1: a Gaussian with axes sigma_x, sigma_y turned by theta; sigma 0 gives a single 1."
+    "Blur kernel k_σ (size, size), float64, sum 1: a Gaussian with axes sigma_x, sigma_y turned by theta (radians); sigma 0 gives a single 1. An even size is a ValueError."
     if size % 2 == 0 or size < 1:
         raise ValueError(f"kernel size is {size}, needs an odd number")
     sx, sy = max(sigma_x, 1e-3), max(sigma_x if sigma_y is None else sigma_y, 1e-3)
@@ -79,12 +79,12 @@ def jpeg(img, q):
         raise ValueError(f"JPEG encoding failed for shape {img.shape}, quality {q}")
     return cv2.cvtColor(cv2.imdecode(buffer, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
-# %% ../nbs/02_degradation.ipynb #b78668bd
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# %% ../nbs/02_degradation.ipynb #65313bc8
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)                  # shares of R, G and B in the brightness (BT.601)
 
 
 def shift_colour(x, shift):
-    "Add `shift`, three numbers in grey levels (of 255), to the channels of x; clipped."
+    "Add `shift`, three numbers in grey levels (of 255), to the channels of x, float32 H×W×3 in [0, 1]; clipped."
     x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))       # four numbers: OpenCV's scalars have four channels
     return np.clip(x, 0, 1, out=x)
 
@@ -93,8 +93,8 @@ def to_gray(x):
     "The brightness of x, float32 H×W×3 RGB, in all three channels."
     return cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
-# %% ../nbs/02_degradation.ipynb #a7f22313
-JITTER = ("brightness", "contrast", "saturation", "hue")
+# %% ../nbs/02_degradation.ipynb #1c7a4232
+JITTER = ("brightness", "contrast", "saturation", "hue")            # kinds of colour jitter
 
 
 def jitter_colour(x, jitter):
@@ -199,12 +199,12 @@ class DegradationRanges:
         r = tuple(x if x <= 1 else max(1.0, x * k) for x in self.r)
         return replace(self, sigma=sigma, r=r, kernel_size=2 * math.ceil((self.kernel_size // 2) * k) + 1, size=size)
 
-# %% ../nbs/02_degradation.ipynb #8af45dfd
+# %% ../nbs/02_degradation.ipynb #122b00bb
 PAPER = DegradationRanges(shift_prob=0.3, gray_prob=0.01, jitter_prob=0.3)                            # Sec. 4.1; colour: the official numbers
 OFFICIAL = replace(PAPER, sigma=(0.1, 10.0), r=(0.8, 8.0), delta=(0.0, 20.0))                         # train_gfpgan_v1.yml
 SEVERE = replace(PAPER, sigma=(0.2, 16.0), r=(1.0, 24.0), delta=(0.0, 20.0), q=(30.0, 100.0), kernel_size=65)    # for nets of 64 to 256 px
 EXTREME = replace(SEVERE, sigma=(0.2, 24.0), r=(1.0, 64.0), kernel_size=97)                            # for 32 px: down to faces of 8 px
-PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}
+PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}               # by name, for the command line
 
 # %% ../nbs/02_degradation.ipynb #c62bfd67
 def sample_params(rng, ranges=PAPER):

@@ -32,7 +32,7 @@ import torch
 
 from .weights import save
 
-# %% ../nbs/13_engine.ipynb #e64390ba
+# %% ../nbs/13_engine.ipynb #f6f6a678
 @dataclass(frozen=True)
 class Run:
     "What every training run needs, whatever it trains."
@@ -55,13 +55,15 @@ class Run:
 
     def __post_init__(self):
         for name in ("iterations", "batch", "accumulate", "log_every", "valid_every", "save_every", "keep", "ema_images"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs a positive number")
-        for name in ("seed", "workers", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, needs 0 or more")
+        for name, most in dict(seed=2**63 - 1, workers=1024, threads=1024).items():             # thousands of processes or threads bring a machine down
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs 0 to {most}")
+        if self.batch > 1 << 20:
+            raise ValueError(f"batch is {self.batch}, needs {1 << 20} at most")
 
-# %% ../nbs/13_engine.ipynb #2a4f785e
+# %% ../nbs/13_engine.ipynb #2d22cdf4
 def _suits(v, hint):
     "`v` as the annotation `hint` wants it; TypeError where it does not suit."
     if get_origin(hint) in (Union, types.UnionType):
@@ -73,7 +75,7 @@ def _suits(v, hint):
             v = float(v) if not isinstance(v, bool) else "a truth value"          # YAML 1.1 reads 1e-3 as text
         except (TypeError, ValueError, OverflowError):
             pass
-        ok = isinstance(v, float)
+        hint, ok = "a finite number", isinstance(v, float) and math.isfinite(v)
     elif hint is tuple:
         ok, v = isinstance(v, (list, tuple)) and all(isinstance(x, (int, float, str)) for x in v), tuple(v) if isinstance(v, list) else v
     else:

@@ -439,7 +439,7 @@ def method(name, prior="", /, device="cpu", **settings):
 def _forward(net, x):
     return net(x)[0]
 
-# %% ../nbs/19_evaluation.ipynb #71c8414f
+# %% ../nbs/19_evaluation.ipynb #db615d34
 def apply_method(restore, about, lq, out, batch=8, progress=True):
     """Restore the aligned faces of the folder `lq` into `out`, PNG files of the same names; those already there are left. -> [(path, reason)] of the broken.
 
@@ -474,7 +474,7 @@ def apply_method(restore, about, lq, out, batch=8, progress=True):
                     write_image(out / f"{stem}.png", image)
     return failed
 
-
+# %% ../nbs/19_evaluation.ipynb #5dbbadcb
 def _spent(path, about):
     "(seconds, pictures) of earlier calls, from a method.json; that of another method is a ValueError."
     if not path.exists():
@@ -575,11 +575,11 @@ def verdict(row, full, better):
     row, full = np.asarray(row) * better, np.asarray(full) * better
     return 1 if row.min() > full.max() else -1 if row.max() < full.min() else 0
 
-# %% ../nbs/19_evaluation.ipynb #199b75f7
+# %% ../nbs/19_evaluation.ipynb #411bc6d9
 # What the paper reports for Table 4 against its full model: +1 better, -1 worse. Fig. 7 has no numbers.
 PAPER_ORDER = {"a": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1), "b": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=1),
                "c": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1), "d": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1)}
-ABLATION_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "deg[bundled]")
+ABLATION_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "deg[bundled]")      # the columns of Table 4, by networks that can be had
 
 
 def counterpart(label):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/01_restoration.ipynb #aaed48ca
+# %% ../nbs/01_restoration.ipynb #61f59d01
 def astronaut():
     "The public-domain portrait of Eileen Collins (NASA), uint8 512×512×3, that ships with scikit-image."
     from skimage.data import astronaut as photo
@@ -33,7 +33,7 @@ def _made_up(n, seed):
         z = torch.randn(n, net.config["style_dim"], generator=torch.Generator().manual_seed(seed))
         return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
 
-
+# %% ../nbs/01_restoration.ipynb #67e759a2
 def example_faces(n=8, size=128, seed=0):
     """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder $GFPGAN_EDU_FACES; else, up to 64 px, faces that the
     bundled prior makes up (nobody's portrait); above 64 px, shifted and flipped crops of `astronaut()`.

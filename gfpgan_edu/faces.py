@@ -216,9 +216,9 @@ def read_official_landmarks(path):
         raise ValueError(f"{path}: number {bad[0]} is not three finite numbers a part, the last positive")
     return read
 
-# %% ../nbs/03_faces.ipynb #297f0305
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-MANIFEST = "manifest.jsonl"
+# %% ../nbs/03_faces.ipynb #5dde46e3
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the pictures that `prepare` looks for
+MANIFEST = "manifest.jsonl"                                                # the file that `prepare` writes beside the faces
 
 
 def read_manifest(folder):
@@ -280,7 +280,7 @@ def _entry(file, source, size, faces, landmarks):
     return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
                            components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
 
-# %% ../nbs/03_faces.ipynb #d01dcd01
+# %% ../nbs/03_faces.ipynb #11dbd258
 def _resume(out, size):
     "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
     path = out / MANIFEST
@@ -311,7 +311,7 @@ def _sources(source, out):
     results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
     return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
 
-
+# %% ../nbs/03_faces.ipynb #ce1f68e9
 def _first_free(stem, taken):
     "stem.png, stem_1.png, …: the first that is not taken, on a disk that may not tell a from A."
     name, n = f"{stem}.png", 0

@@ -43,7 +43,7 @@ class Cost:
     def __mul__(self, k):
         return Cost(self.flops * k, self.matrix_bytes * k, self.other_bytes * k)
 
-# %% ../nbs/16_full_scale.ipynb #74f971db
+# %% ../nbs/16_full_scale.ipynb #7f66f7fb
 def _convolution_backward(grad, x, weight, *options, out_val):
     "Operations of a convolution's backward pass: those of the forward pass for each of input and weight that wants a gradient. (PyTorch's own formula is wrong for groups.)"
     transposed, (for_input, for_weight, _) = options[4], options[7]
@@ -51,7 +51,7 @@ def _convolution_backward(grad, x, weight, *options, out_val):
     return 2 * b * h * w * weight.numel() * (for_input + for_weight)
 
 
-FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
+FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}      # operation -> function of its shapes that counts
 
 # %% ../nbs/16_full_scale.ipynb #aff2a6c1
 class Tally(TorchDispatchMode):
@@ -310,12 +310,14 @@ def _clock(trainer, work):
 def _due(trainer, it):
     return tuple(it % p.every == 0 for p in trainer.phases)
 
-# %% ../nbs/16_full_scale.ipynb #ef783450
+# %% ../nbs/16_full_scale.ipynb #4e5191c2
 def rehearse(trainer, steps=10):
-    """`steps` iterations (from 3 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
+    """`steps` iterations (from 4 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
 
-    The last of them is one at which everything is due, R1 too. The first two warm up and are not timed. The trainer's folder is written to: give it a temporary one.
+    The last of them is one at which everything is due, R1 too. The first two warm up and are not timed, and beside the last an ordinary one is needed. The trainer's folder is written to: give it a temporary one.
     """
+    if steps < 4:
+        raise ValueError(f"steps is {steps}, needs 4 or more: two warm up, one is ordinary, in the last everything is due")
     t, period = trainer, min(math.lcm(*(p.every for p in trainer.phases)), 10_000)
     if t.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(t.device)

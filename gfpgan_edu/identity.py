@@ -38,9 +38,12 @@ def to_gray(x, size=128):
     y = (x * x.new_tensor([0.2989, 0.5870, 0.1140]).view(3, 1, 1)).sum(1, keepdim=True)
     return F.interpolate(y, (size, size), mode="bilinear", align_corners=False)
 
-# %% ../nbs/12_identity.ipynb #63de5b30
+# %% ../nbs/12_identity.ipynb #095b466a
 class Block(nn.Module):
-    "Residual block of ArcFace's ResNet: normalise, convolve, normalise, PReLU, convolve, normalise; one slope serves both PReLUs."
+    """Residual block of ArcFace's ResNet, (b, cin, h, w) -> (b, cout, h/stride, w/stride): normalise, convolve, normalise, PReLU, convolve, normalise.
+
+    One slope serves both PReLUs.
+    """
 
     def __init__(self, cin, cout, stride=1):
         super().__init__()
@@ -114,8 +117,8 @@ def arcface_logits(embeddings, prototypes, labels, scale=30.0, margin=0.5):
     harder = torch.where(theta < math.pi - margin, torch.cos(theta + margin), cos - margin * math.sin(margin))   # monotone beyond π - margin
     return scale * torch.where(right, harder, cos)
 
-# %% ../nbs/12_identity.ipynb #71b593c2
-BUNDLED_EMBEDDER = "embedder-lfw55"
+# %% ../nbs/12_identity.ipynb #aec86f22
+BUNDLED_EMBEDDER = "embedder-lfw55"           # name of its file in gfpgan_edu/bundled
 
 
 def _complaint(state, own):

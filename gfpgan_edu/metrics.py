@@ -167,11 +167,11 @@ class Gaussian:
         "Mean, covariance, number and the network's name, .npz; read with `read_statistics`."
         np.savez(path, mu=self.mean, sigma=self.covariance, n=self.n, features=self.features)
 
-# %% ../nbs/17_metrics.ipynb #b50f561a
+# %% ../nbs/17_metrics.ipynb #f017537f
 @dataclass(frozen=True)
 class Statistics:
-    "What `frechet` compares."
-    features: str
+    "What `frechet` compares: mean (d,) and covariance (d, d) of features."
+    features: str                                # the metric that they belong to
     mean: np.ndarray
     covariance: np.ndarray
     n: int = 0                                   # 0: the file does not say
@@ -412,7 +412,7 @@ def chroma_distance(pred, gt):
     _pair(pred, gt)
     return float(np.linalg.norm(rgb2lab(pred)[..., 1:] - rgb2lab(gt)[..., 1:], axis=2).mean())
 
-# %% ../nbs/17_metrics.ipynb #edbd7f43
+# %% ../nbs/17_metrics.ipynb #9ffb569b
 def _itself(image):
     return image
 
@@ -444,7 +444,7 @@ class Files:
     inception: str = ""                          # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
 
 
-DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")       # the columns of the paper's tables
 
 # %% ../nbs/17_metrics.ipynb #82bb2ffc
 def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):

@@ -6,14 +6,16 @@
 __all__ = ['UPRIGHT', 'KINDS', 'MAX_PIXELS', 'MAX_BYTES', 'PhotoError', 'Picture', 'to_picture', 'to_rgb', 'read_picture',
            'read_image', 'write_picture', 'write_image']
 
-# %% ../nbs/21_pictures.ipynb #a9067dfc
+# %% ../nbs/21_pictures.ipynb #11b4bae1
 import io
 import math
 import os
 import re
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,13 +39,13 @@ class Picture:
     exif: bytes | None = None          # camera, date, place, … without the orientation, which is done
     notes: tuple = ()                  # one sentence for each thing that the pixels do not show as the file has it
 
-# %% ../nbs/21_pictures.ipynb #18544c6a
+# %% ../nbs/21_pictures.ipynb #d5645fe3
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}    # what undoes an EXIF orientation; 1 is upright
 _OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x113), *range(0x115, 0x11A), 0x11C, 0x13D, *range(0x140, 0x146), 0x14A,  # TIFF 6.0: size, strips, tiles,
               0x152, 0x153, 0x154, 0x155, 0x15B, *range(0x200, 0x20A), *range(0x211, 0x215), 0x2BC, 0x83BB, 0x8649, 0x8773}  # orientation, JPEG, XMP, IPTC, Photoshop, profile
 
-
+# %% ../nbs/21_pictures.ipynb #f202ce2c
 def _exif(im):
     "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image. A TIFF must not be loaded yet: turning it empties the block."
     try:
@@ -57,7 +59,7 @@ def _exif(im):
     except Exception:                                                       # a broken block does not make the picture worthless
         return None, True
 
-
+# %% ../nbs/21_pictures.ipynb #9b0754eb
 def _upright(im):
     "A loaded PIL image turned as its EXIF orientation says."
     with suppress(Exception):
@@ -96,7 +98,7 @@ def _from_ink(im, icc):
             return ImageCms.profileToProfile(im, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"), "CMYK (ink), converted to sRGB by its profile"
     return im.convert("RGB"), "CMYK (ink) without a usable profile, its colours are a guess"
 
-# %% ../nbs/21_pictures.ipynb #e31ddba6
+# %% ../nbs/21_pictures.ipynb #c3e8121b
 def to_picture(im):
     "A PIL image -> Picture. Raises ValueError where the pixels have no meaning as a photo, and whatever a decoder raises on damage."
     deep, kind = _is_deep(im), getattr(im, "format", None)
@@ -128,17 +130,17 @@ def to_picture(im):
         notes.append(f"animated, the first of {frames} frames" if kind in ("AVIF", "GIF", "PNG", "WEBP") else f"the first of {frames} pictures in the file")
     return Picture(pixels, alpha, grey, icc if _space(icc) == (b"GRAY" if grey else b"RGB ") else None, exif, tuple(notes))
 
-
+# %% ../nbs/21_pictures.ipynb #5fda8b20
 def to_rgb(im):
     "A PIL image -> uint8 H×W×3 RGB, upright; the pixels of `to_picture`."
     return to_picture(im).pixels
 
-# %% ../nbs/21_pictures.ipynb #a4fd7d7a
-KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS, MAX_BYTES = 120_000_000, 1_000_000_000
+# %% ../nbs/21_pictures.ipynb #765e2f6f
+KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")      # formats that are read, as Pillow names them
+MAX_PIXELS, MAX_BYTES = 120_000_000, 1_000_000_000                         # of a picture, of its file
 _QUIET = threading.Lock()                                                   # Python's warning filters belong to all threads
 
-
+# %% ../nbs/21_pictures.ipynb #0f35a5d3
 def _reason(error):
     "Why reading failed, in a few words."
     if isinstance(error, UnidentifiedImageError):
@@ -154,7 +156,26 @@ def _reason(error):
     text = getattr(error, "strerror", None) or str(error).split(" (")[0].split("\n")[0] or "its data is damaged"
     return f"cannot be read ({text[:200].lower()})"
 
-# %% ../nbs/21_pictures.ipynb #114103e0
+# %% ../nbs/21_pictures.ipynb #f8281446
+def _compare_sums(f):
+    "Compare the checksums of the pixels of an open PNG's first picture: Pillow decodes without, and shows some damage as if it were the picture. Raises ValueError; the file stays where it is."
+    here, begun = f.tell(), False
+    f.seek(8)
+    while len(head := f.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT":
+            begun, found = True, zlib.crc32(kind)
+            for at in range(0, size, 1 << 20):                              # a length that lies takes no memory
+                found = zlib.crc32(f.read(min(size - at, 1 << 20)), found)
+            if f.read(4) != struct.pack(">I", found):
+                raise ValueError("its checksums do not agree")
+        elif begun:
+            break
+        else:
+            f.seek(size + 4, os.SEEK_CUR)
+    f.seek(here)
+
+# %% ../nbs/21_pictures.ipynb #6a60021a
 def read_picture(path):
     "A picture file -> Picture. At most `MAX_PIXELS` pixels and `MAX_BYTES` bytes. Raises PhotoError that names the file and the reason."
     path = Path(path)
@@ -170,6 +191,8 @@ def read_picture(path):
             with Image.open(f, formats=[k for k in KINDS if k in Image.OPEN]) as im:
                 if not 0 < im.width * im.height <= MAX_PIXELS:
                     raise PhotoError(f"{path}: has {im.width} × {im.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million" if im.width * im.height else f"{path}: has no pixels")
+                if im.format == "PNG":
+                    _compare_sums(f)
                 picture, kind = to_picture(im), im.format
     except PhotoError:
         raise
@@ -180,19 +203,19 @@ def read_picture(path):
         return replace(picture, notes=(*picture.notes, f"named {path.suffix}, but it is a {kind} file"))
     return picture
 
-
+# %% ../nbs/21_pictures.ipynb #5739036d
 def read_image(path):
     "A picture file -> uint8 H×W×3 RGB, upright; the pixels of `read_picture`. Raises PhotoError."
     return read_picture(path).pixels
 
-# %% ../nbs/21_pictures.ipynb #1cc66983
+# %% ../nbs/21_pictures.ipynb #6e4bf939
 _HOLDS = {"AVIF": {"alpha", "icc", "exif"}, "BMP": {"grey"}, "GIF": {"alpha", "grey"}, "JPEG": {"grey", "icc", "exif"},
           "PNG": {"alpha", "grey", "icc", "exif"}, "TIFF": {"alpha", "grey", "icc", "exif"}, "WEBP": {"alpha", "icc", "exif"}}
 _SETTINGS = {"JPEG": dict(quality=95, subsampling=0), "WEBP": dict(quality=95, exact=True), "AVIF": dict(quality=95)}
 _LONGEST = {"JPEG": 65_500, "GIF": 65_535, "WEBP": 16_383, "AVIF": 16_384}  # the longest side
 _ROOM = dict(exif=65_533, icc=16_000_000)                                   # bytes that fit into a JPEG's segments
 
-
+# %% ../nbs/21_pictures.ipynb #4292dfd7
 def _packed(picture, kind):
     "(PIL image, options of its `save`) with as much of a Picture as the format holds."
     pixels, alpha, holds = picture.pixels, picture.alpha, _HOLDS[kind]
@@ -211,7 +234,7 @@ def _packed(picture, kind):
     kept = {k: v for k, v in blocks.items() if v and k in holds and (kind != "JPEG" or len(v) <= _ROOM[k])}
     return image, _SETTINGS.get(kind, {}) | {{"icc": "icc_profile"}.get(k, k): v for k, v in kept.items()}
 
-# %% ../nbs/21_pictures.ipynb #44cb3ac6
+# %% ../nbs/21_pictures.ipynb #aa3509dd
 def write_picture(path, picture):
     """Picture -> file of the kind that its suffix names, whole or not at all. Raises PhotoError.
 
@@ -236,7 +259,7 @@ def write_picture(path, picture):
         with suppress(OSError):
             part.unlink(missing_ok=True)                                    # there only if something went wrong, Ctrl-C included
 
-
+# %% ../nbs/21_pictures.ipynb #9c43563b
 def write_image(path, image):
     "uint8 H×W×3 RGB -> file; `write_picture` of nothing but pixels. Raises PhotoError."
     write_picture(path, Picture(image))

@@ -15,14 +15,16 @@ from torch import nn
 
 from .layers import SLOPE, SQRT2, EqualizedLinear, Resample
 
-# %% ../nbs/06_stylegan2.ipynb #2dcd1872
+# %% ../nbs/06_stylegan2.ipynb #c3d8ec0f
 def widths(size, channel_multiplier=1.0, narrow=1.0):
     """Channels of the prior at each resolution {4: …, 8: …, …, size: …}: 512 up to 32 px, then halving, times the two factors.
 
-    Raises ValueError unless `size` is a power of two from 8 to 1024 and every width is at least 2 and even (Eq. 4 splits it).
+    Raises ValueError unless `size` is a power of two from 8 to 1024, the factors are sensible, and every width is at least 2 and even (Eq. 4 splits it).
     """
     if size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         raise ValueError(f"size is {size}, needs a power of two from 8 to 1024")
+    if not all(0 < factor < 1000 for factor in (channel_multiplier, narrow)):
+        raise ValueError(f"channel_multiplier is {channel_multiplier}, narrow is {narrow}; need positive numbers below 1000")
     out = {}
     for s in (2**i for i in range(2, int(math.log2(size)) + 1)):
         out[s] = int(512 * narrow) if s <= 32 else int(16384 // s * channel_multiplier * narrow)
@@ -79,8 +81,8 @@ class StyleConv(nn.Module):
             y = y + (self.noise_strength * self.bias_gain * noise).to(y.dtype)
         return F.leaky_relu(y + (self.bias * self.bias_gain).to(y.dtype)[:, None, None], SLOPE)
 
-# %% ../nbs/06_stylegan2.ipynb #92066af1
-NOISE_MODES = ("fixed", "random", "zero")
+# %% ../nbs/06_stylegan2.ipynb #5fe5fb6b
+NOISE_MODES = ("fixed", "random", "zero")     # stored maps, drawn anew, none
 
 
 def layer_noise(stored, mode, b):

@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTATIONS', 'PRESETS', 'mixed_codes', 'augment_colour', 'augment_place', 'augment_hole', 'augment', 'PriorConfig',
            'grow', 'PriorTrainer']
 
-# %% ../nbs/14_train_prior.ipynb #045fcdeb
+# %% ../nbs/14_train_prior.ipynb #65921a77
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from .discriminators import Discriminator
 from .engine import Phase, Run, Trainer, adam, stepwise
 from .faces import FaceFolder, to_images
 from .losses import d_logistic, g_logistic, path_length, r1
-from .stylegan2 import StyleGAN2
+from .stylegan2 import StyleGAN2, widths
 
 # %% ../nbs/14_train_prior.ipynb #86c586c8
 def mixed_codes(g, z, cut):
@@ -39,9 +39,9 @@ def augment_colour(x):
     mean = x.mean((1, 2, 3), keepdim=True)
     return mean + (x - mean) * u(0.5, 1.5)
 
-# %% ../nbs/14_train_prior.ipynb #31ff3f6e
+# %% ../nbs/14_train_prior.ipynb #a8b53f5e
 def augment_place(x, most=1 / 8):
-    "Each picture shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
+    "Each picture of x (b, c, s, s) shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
     b, _, s, _ = x.shape
     m = int(s * most + 0.5)
     shift = torch.randint(-m, m + 1, (b, 2), device=x.device)
@@ -50,9 +50,9 @@ def augment_place(x, most=1 / 8):
     padded = F.pad(x, (m, m, m, m)).permute(0, 2, 3, 1)
     return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
-# %% ../nbs/14_train_prior.ipynb #add7433e
+# %% ../nbs/14_train_prior.ipynb #b2853c25
 def augment_hole(x, share=0.5):
-    "A square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
+    "In each picture of x (b, c, s, s) a square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
     b, _, s, _ = x.shape
     n = int(s * share + 0.5)
     first = torch.randint(0, s + 1 - n % 2, (b, 2), device=x.device) - n // 2
@@ -60,17 +60,17 @@ def augment_hole(x, share=0.5):
     row, col = ((at >= first[:, i, None]) & (at < first[:, i, None] + n) for i in (0, 1))
     return x * ~(row[:, None, :, None] & col[:, None, None, :])
 
-# %% ../nbs/14_train_prior.ipynb #583f7b0a
-AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}
+# %% ../nbs/14_train_prior.ipynb #b509a7f4
+AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}       # by the names that a config uses
 
 
 def augment(x, names):
-    "DiffAugment: the named augmentations one after the other; gradients flow through."
+    "DiffAugment of x (b, 3, s, s) in [-1, 1]: the augmentations `names`, of `AUGMENTATIONS`, one after the other; gradients flow through."
     for name in names:
         x = AUGMENTATIONS[name](x)
     return x
 
-# %% ../nbs/14_train_prior.ipynb #66099b22
+# %% ../nbs/14_train_prior.ipynb #ca1490eb
 @dataclass(frozen=True)
 class PriorConfig:
     "Training of a StyleGAN2 prior. Numbers are StyleGAN2's where not said otherwise."
@@ -96,7 +96,9 @@ class PriorConfig:
     def __post_init__(self):
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
-        for name, ok in dict(lr=self.lr > 0, r1=self.r1 >= 0, path=self.path >= 0, r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
+        widths(self.size, self.channel_multiplier, self.narrow), widths(self.size, self.channel_multiplier, self.narrow_d)
+        for name, ok in dict(style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
+                             r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
             if not ok:
                 raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
@@ -130,7 +132,7 @@ class PriorConfig:
                    run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20, valid_every=500, save_every=500, workers=0, threads=1))
 
 
-PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}
+PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
 
 # %% ../nbs/14_train_prior.ipynb #0e0f1ade
 def grow(net):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LossWeights', 'RestorerConfig', 'build_generator', 'build_judges', 'held_out', 'RestorerTrainer', 'psnr']
 
-# %% ../nbs/15_train_restorer.ipynb #3cb77560
+# %% ../nbs/15_train_restorer.ipynb #349a0257
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,10 @@ from .gfpgan import GFPGAN, GFPGANConfig
 from .identity import ArcFaceResNet, GrayEmbedder, load_embedder
 from .layers import float32_on_cpu
 from .losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
+from .stylegan2 import widths
 from .weights import load_prior
 
-# %% ../nbs/15_train_restorer.ipynb #ed56de3e
+# %% ../nbs/15_train_restorer.ipynb #f240f457
 @dataclass(frozen=True)
 class LossWeights:
     "λ of each term of Eq. 9; the defaults are the paper's, and the official code's where the paper is silent. 0 turns a term off."
@@ -44,7 +45,7 @@ class LossWeights:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if not value >= (name == "r1_every"):
+            if not (name == "r1_every") <= value < np.inf:
                 raise ValueError(f"loss.{name} is {value}, needs {'a number from 1 up' if name == 'r1_every' else '0 or more'}")
 
     @property
@@ -52,7 +53,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #6fcc76c8
+# %% ../nbs/15_train_restorer.ipynb #d485fd74
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -78,8 +79,12 @@ class RestorerConfig:
     def __post_init__(self):
         if len(self.crops) != len(PARTS) or not all(isinstance(n, int) and n > 0 for n in self.crops):
             raise ValueError(f"crops is {self.crops}, needs three sides in px: {', '.join(PARTS)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, needs a positive number")
+        widths(self.model.size, self.model.channel_multiplier, self.narrow_d)
+        for name in ("lr", "width_parts"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs a positive number")
+        if self.warmup < 0 or not all(isinstance(it, int) and it >= 0 for it in self.milestones):
+            raise ValueError(f"milestones is {self.milestones}, warmup is {self.warmup}, need iterations")
 
     @classmethod
     def paper(cls):
@@ -100,10 +105,10 @@ class RestorerConfig:
 
     @classmethod
     def faces64(cls):
-        "64 px around the bundled prior, all terms, an hour or two on a CPU. This made the bundled restorer."
-        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 3600, 4400), narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
-                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.1, component=0.02, feature_style=10.0, identity=0.3, pyramid=0.5, pyramid_until=5000, r1=0.5),
-                   run=Run(iterations=5200, batch=16, precision="bf16", ema_images=6000.0, log_every=20, valid_every=500, save_every=250, workers=0, threads=1, channels_last=True))
+        "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings."
+        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 7700, 8400), narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
+                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.04, component=0.01, feature_style=10.0, identity=0.4, pyramid=0.5, pyramid_until=1_000_000, r1=0.5),
+                   run=Run(iterations=8900, batch=16, precision="bf16", ema_images=6000.0, log_every=20, valid_every=1000, save_every=250, workers=0, threads=1, channels_last=True))
 
     @classmethod
     def faces32(cls):
@@ -121,7 +126,7 @@ class RestorerConfig:
                    run=Run(iterations=1500, batch=4, ema_images=400.0, log_every=20, valid_every=150, save_every=300, workers=0, threads=1, channels_last=True))
 
 
-PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}
+PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
 
 # %% ../nbs/15_train_restorer.ipynb #193800ec
 def _told(value, name, choices):

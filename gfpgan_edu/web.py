@@ -26,14 +26,14 @@ import cv2
 
 from .pictures import Picture, PhotoError, read_picture, write_picture
 
-# %% ../nbs/23_web.ipynb #0232c3d4
+# %% ../nbs/23_web.ipynb #3f6e15c9
 class WebError(RuntimeError):
     "The page cannot be served; the message says why, and what to do."
 
 
 _loading = threading.Lock()
 
-
+# %% ../nbs/23_web.ipynb #f4098230
 @lru_cache(maxsize=2)
 def _load(weights):
     from gfpgan_edu.inference import fuse
@@ -42,20 +42,20 @@ def _load(weights):
 
     return fuse(load_weights(weights), consume=True).to(pick_device())
 
-
+# %% ../nbs/23_web.ipynb #d04696e2
 def network(weights="bundled"):
     "The restorer of this name or path, loaded once and shared by all visitors. Raises WeightsError."
     with _loading:                                                          # two first visitors load it once, too
         return _load(str(weights))
 
-
+# %% ../nbs/23_web.ipynb #d41af18d
 def on_this_machine():
     "Names of the weights that need no download."
     from gfpgan_edu.weights import RELEASES, cache_dir
 
     return ["bundled", *(name for name, r in RELEASES.items() if (cache_dir() / r.url.rsplit("/", 1)[1]).is_file())]
 
-# %% ../nbs/23_web.ipynb #ce3fe0fd
+# %% ../nbs/23_web.ipynb #47e58420
 @dataclass(frozen=True)
 class Restored:
     "What the page shows of one photo: the picture as it came, the result, and sentences for the user."
@@ -64,7 +64,7 @@ class Restored:
     after: Picture
     message: str
 
-
+# %% ../nbs/23_web.ipynb #d1f0a9c4
 def restore_upload(path, weights="bundled", fidelity=None, max_mb=20):
     """Read an uploaded file and restore its faces -> Restored. fidelity: 0 (the network's face) … 1 (the photo's own), None as the weights say.
 
@@ -83,10 +83,10 @@ def restore_upload(path, weights="bundled", fidelity=None, max_mb=20):
     done = f"{len(result.faces)} face{'s' * (len(result.faces) != 1)} restored in {time.perf_counter() - start:.1f} s"
     return Restored(before, replace(before, pixels=result.image), "\n".join([done, *before.notes, *result.notes]))
 
-# %% ../nbs/23_web.ipynb #865c8165
+# %% ../nbs/23_web.ipynb #8ef3b3ac
 KEPT = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")          # kinds of files that are written as they came
 
-
+# %% ../nbs/23_web.ipynb #5b36484f
 def preview(picture, side=1600):
     "The picture for the screen: at most `side` px wide and high, opaque, without EXIF (it tells when and where); the colour profile stays."
     h, w = picture.pixels.shape[:2]
@@ -94,7 +94,7 @@ def preview(picture, side=1600):
     small = picture.pixels if k == 1 else cv2.resize(picture.pixels, (max(1, round(w * k)), max(1, round(h * k))), interpolation=cv2.INTER_AREA)
     return replace(picture, pixels=small, alpha=None, exif=None)
 
-
+# %% ../nbs/23_web.ipynb #5e9f6bb3
 def write_results(restored, folder, name):
     "Files of one result in a new folder of their own: (before, after, download)."
     out, name = Path(tempfile.mkdtemp(dir=folder)), Path(name)
@@ -152,9 +152,9 @@ class Files:
             with suppress(OSError):                                         # not empty: somebody else's file is in it
                 path.parent.rmdir()
 
-# %% ../nbs/23_web.ipynb #5d8524c8
-HOSTS = (b"127.0.0.1", b"localhost")
-HEADERS = {
+# %% ../nbs/23_web.ipynb #800ec3a5
+HOSTS = (b"127.0.0.1", b"localhost")          # names by which a browser on this machine asks for the page
+HEADERS = {                                   # of every answer: load nothing from elsewhere, keep nothing
     b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'",
     b"cross-origin-resource-policy": b"same-origin", b"referrer-policy": b"no-referrer", b"x-content-type-options": b"nosniff",
     b"cache-control": b"no-store",                                          # no photo in the browser's cache on the disk
@@ -182,12 +182,12 @@ class Guard:
         await guarded({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
         await guarded({"type": "http.response.body", "body": b"This page answers at 127.0.0.1, and no other pages.\n"})
 
-# %% ../nbs/23_web.ipynb #31182fb9
-OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}
+# %% ../nbs/23_web.ipynb #5ff68b4b
+OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}      # hosts to which this process may connect
 _NAMES, _ADDRESSES = {"socket.getaddrinfo", "socket.gethostbyname"}, {"socket.connect", "socket.sendto", "socket.sendmsg"}
 _closed = threading.Event()
 
-
+# %% ../nbs/23_web.ipynb #a087a6f4
 def _gate(event, args, closed=_closed):                                     # its own name for it: the hook outlives the module
     "Audit hook: Python calls it before each such event, and what it raises, the caller gets."
     if closed.is_set() and event in _NAMES | _ADDRESSES:
@@ -195,12 +195,12 @@ def _gate(event, args, closed=_closed):                                     # it
         if (host.decode() if isinstance(host, bytes) else host) not in OURSELVES:
             raise PermissionError(13, f"the web page keeps to this computer, {host} is elsewhere")
 
-
+# %% ../nbs/23_web.ipynb #d8c6d145
 @lru_cache(maxsize=1)                                                       # audit hooks cannot be taken away again, one is enough
 def _install_gate():
     sys.addaudithook(_gate)
 
-
+# %% ../nbs/23_web.ipynb #8d7fdc4a
 @contextmanager
 def only_this_machine():
     "Within it, this process can open no connection to another computer and look up no name, whatever code tries to."

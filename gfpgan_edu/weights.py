@@ -8,7 +8,7 @@ __all__ = ['MAX_HEADER', 'BUNDLED', 'FAMILIES', 'LICENCE', 'RELEASES', 'BUNDLED_
            'prior_from_official', 'to_official', 'to_clean', 'Release', 'cache_dir', 'sha256_of', 'download',
            'read_state', 'load_weights', 'load_prior']
 
-# %% ../nbs/09_weights.ipynb #7fea3ec2
+# %% ../nbs/09_weights.ipynb #691f2591
 import hashlib
 import http.client
 import json
@@ -18,6 +18,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from dataclasses import dataclass
 from importlib import resources
@@ -122,7 +123,7 @@ def _outline(build, source):
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
         raise WeightsError(f"{source}: describes a network that cannot be built ({_short(e)})") from e
 
-# %% ../nbs/09_weights.ipynb #5f4d15e5
+# %% ../nbs/09_weights.ipynb #6691ed65
 def _fill(net, pairs, source):
     "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float, also in the network's precision."
     own = net.state_dict()
@@ -142,7 +143,7 @@ def _one_by_one(path, names):
         with safe_open(path, "pt") as f:
             yield k, f.get_tensor(k)
 
-
+# %% ../nbs/09_weights.ipynb #94a14ce0
 def load(path, network=GFPGAN):
     """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named by `network`, in float32, eval mode.
 
@@ -164,17 +165,17 @@ def load(path, network=GFPGAN):
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: {_short(e)}") from e
 
-# %% ../nbs/09_weights.ipynb #7c0f2236
-BUNDLED = "faces64"
+# %% ../nbs/09_weights.ipynb #fd8e0746
+BUNDLED = "faces64"                                                        # the restorer in gfpgan_edu/bundled
 
 
 def bundled_path():
     "Where the model that comes with the package lies."
     return Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED}.safetensors"))
 
-# %% ../nbs/09_weights.ipynb #937b1dc2
+# %% ../nbs/09_weights.ipynb #f53704ba
 FAMILIES = {"v1": dict(resample="fir", equalized=True), "bilinear": dict(resample="bilinear", equalized=True),
-            "clean": dict(resample="bilinear", equalized=False)}
+            "clean": dict(resample="bilinear", equalized=False)}      # name -> what sets the official family apart in GFPGANConfig
 
 
 def _conv_names(ours, theirs, index, equalized, act):
@@ -294,9 +295,9 @@ def prior_from_official(state, resample="fir", source="state dict"):
     build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow, resample=resample)
     return _translate(build, prior_names(n, n_mlp, True), state, source)
 
-# %% ../nbs/09_weights.ipynb #4bf74776
+# %% ../nbs/09_weights.ipynb #bc02fd0f
 def to_official(net):
-    "The state dict that the official class of this net's family loads (`GFPGANv1`, `GFPGANBilinear` or `GFPGANv1Clean`)."
+    "The state dict that the official class of this net's family loads (`GFPGANv1`, `GFPGANBilinear` or `GFPGANv1Clean`). `prior_share` has no place in it: the official code shows the prior's picture alone."
     c = net.config
     if not c.use_prior or c.sft == "none":
         raise ValueError("the official code has no generator without the prior or without the maps")
@@ -326,7 +327,7 @@ def to_clean(net):
     clean.load_state_dict(state)
     return clean.train(net.training)
 
-# %% ../nbs/09_weights.ipynb #0887b821
+# %% ../nbs/09_weights.ipynb #dba7c38e
 @dataclass(frozen=True)
 class Release:
     "One official file: where it is, what it must hash to (None: not published), which family it belongs to."
@@ -339,14 +340,14 @@ class Release:
     note: str = ""
 
 
-LICENCE = "code Apache-2.0; weights trained on FFHQ (CC BY-NC-SA 4.0): non-commercial"
+LICENCE = "code Apache-2.0; weights trained on FFHQ (CC BY-NC-SA 4.0): non-commercial"      # of the released weights
 _BASE = "https://github.com/TencentARC/GFPGAN/releases/download/"
 RELEASES = {r.name: r for r in (
     Release("v1", _BASE + "v0.1.0/GFPGANv1.pth", "v1", note="the paper's model, with colour enhancement"),
     Release("v1.2", _BASE + "v0.2.0/GFPGANCleanv1-NoCE-C2.pth", "clean", "29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c", note="no colour enhancement"),
     Release("v1.3", _BASE + "v1.3.0/GFPGANv1.3.pth", "clean", "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70", 348632874, "more natural than v1.2"),
     Release("v1.4", _BASE + "v1.3.0/GFPGANv1.4.pth", "clean", "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad", 348632874, "more details, better identity than v1.3"),
-)}
+)}                                                                           # by name: the official files
 
 # %% ../nbs/09_weights.ipynb #584df102
 def cache_dir():
@@ -428,7 +429,7 @@ def download(release, cache=None, progress=True):
     os.replace(part, path)
     return path
 
-# %% ../nbs/09_weights.ipynb #f963a13e
+# %% ../nbs/09_weights.ipynb #a6cc3d9e
 def _read_pickle(path):
     "The content of a .pth file; only plain tensors and containers are allowed in it, and nothing that unpacks to more than the file's size."
     try:
@@ -436,9 +437,11 @@ def _read_pickle(path):
             with zipfile.ZipFile(path) as z:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in z.infolist()):        # torch.save never compresses
                     raise ValueError("holds compressed entries")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:                                    # a damaged pickle can raise anything
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                   # it is read, or it is an error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                                    # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
+        reason = str(e) if type(e) is ValueError else (getattr(e, "strerror", None) or "damaged, or it holds more than tensors; nothing in it was run").lower()
         raise WeightsError(f"{path}: not a plain file of tensors ({_short(reason)})") from e
 
 

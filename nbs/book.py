@@ -1,9 +1,10 @@
-"""Keeps the book whole: text twins, notebooks, exported package, saved outputs.
+"""Keeps the book whole: text twins, notebooks, exported package, the page of its names (api_page.py), saved outputs.
 
-    python nbs/book.py sync [04 05]      twins -> notebooks -> package; rewrites only what changed
+    python nbs/book.py sync [04 05]      twins -> notebooks -> package -> nbs/api.qmd; rewrites only what changed
     python nbs/book.py execute [04 05]   sync, run the chapters, save their outputs
     python nbs/book.py check             find what is stale, broken, missing or too large; changes nothing
     python nbs/book.py run [04 05]       run the chapters in memory and compare with the saved text outputs; changes nothing
+    python nbs/book.py render            let Quarto make the pages in _book/; a warning of Quarto is a failure
 
 The source of a chapter is its twin nbs/text/NN_name.py (jupytext's percent format). After work in a notebook, without jupytext's
 pairing, take it over with `sync --from-notebooks`. Solutions of its exercises are nbs/solutions/NN_name.ipynb, with twins in
@@ -24,6 +25,8 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+
+from api_page import api_page
 
 PACKAGE = "gfpgan_edu"
 METADATA = {
@@ -138,7 +141,7 @@ def exported(root):
 
 
 def sync(root, wanted=(), from_notebooks=False):
-    "Twins -> notebooks (or the other way round) -> package. Returns the files it changed."
+    "Twins -> notebooks (or the other way round) -> package -> page of its names. Returns the files it changed."
     changed = []
     if from_notebooks:
         for path in chapters(root, wanted):
@@ -152,6 +155,8 @@ def sync(root, wanted=(), from_notebooks=False):
         changed += [path] * write_if_changed(path, as_json(nb))
     for name, text in exported(root).items():
         changed += [root / PACKAGE / name] * write_if_changed(root / PACKAGE / name, text)
+    api = root / "nbs/api.qmd"
+    changed += [api] * write_if_changed(api, api_page(root, PACKAGE))
     return changed
 
 
@@ -252,6 +257,25 @@ def differences(saved, fresh):
                 yield f"cell {i}: saved output differs from a fresh run\n  saved: {old}\n  fresh: {new}"
 
 
+# ---------------------------------------------------------------- render
+
+NO_QUARTO = """Not rendered: the program quarto is not installed. Get it from https://quarto.org/docs/download (on Debian and Ubuntu:
+download quarto-<version>-linux-amd64.deb there, then: sudo apt-get install ./quarto-*.deb) and say make book again."""
+
+
+def render(root):
+    "Render the book with Quarto, whose output is shown as it comes. Returns problems: each of its warnings, and that it failed."
+    if not (quarto := shutil.which("quarto")):
+        return [NO_QUARTO]
+    problems, env = [], {**os.environ, "QUARTO_PYTHON": sys.executable}
+    with subprocess.Popen([quarto, "render"], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as run:
+        for line in run.stdout:
+            print(line, end="", flush=True)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip()
+            problems += [f"quarto: {text}"] * bool(re.match(r"\W*WARN(ING)?\b", text))      # WARN: Quarto's, WARNING: its filters', [WARNING]: pandoc's
+    return problems + [f"quarto: failed with exit code {run.returncode}"] * bool(run.returncode)
+
+
 def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sub = parser.add_subparsers(dest="command", required=True)
@@ -262,6 +286,7 @@ def main(args=None):
         if name == "sync":
             p.add_argument("--from-notebooks", action="store_true", help="take the text from the notebooks instead of the twins")
     sub.add_parser("check", help="find what is stale, broken, missing or too large")
+    sub.add_parser("render", help="let Quarto make the pages")
     a, root = parser.parse_args(args), Path(__file__).resolve().parent.parent
     problems = []
     if a.command in ("sync", "execute"):
@@ -274,6 +299,9 @@ def main(args=None):
 
         problems, counts = check(root)
         print(", ".join(f"{n} {what}" for what, n in counts.items()), "checked:", f"{len(problems)} problems" if problems else "all well")
+    if a.command == "render":
+        problems = render(root)
+        print("not well:" if problems else "open _book/index.html")
     for p in problems:
         print(p)
     return bool(problems)

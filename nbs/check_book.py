@@ -7,6 +7,8 @@ import ast
 import json
 import os
 import re
+import subprocess
+import sys
 from base64 import b64decode
 from collections import Counter, defaultdict
 from fnmatch import fnmatch
@@ -14,18 +16,20 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from api_page import api_page
 from book import PACKAGE, as_json, chapters, code_cells, exported, is_solution, joined, notebook_from, notebook_path, read_notebook, twin_of, twin_path
 
 MAX_NOTEBOOK, MAX_PICTURE, MAX_BUNDLED, MAX_TREE = 700_000, 200_000, 12_000_000, 25_000_000    # bytes
 DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output"}
+UNIT = r"(?:dB|ms|s|%|kB|MB|GB|°|minutes|hours|seconds)"
 CROSSREF = r"(?:[Ss]ec|[Ff]ig|[Ee]q|[Tt]bl)-[\w-]*\w"
 
 
 def check(root):
     "All problems of the tree, and a Counter of what was looked at."
     book = Book(root)
-    problems = [*stale_twins(root), *stale_modules(root), *foreign_names(root)]
-    for look in (listing, solutions, headings, labels, references, links, cells, large_files, unexplained_figures):
+    problems = [*stale_twins(root), *stale_modules(root), *stale_api_page(root), *foreign_names(root)]
+    for look in LOOKS:
         problems += look(book)
     problems += [f"book: found no {k} to check" for k in ("chapters", "labels", "references", "code cells") if not book.counts[k]]
     return problems, book.counts
@@ -67,6 +71,63 @@ def foreign_names(root):
         for m in checker.Checker(ast.parse(text), filename=name).messages:
             if isinstance(m, (messages.UndefinedName, messages.UndefinedLocal, messages.UndefinedExport)):
                 yield f"{PACKAGE}/{name}: line {m.lineno}: {m.message % m.message_args}"
+
+
+def stale_api_page(root):
+    page = root / "nbs/api.qmd"
+    try:
+        if not page.exists() or page.read_text(encoding="utf-8") != api_page(root, PACKAGE):
+            yield "nbs/api.qmd: not what signatures and docstrings say; run `make sync`"
+    except (KeyError, ValueError) as e:
+        yield f"{PACKAGE}/__init__.py: lists what is not there: {e}"
+
+
+def names_in(tree):
+    "Names and attributes that code mentions."
+    return {getattr(n, "id", None) or getattr(n, "attr", None) for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.Attribute))}
+
+
+def parsed(source):
+    "The syntax tree of a cell, magics left out; empty where it is no Python."
+    try:
+        return ast.parse(re.sub(r"^[%!].*$", "pass", source, flags=re.M))
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def definitions(tree):
+    "{name: the statement that defines it} of the top level of a module."
+    for s in tree.body:
+        targets = s.targets if isinstance(s, ast.Assign) else [s.target] if isinstance(s, ast.AnnAssign) else []
+        names = [s.name] if isinstance(s, (ast.FunctionDef, ast.ClassDef)) else [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        yield from ((name, s) for name in names)
+
+
+def unchecked_names(book):
+    """Public names that no chapter tries out.
+
+    A cell that exports nothing has to use the name, or has to use another public name of the module whose definition, with the private helpers it calls, uses it.
+    """
+    pages = [(page, "\n".join(joined(c["source"]) for _, c in page.code)) for page in book.pages if page.path.suffix == ".ipynb" and not is_solution(page.path)]
+    for file, text in modules(book.root).items():
+        module, used, home = Path(file).stem, set(), file
+        if not (defined := dict(definitions(ast.parse(text)))).get("__all__"):
+            continue
+        public = set(ast.literal_eval(defined.pop("__all__").value))
+        for page, code in pages:
+            if own := bool(re.search(rf"^#\|\s*default_exp {module}\s*$", code, re.M)):
+                home = page.name
+            if own or re.search(rf"\b{PACKAGE}(\.{module}\b| import )", code):
+                used |= set().union(*(names_in(parsed(joined(c["source"]))) for _, c in page.code if not re.search(r"^#\|\s*export", joined(c["source"]), re.M)))
+        reached, todo = set(), list(public & used)
+        while todo:
+            if (name := todo.pop()) in defined and name not in reached:
+                reached.add(name)
+                within = names_in(defined[name])
+                used |= within & public
+                todo += [n for n in within if n.startswith("_")]
+        book.counts["public names"] += len(public)
+        yield from (f"{home}: {name} is exported, and no cell that exports nothing uses it, alone or through another" for name in sorted(public - used))
 
 
 # ---------------------------------------------------------------- the book as the reader sees it
@@ -142,8 +203,11 @@ def listing(book):
 
 
 def solutions(book):
-    "Notebooks of solutions belong to a chapter that links to them, and answer each of its exercises under a heading of its own."
+    "A chapter with exercises has a notebook of solutions and links to it; there each exercise is answered under a heading of its own."
     pages = {page.path: page for page in book.pages}
+    for page in book.pages:
+        if re.search(r"^## Exercises$", page.prose, re.M) and page.path.parent / "solutions" / page.path.name not in pages:
+            yield f"{page.name}: exercises without solutions in nbs/solutions/{page.path.name}"
     for path in filter(is_solution, pages):
         chapter, solved = pages.get(path.parent.parent / path.name), len(re.findall(r"^## ", pages[path].prose, re.M))
         if chapter is None:
@@ -157,10 +221,16 @@ def solutions(book):
 
 
 def headings(book):
-    "One title a page; every ::: div closed."
+    "One title a page; every ::: div opened as pandoc wants it, and closed."
     for page in book.pages:
         if (n := len(re.findall(r"^# ", page.prose, re.M))) != 1:
             yield f"{page.name}: {n} headings of level 1, needs exactly one"
+        for at, text in page.pieces:
+            lines = [line.strip() for line in text.splitlines()]
+            for above, line in zip(["", *lines], lines):
+                fence = re.match(r":::+\s*([^\s:].*?)[\s:]*$", line)
+                if fence and (above and not above.startswith(":::") or not re.fullmatch(r"\{[^{}]*\}|[\w-]+", fence[1])):
+                    yield f"{at}: '{line}' opens no div: it needs a blank line above, and one class or {{…}} behind it"
         depth = 0
         for fence in re.findall(r"^\s*:::+[ \t]*(.*)$", page.prose, re.M):
             depth += 1 if fence.strip(" :") else -1
@@ -182,13 +252,16 @@ def labels(book):
 
 
 def references(book):
-    "Every @fig-, @sec-, @eq-, @tbl- (in code too) and every citation resolves."
+    "Every @fig-, @sec-, @eq-, @tbl- (in code too) and every citation resolves; what is referred to has a number."
+    unnumbered = {label for page in book.pages for label in re.findall(r"\{#(sec-[\w-]+) [^}]*\.unnumbered", page.prose)}
     yield from (f"references.bib: {k} twice" for k, n in Counter(book.keys).items() if n > 1)
     for page in book.pages:
         for at, text in page.pieces:
             for ref in re.findall(r"(?<![\w\\@/.])@([A-Za-z][\w:-]*\w)", text):
                 cross = re.fullmatch(CROSSREF, ref)
                 book.counts["references" if cross else "citations"] += 1
+                if ref in unnumbered:
+                    yield f"{at}: @{ref} has no number that Quarto could show; link to the page"
                 if (ref[0].lower() + ref[1:] not in book.labels) if cross else ref not in book.keys:
                     yield f"{at}: @{ref} is not {'a label of the book' if cross else 'in references.bib'}"
         for at, cell in page.code:
@@ -215,8 +288,43 @@ def links(book):
                 goal = (book.root / file[1:] if file.startswith("/") else page.path.parent / file).resolve()
                 if file and not (goal.exists() and goal.is_relative_to(book.root.resolve())):
                     yield f"{at}: {kind} {target} leads nowhere"
+                elif file.endswith((".ipynb", ".qmd")) and page in book.pages and goal.relative_to(book.root.resolve()).as_posix() not in book.names:
+                    yield f"{at}: {kind} {target} leads to no page of the book"
                 elif anchor and anchor not in book.labels and (file.endswith((".ipynb", ".qmd")) or not file and anchor not in slugs):
                     yield f"{at}: link {target}: no such label"
+
+
+def spelling(book):
+    "Misspellings that codespell knows, in twins (prose and docstrings), pages and tools. What only looks like one is listed in pyproject.toml."
+    places = ("*.md", "*.qmd", "nbs/*.qmd", "nbs/*.py", "nbs/text/*.py", "nbs/solutions/text/*.py", f"{PACKAGE}/__init__.py", f"{PACKAGE}/bundled/*.md", "figures/*.py")
+    files = [p.relative_to(book.root).as_posix() for place in places for p in sorted(book.root.glob(place))]
+    book.counts["spelled files"] += len(files)
+    run = subprocess.run([sys.executable, "-m", "codespell_lib", *files], cwd=book.root, capture_output=True, text=True)
+    yield from (f"{file}: line {line}: {words}" for file, line, words in re.findall(r"^(?:\./)?(.*?):(\d+): (.*)$", run.stdout, re.M))
+    if run.returncode not in (0, 65):                          # 65: it found some
+        yield f"pyproject.toml: codespell failed: {' '.join(run.stderr.split())}"
+
+
+def numbers(book):
+    """In a chapter that reads results from figures/*.json, each number of the prose that has decimals or a unit stands in the source or the output of a cell.
+
+    The decimals of the prose may be fewer, but for numbers of one digit. The head (it tells seconds), the exercises and tables are left out.
+    """
+    for page in book.pages:
+        source = "\n".join(joined(c["source"]) for _, c in page.code)
+        if is_solution(page.path) or not re.search(r"figures/.*\.json", source):
+            continue
+        texts = [joined(o.get("text", "")) + "".join(joined(v) for k, v in o.get("data", {}).items() if k.startswith("text/")) for _, c in page.code for o in c["outputs"]]
+        known = {m.replace(",", "").replace("_", "") for m in re.findall(r"\d[\d,_]*(?:\.\d+)?", "\n".join([source, *texts]))}
+        known |= {f"{float(m):.{d}f}" for m in known if "." in m for d in range(len(m.partition(".")[2])) if len(f"{float(m):.{d}f}".strip("0.")) > 1}
+        known |= {f"{100 * float(m):g}" for m in known if m.startswith("0.")}                 # a share, told in percent
+        prose = [(at, text) for (at, text), (_, cell) in zip(page.pieces, page.cells) if cell["cell_type"] == "markdown"]
+        for at, text in prose[1:]:
+            text = re.sub(r"^## Exercises\n.*?(?=^## |\Z)|^\|.*?$|\]\([^)]*\)|@[\w-]+", "", text, flags=re.M | re.S)
+            for number in re.findall(rf"(?<![\w.-])(\d[\d,]*\.\d+|\d[\d,]*(?=[ -]?{UNIT}(?!\w)))", text):
+                book.counts["numbers"] += 1
+                if number.replace(",", "") not in known:
+                    yield f"{at}: {number} is in no source and no output of the chapter's cells; read it from the results and print or assert it"
 
 
 # ---------------------------------------------------------------- cells and their saved outputs
@@ -238,6 +346,9 @@ def cell_problems(cell, counts):
     for line in re.findall(r"^#\|\s*(.*)", source, re.M):
         if not re.match(r"[\w-]+:\s+\S", line) and line.split()[:1] and line.split()[0] not in DIRECTIVES:
             yield f"'#| {line}' is neither `#| key: value` nor a directive of the book"
+    top = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#|")), len(lines))
+    if any(line.startswith("#|") for line in lines[top:]):
+        yield "a `#|` line below the top of the cell"
     pictures = [joined(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
     if any(o["output_type"] == "error" for o in outputs):
         yield "the saved output is an error"
@@ -254,10 +365,7 @@ def cell_problems(cell, counts):
 
 def shows_something(source):
     "Whether a cell surely prints or draws: a top-level call of print, display, show or draw_map, or a bare value at its end."
-    try:
-        body = ast.parse(re.sub(r"^[%!].*$", "pass", source, flags=re.M)).body
-    except SyntaxError:
-        return False
+    body = parsed(source).body
     values = [s.value for s in body if isinstance(s, ast.Expr)]
     called = {getattr(v.func, "id", getattr(v.func, "attr", "")) for v in values if isinstance(v, ast.Call)}
     bare = bool(body) and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, (ast.Name, ast.Tuple, ast.BinOp, ast.Subscript, ast.Compare))
@@ -304,3 +412,6 @@ def unexplained_figures(book):
         if missing := [k for k in ("command", "config", "commit", "date") if k not in entries.get(p.relative_to("figures").as_posix(), {})]:
             yield f"{p}: figures/manifest.json does not tell its {', '.join(missing)}"
     yield from (f"figures/manifest.json: {n} does not exist" for n in entries if not (book.root / "figures" / n).exists())
+
+
+LOOKS = (unchecked_names, listing, solutions, headings, labels, references, links, spelling, numbers, cells, large_files, unexplained_figures)    # at a Book

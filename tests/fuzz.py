@@ -14,8 +14,10 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from PIL import Image, ImageCms
 from gfpgan_edu.cli import Train
 from gfpgan_edu.engine import plain
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
-from gfpgan_edu.pictures import MAX_PIXELS, PhotoError, read_picture, write_picture
+from gfpgan_edu.pictures import KINDS, MAX_PIXELS, UPRIGHT, PhotoError, read_picture, write_picture
 from gfpgan_edu.stylegan2 import StyleGAN2
 from gfpgan_edu.train_prior import PRESETS as PRIORS
 from gfpgan_edu.train_restorer import PRESETS as RESTORERS
@@ -206,11 +208,37 @@ def damaged(seed, i, what, files):
 
 # ---------------------------------------------------------------- readers
 
+def by_pillow_alone(path):
+    "What Pillow's decoders, strict as they are, make of a file, turned upright -> pixels (h, w, 3); None where `read_picture` has rules of its own for them (16 bits, ink). Raises what they raise."
+    with Image.open(io.BytesIO(path.read_bytes()), formats=KINDS) as im:
+        deep = im.mode[0] == "I" or any(";16" in str(tile[3]) for tile in im.tile)
+        im.load()
+        with suppress(Exception):                          # a damaged block turns nothing; not by ImageOps.exif_transpose, which also gives up where it cannot write the rest of a block
+            im = im.transpose(UPRIGHT[im.getexif()[0x112]])
+        if deep or im.mode == "CMYK":
+            return None
+        clear = im.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in im.info
+        return np.asarray(im.convert("RGBA" if clear else "RGB"))[..., :3]
+
+
+def check_pixels(path, picture):
+    "Nothing is read that Pillow alone refuses, and no other pixels than it reads: an error that is swallowed would be the silent loss of a picture."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            alone = by_pillow_alone(path)
+        except Exception as e:
+            raise AssertionError(f"was read, though Pillow alone says {type(e).__name__}: {e}") from e
+    assert alone is None or np.array_equal(alone, picture.pixels), "other pixels than Pillow alone reads"
+
+
 def read_and_write_again(path):
     picture = read_picture(path)
     h, w = picture.pixels.shape[:2]
     assert picture.pixels.dtype == np.uint8 and picture.pixels.shape == (h, w, 3) and h * w and all(isinstance(n, str) and "\n" not in n for n in picture.notes)
     assert picture.alpha is None or picture.alpha.dtype == np.uint8 and picture.alpha.shape == (h, w)
+    if h * w < 4_000_000:
+        check_pixels(path, picture)
     if h * w < 100_000:                                    # whatever was read can be written, with all that came along
         again = path.with_name(f"again.{('png', 'jpg', 'tif', 'webp')[h * w % 4]}")
         try:

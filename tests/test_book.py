@@ -1,6 +1,7 @@
 """The tools that keep the book whole find planted faults; the package imports lean; what it imports is declared."""
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ LIMIT = 3
 
 def double(x):
     "Twice x (@eq-sum)."
-    return 2 * x
+    return 2 * x if x < LIMIT else x
 
 
 # %%
@@ -50,6 +51,12 @@ show(1);
 
 # %%
 print(double(2))
+
+# %%
+import json; print(json.loads(open("../figures/gain.json").read()))
+
+# %% [markdown]
+# The gain is 24.3 dB in 90 % of the cases. ::: stays text.
 '''
 SECOND = '''# %% [markdown]
 # # Second {#sec-second}
@@ -77,8 +84,8 @@ SOLUTIONS = '''# %% [markdown]
 # %%
 2 + 2
 '''
-CONFIG = '''project: {type: book, render: [index.qmd, nbs/01_first.ipynb, nbs/02_second.ipynb, nbs/solutions/02_second.ipynb]}
-book: {title: T, chapters: [index.qmd, {part: P, chapters: [nbs/01_first.ipynb, nbs/02_second.ipynb]}, {part: S, chapters: [nbs/solutions/02_second.ipynb]}]}
+CONFIG = '''project: {type: book, render: [index.qmd, nbs/01_first.ipynb, nbs/02_second.ipynb, nbs/api.qmd, nbs/solutions/02_second.ipynb]}
+book: {title: T, chapters: [index.qmd, {part: P, chapters: [nbs/01_first.ipynb, nbs/02_second.ipynb, nbs/api.qmd]}, {part: S, chapters: [nbs/solutions/02_second.ipynb]}]}
 '''
 
 
@@ -93,15 +100,17 @@ def template(tmp_path_factory):
     for folder in ("nbs/text", "nbs/solutions/text", "figures", "gfpgan_edu"):
         (root / folder).mkdir(parents=True)
     for name, text in {"nbs/text/01_first.py": FIRST, "nbs/text/02_second.py": SECOND, SOLUTIONS_PY: SOLUTIONS, "_quarto.yml": CONFIG, "index.qmd": "# Preface\n\nSee @sec-first.\n",
-                       "references.bib": "@book{key2020,\n title = {T}\n}\n", "gfpgan_edu/__init__.py": "", ".gitignore": "__pycache__/\n",
+                       "references.bib": "@book{key2020,\n title = {T}\n}\n", "gfpgan_edu/__init__.py": '_HOME = {"twice": "first.double"}\n', ".gitignore": "__pycache__/\n",
                        "README.md": "# T\n\n[one](nbs/01_first.ipynb), [below](#t)\n"}.items():
         (root / name).write_text(text)
     shutil.copy(ROOT / "settings.ini", root)
     (root / "figures/dot.png").write_bytes(b"png")
-    (root / "figures/manifest.json").write_text(json.dumps({"dot.png": dict(command="c", config={}, commit="1", date="2026-01-01")}))
+    (root / "figures/gain.json").write_text("[24.31, 0.9]")
+    (root / "figures/manifest.json").write_text(json.dumps({name: dict(command="c", config={}, commit="1", date="2026-01-01") for name in ("dot.png", "gain.json")}))
     book.sync(root)
     edit(root, 1, lambda nb: nb["cells"][3].update(outputs=[dict(output_type="display_data", metadata={}, data={"image/png": PIXEL})]))
     edit(root, 1, lambda nb: nb["cells"][4].update(outputs=[dict(output_type="stream", name="stdout", text=["4\n"])]))
+    edit(root, 1, lambda nb: nb["cells"][5].update(outputs=[dict(output_type="stream", name="stdout", text=["[24.31, 0.9]\n"])]))
     edit(root, 2, lambda nb: nb["cells"][3].update(outputs=[dict(output_type="stream", name="stdout", text=["0.1\n"])]))
     solved = root / "nbs/solutions/02_second.ipynb"
     solved.write_text(solved.read_text().replace('"outputs": []', f'"outputs": [{json.dumps(FOUR)}]'))
@@ -137,20 +146,20 @@ def edit_cell(number, cell, **fields):
     return lambda root: edit(root, number, lambda nb: nb["cells"][cell].update(fields))
 
 
-def problems(root):
-    "Everything `check` looks for but the export, which takes seconds."
+def problems(root, but=(check_book.spelling,)):
+    "Everything `check` looks for but the export and the spelling, which take a while."
     b = check_book.Book(root)
-    found = [*check_book.stale_twins(root), *check_book.foreign_names(root)]
-    for look in (check_book.listing, check_book.solutions, check_book.headings, check_book.labels, check_book.references, check_book.links, check_book.cells,
-                 check_book.large_files, check_book.unexplained_figures):
-        found += look(b)
+    found = [*check_book.stale_twins(root), *check_book.stale_api_page(root), *check_book.foreign_names(root)]
+    for look in check_book.LOOKS:
+        found += look(b) if look not in but else []
     return found, b.counts
 
 
 def test_healthy_tree_has_no_problem_and_is_really_looked_at(root):
-    found, counts = problems(root)
+    found, counts = problems(root, but=())
     assert found == []
-    assert counts == dict(chapters=3, labels=5, figures=1, references=6, citations=1, links=5, files=17) | {"code cells": 7, "outputs": 4, "result files": 1}
+    assert counts == dict(chapters=3, labels=9, figures=1, references=9, citations=1, links=6, files=19, numbers=2, outputs=5) | {
+        "code cells": 8, "result files": 2, "public names": 2, "spelled files": 7}
 
 
 ERROR = dict(output_type="error", ename="E", evalue="", traceback=[])
@@ -158,8 +167,13 @@ FAULTS = {
     "unresolved reference": (edit_text(SECOND_PY, "{#sec-second}", "{#sec-second}\n#\n# @fig-none"), "@fig-none is not a label"),
     "unresolved reference in code": (edit_text(FIRST_PY, "(@eq-sum)", "(@eq-none)"), "@eq-none in the code"),
     "missing citation": (edit_text(FIRST_PY, "[@key2020]", "[@key2020; @key2021]"), "@key2021 is not in references.bib"),
+    "unresolved reference in a caption": (edit_text(FIRST_PY, "A dot.", "A dot as in @tbl-none."), "@tbl-none is not a label"),
+    "unresolved reference in solutions": (edit_text(SOLUTIONS_PY, "@sec-second", "@sec-none"), "nbs/solutions/02_second.ipynb: cell 1: @sec-none is not a label"),
+    "reference to what has no number": (edit_text(SOLUTIONS_PY, "@sec-second", "@sec-solutions-second"), "@sec-solutions-second has no number"),
     "broken link": (edit_text(FIRST_PY, "](02_second.ipynb", "](03_third.ipynb"), "link 03_third.ipynb#sec-second leads nowhere"),
     "link to no label": (edit_text(FIRST_PY, "ipynb#sec-second", "ipynb#sec-third"), "no such label"),
+    "link to no page of the book": (lambda root: (root / "nbs/other.qmd").write_text("# O") and edit_text(FIRST_PY, "02_second.ipynb#sec-second", "other.qmd")(root),
+                                    "link other.qmd leads to no page of the book"),
     "broken link in the README": (edit_text("README.md", "01_first", "1_first"), "README.md: link nbs/1_first.ipynb leads nowhere"),
     "missing picture": (edit_text(FIRST_PY, "../figures/dot.png", "../figures/dots.png"), "picture ../figures/dots.png leads nowhere"),
     "picture from a server": (edit_text(FIRST_PY, "../figures/dot.png", "https://example.org/dot.png"), "needs a network"),
@@ -168,6 +182,14 @@ FAULTS = {
     "no title": (edit_text(SECOND_PY, "# # Second", "# ## Second"), "0 headings of level 1"),
     "unclosed div": (edit_text(FIRST_PY, "# A note.\n# :::", "# A note."), "1 ::: not closed"),
     "div closed twice": (edit_text(FIRST_PY, "# A note.\n# :::", "# A note.\n# :::\n# :::"), "::: closes nothing"),
+    "div without a blank line above": (edit_text(FIRST_PY, "# $$a + b$$ {#eq-sum}\n#\n", "# $$a + b$$ {#eq-sum}\n#\n# Then\n"), "'::: {.callout-note}' opens no div"),
+    "text behind the opening of a div": (edit_text(FIRST_PY, "{.callout-note}", "{.callout-note} Beware"), "'::: {.callout-note} Beware' opens no div"),
+    "name that no cell tries": (edit_text(FIRST_PY, "print(double(2))", "print(4)"), "nbs/01_first.ipynb: LIMIT is exported, and no cell that exports nothing uses it"),
+    "number that no cell tells": (edit_text(FIRST_PY, "24.3 dB", "24.4 dB"), "nbs/01_first.ipynb: cell 7: 24.4 is in no source and no output"),
+    "share that no cell tells": (edit_text(FIRST_PY, "90 %", "91 %"), "cell 7: 91 is in no source and no output"),
+    "stale page of names": (edit_text("nbs/api.qmd", "Twice x", "Thrice x"), "nbs/api.qmd: not what signatures and docstrings say"),
+    "missing page of names": (lambda root: (root / "nbs/api.qmd").unlink(), "nbs/api.qmd: not what signatures and docstrings say"),
+    "public name that is not there": (edit_text("gfpgan_edu/__init__.py", "first.double", "first.triple"), "gfpgan_edu/__init__.py: lists what is not there: gfpgan_edu.twice: first has no public name triple"),
     "source as one string": (edit_cell(1, 1, source="#| default_exp first"), "source is not a list of lines"),
     "stale twin": (lambda root: (root / FIRST_PY).write_text((root / FIRST_PY).read_text().replace("2 * x", "3 * x")), "01_first.py: differs"),
     "missing twin": (lambda root: (root / SECOND_PY).unlink(), "nbs/02_second: has no text twin"),
@@ -179,6 +201,7 @@ FAULTS = {
     "large notebook": (edit_cell(2, 1, outputs=[dict(output_type="stream", name="stdout", text=["x" * 700_000])]), "allowed are 700"),
     "figure never referred to": (edit_text(FIRST_PY, "@fig-dot", "the figure"), "figure @fig-dot is never referred to"),
     "unknown directive": (edit_text(SECOND_PY, "x = 1", "#| exprot\nx = 1"), "'#| exprot' is neither"),
+    "directive below the top": (edit_text(SECOND_PY, "x = 1", "x = 1\n#| export"), "nbs/02_second.ipynb: cell 2: a `#|` line below the top"),
     "missing manifest entry": (lambda root: (root / "figures/new.json").write_text("{}"), "figures/new.json: figures/manifest.json does not tell its command"),
     "manifest entry without a file": (lambda root: (root / "figures/dot.png").unlink(), "dot.png does not exist"),
     "stale twin of solutions": (lambda root: (root / SOLUTIONS_PY).write_text(SOLUTIONS.replace("2 + 2", "2 + 3")), "nbs/solutions/text/02_second.py: differs"),
@@ -186,6 +209,7 @@ FAULTS = {
     "solutions without a link": (edit_text(SECOND_PY, "](solutions/02", "](../nbs/solutions/02"), "nbs/02_second.ipynb: no link to solutions/02_second.ipynb"),
     "link to no solutions": (edit_text(FIRST_PY, "](02_second.ipynb#sec-second", "](solutions/01_first.ipynb"), "link solutions/01_first.ipynb leads nowhere"),
     "exercise without a solution": (edit_text(SECOND_PY, "Two and two.", "Two and two.\n# 2. **Break.** It."), "nbs/solutions/02_second.ipynb: 1 solutions of 2"),
+    "exercises without solutions": (edit_text(FIRST_PY, "The gain is", "## Exercises\n#\n# 1. It.\n#\n# ## Gain\n#\n# The gain is"), "nbs/01_first.ipynb: exercises without solutions in nbs/solutions/01_first.ipynb"),
     "solutions of no chapter": (lambda root: [p.rename(p.with_stem("03_third")) for p in (root / "nbs").glob("text/02*")] and
                                 edit_text("_quarto.yml", "nbs/02_second", "nbs/03_third")(root), "nbs/solutions/02_second.ipynb: solves the exercises of no"),
     "unlisted solutions": (edit_text("_quarto.yml", "nbs/solutions/", ""), "nbs/solutions/02_second.ipynb is not listed"),
@@ -202,6 +226,24 @@ def test_planted_fault_is_found(root, plant, message):
     found, _ = problems(root)
     assert any(message in f for f in found), found
     assert all(re.match(r"[\w./ ]+: ", f) and "\n" not in f for f in found)
+
+
+def test_a_name_is_tried_by_another_that_uses_it_itself_or_in_a_private_helper_but_not_farther_away(root):
+    (root / "gfpgan_edu/first.py").write_text("""__all__ = ["double", "LIMIT", "near", "far"]
+LIMIT = 3
+def double(x): return _help(x) + LIMIT
+def _help(x): return near(x)
+def near(x): return far(x)
+def far(x): return x
+""")
+    assert [f.split(" is ")[0] for f in check_book.unchecked_names(check_book.Book(root))] == ["nbs/01_first.ipynb: far"]
+
+
+def test_misspellings_are_found_in_prose_and_docstrings(root):
+    for name, old, new in (FIRST_PY, "A note.", "A seperate note."), (SECOND_PY, "Two and two.", "Recieve two."), ("README.md", "below", "belwo"):
+        edit_text(name, old, new)(root)
+    found = list(check_book.spelling(check_book.Book(root)))
+    assert [f.split(": ")[::2] for f in found] == [["README.md", "belwo ==> below"], [FIRST_PY, "seperate ==> separate"], [SECOND_PY, "Recieve ==> Receive"]]
 
 
 def test_check_finds_hand_edited_and_orphaned_modules_and_an_empty_book(root):
@@ -227,7 +269,7 @@ def test_sync_is_idempotent_keeps_outputs_of_unchanged_cells_and_drops_others(ro
     assert book.sync(root) == [] and content() == before
     twin = root / FIRST_PY
     twin.write_text(twin.read_text().replace("print(double(2))", "print(double(3))").replace("LIMIT = 3", "LIMIT = 4") + "\n\n\n")
-    assert {p.name for p in book.sync(root, ["01"])} == {"01_first.py", "01_first.ipynb", "first.py"}
+    assert {p.name for p in book.sync(root, ["01"])} == {"01_first.py", "01_first.ipynb", "first.py", "api.qmd"}
     cells = book.read_notebook(root / "nbs/01_first.ipynb")["cells"]
     assert cells[3]["outputs"][0]["data"]["image/png"] == PIXEL and cells[4]["outputs"] == []
     assert "LIMIT = 4" in (root / "gfpgan_edu/first.py").read_text()
@@ -300,6 +342,136 @@ def test_filter_runs_with_the_standard_library_alone():
     nb = notebook("#| export\nx = 'ŷ'")
     run = subprocess.run([sys.executable, "-I", "-S", str(ROOT / "nbs/strip_directives.py")], input=json.dumps(nb, ensure_ascii=False).encode(), capture_output=True, check=True)
     assert json.loads(run.stdout.decode("utf-8")) == strip_directives(nb)
+
+
+# ---------------------------------------------------------------- links of each page to its notebook
+
+@pytest.fixture
+def tree(root):
+    shutil.copy(ROOT / "nbs/strip_directives.py", root / "nbs")
+    return root
+
+
+def filtered(tree, name):
+    run = subprocess.run([sys.executable, "-I", "-S", str(tree / "nbs/strip_directives.py")], input=(tree / name).read_bytes(), cwd=(tree / name).parent, capture_output=True)
+    return run, run.returncode == 0 and ["".join(c["source"]) for c in json.loads(run.stdout)["cells"] if c["cell_type"] == "markdown"]
+
+
+def test_each_page_offers_its_notebook(tree):
+    for name, title in (("nbs/02_second.ipynb", "# Second"), ("nbs/solutions/02_second.ipynb", "# Solutions")):
+        _, (first, links, *_) = filtered(tree, name)
+        assert first.startswith(title) and '](02_second.ipynb){download="02_second.ipynb" data-noresolveinput="true"}' in links
+        assert "colab" not in links and "binder" not in links
+    config = check_book.Book(ROOT).config
+    copied = {p.relative_to(ROOT).as_posix() for pattern in config["project"]["resources"] for p in ROOT.glob(pattern)}
+    assert {n for n in config["project"]["render"] if n.endswith(".ipynb")} <= copied
+
+
+@pytest.mark.parametrize("branch", ["", "  repo-branch: trunk\n"])
+def test_planted_address_gives_links_to_colab_and_binder(tree, branch):
+    (tree / "_quarto.yml").write_text(f"book:\n  repo-url: https://github.com/some-body/gfpgan_edu\n{branch}")
+    branch = branch.split()[-1] if branch else "main"
+    for name in ("nbs/02_second.ipynb", "nbs/solutions/02_second.ipynb"):
+        links = filtered(tree, name)[1][1]
+        assert f"](https://colab.research.google.com/github/some-body/gfpgan_edu/blob/{branch}/{name})" in links
+        assert f"](https://mybinder.org/v2/gh/some-body/gfpgan_edu/{branch}?urlpath=lab/tree/{name})" in links
+        assert f'!git clone --depth 1 --branch {branch} https://github.com/some-body/gfpgan_edu && pip install -q "./gfpgan_edu[dev]"\n%cd gfpgan_edu/{Path(name).parent}\n' in links
+        assert links.startswith("::: {.notebook-links}\n") and links.endswith("\n:::\n") and links.count("```") == 2
+
+
+def test_address_of_another_host_stops_the_rendering(tree):
+    (tree / "_quarto.yml").write_text("book:\n  repo-url: https://example.org/some-body/gfpgan_edu\n")
+    run, _ = filtered(tree, "nbs/02_second.ipynb")
+    assert run.returncode and b"_quarto.yml: repo-url is https://example.org/some-body/gfpgan_edu" in run.stderr
+
+
+# ---------------------------------------------------------------- the page of names
+
+def test_page_of_names_shows_every_public_name_as_python_sees_it():
+    import importlib
+    import inspect
+
+    import gfpgan_edu
+
+    page, seen = (ROOT / "nbs/api.qmd").read_text(encoding="utf-8"), 0
+    for path in sorted((ROOT / "gfpgan_edu").glob("[a-z]*.py")):
+        module = importlib.import_module(f"gfpgan_edu.{path.stem}")
+        for name in module.__all__:
+            form = re.search(rf"^\[`(.*)`\]\{{#api-{path.stem}-{name}\}}$", page, re.M)[1]
+            thing = getattr(module, name)
+            if inspect.isfunction(thing) or inspect.isclass(thing) and "__init__" in vars(thing) and not issubclass(thing, Exception) and not getattr(thing, "_is_protocol", False):
+                args = ast.parse(f"def {form}: pass").body[0].args
+                assert [a.arg for a in (*args.posonlyargs, *args.args, args.vararg, *args.kwonlyargs, args.kwarg) if a] == list(inspect.signature(thing).parameters), f"{path.stem}.{name}"
+                assert len(args.defaults) + sum(d is not None for d in args.kw_defaults) == sum(p.default is not p.empty for p in inspect.signature(thing).parameters.values())
+                seen += 1
+    assert seen > 200
+    listed = re.findall(r"^- \[`(\w+)`\]\(#api-(\w+?)-(\w+)\)", page, re.M)
+    assert [name for name, _, _ in listed] == gfpgan_edu.__all__
+    assert all(getattr(gfpgan_edu, name) is getattr(importlib.import_module(f"gfpgan_edu.{module}"), there) for name, module, there in listed)
+
+
+# ---------------------------------------------------------------- rendering and publishing
+
+QUARTO = """#!/bin/sh
+echo "render $* with $QUARTO_PYTHON"
+printf '\\033[33mWARN: Unable to resolve link target: nbs/03.ipynb\\033[39m\\n' >&{stream}
+echo "[ 1/50] nbs/01_first.ipynb: a check may warn you, WARN it does not"
+exit {code}
+"""
+WARNED = "quarto: WARN: Unable to resolve link target: nbs/03.ipynb"
+
+
+@pytest.mark.parametrize("text, found", [
+    (QUARTO.format(stream=2, code=0), [WARNED]),
+    (QUARTO.format(stream=1, code=3), [WARNED, "quarto: failed with exit code 3"]),
+    ("#!/bin/sh\necho '[WARNING] Citeproc: citation key2021 not found'", ["quarto: [WARNING] Citeproc: citation key2021 not found"]),
+    ("#!/bin/sh\necho 'WARNING (crossref.lua:1) Unable to resolve crossref @fig-none'", ["quarto: WARNING (crossref.lua:1) Unable to resolve crossref @fig-none"]),
+    ("#!/bin/sh\necho 'Output created: _book/index.html'", []), (None, [book.NO_QUARTO])])
+def test_a_warning_of_quarto_is_a_failure(tmp_path, monkeypatch, capfd, text, found):
+    if text:
+        (tmp_path / "quarto").write_text(text)
+        (tmp_path / "quarto").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if text else str(tmp_path))
+    assert book.render(tmp_path) == found
+    if text and "render $*" in text:
+        assert capfd.readouterr().out.startswith(f"render render with {sys.executable}\n")
+
+
+def test_make_book_fails_where_quarto_warns(tree):
+    (tree / ".venv/bin").mkdir(parents=True)
+    (tree / "bin").mkdir()
+    for name in ("nbs/book.py", "nbs/check_book.py", "nbs/api_page.py", "Makefile", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tree / name)
+    for name, text in {".venv/bin/python": f'#!/bin/sh\nexec {sys.executable} "$@"\n', "bin/quarto": QUARTO.format(stream=2, code=0)}.items():
+        (tree / name).write_text(text)
+        (tree / name).chmod(0o755)
+    (tree / ".venv/.installed").write_text(str(tree))
+    (tree / ".gitignore").write_text(".venv/\nbin/\n__pycache__/\n")
+    run = subprocess.run(["make", "book"], cwd=tree, capture_output=True, text=True, env={**os.environ, "PATH": f"{tree}/bin:{os.environ['PATH']}"})
+    assert "checked: all well" in run.stdout and WARNED in run.stdout and run.returncode, run.stdout + run.stderr
+    (tree / "bin/quarto").write_text("#!/bin/sh\necho 'Output created: _book/index.html'\n")
+    run = subprocess.run(["make", "book"], cwd=tree, capture_output=True, text=True, env={**os.environ, "PATH": f"{tree}/bin:{os.environ['PATH']}"})
+    assert run.returncode == 0 and run.stdout.endswith("open _book/index.html\n"), run.stdout + run.stderr
+
+
+def test_workflow_tests_renders_and_publishes_from_the_default_branch_alone():
+    import yaml
+
+    flow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
+    jobs, targets = flow["jobs"], set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(flow[True]) == {"push", "pull_request", "workflow_dispatch"}                # YAML 1.1 reads `on` as true
+    assert flow["permissions"] == {"contents": "read"} and {name for name, job in jobs.items() if "permissions" in job} == {"publish"}
+    publish = jobs["publish"]
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"} and set(publish["needs"]) == set(jobs) - {"publish"}
+    assert "github.ref_name == github.event.repository.default_branch" in publish["if"] and "!= 'pull_request'" in publish["if"]
+    steps = {name: job["steps"] for name, job in jobs.items()}
+    used = {name: [s["uses"].split("@")[0] for s in job if "uses" in s] for name, job in steps.items()}
+    assert used["render"][-1] == "actions/upload-pages-artifact" and "quarto-dev/quarto-actions/setup" in used["render"] and used["publish"] == ["actions/deploy-pages"]
+    assert steps["render"][-1]["with"] == {"path": check_book.Book(ROOT).config["project"]["output-dir"]}
+    assert all(re.fullmatch(r"[\w-]+/[\w/-]+@v\d+", s["uses"]) for job in steps.values() for s in job if "uses" in s)
+    made = [s["run"].split()[1] for job in steps.values() for s in job if s.get("run", "").startswith("make ")]
+    assert sorted(made) == ["book", "test"] and set(made) <= targets
+    assert all(job["timeout-minutes"] <= 120 and job["runs-on"] == "ubuntu-latest" for job in jobs.values())
 
 
 # ---------------------------------------------------------------- the tree itself

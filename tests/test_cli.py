@@ -70,7 +70,7 @@ def quick(monkeypatch):
     q = Quick()
     monkeypatch.setattr(photos, "restore", q.restore)
     monkeypatch.setattr(weights, "load_weights", q.load)
-    monkeypatch.setattr("gfpgan_edu.inference.fuse", lambda net: net)
+    monkeypatch.setattr("gfpgan_edu.inference.fuse", lambda net, **options: net)
     return q
 
 
@@ -321,6 +321,29 @@ def test_things_that_are_not_files_do_not_hold_up_the_others(folder, tmp_path, c
     assert call(capsys, "restore", folder / "pipe.jpg", "--out", tmp_path / "out")[0] == NOTHING_DONE
 
 
+def test_libraries_are_not_heard(tmp_path, capfd, quick):
+    "libtiff prints on the stderr of the process, past Python; each photo gets one line all the same, and ours come through."
+    write_image(tmp_path / "in/good.png", grey(40))
+    Image.fromarray(grey(40)).save(tmp_path / "in/bad.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "in/bad.tif").read_bytes())
+    data[12:16] = b"\xff" * 4                                    # in the compressed pixels
+    (tmp_path / "in/bad.tif").write_bytes(data)
+    with pytest.raises(ValueError, match="bad.tif: cannot be read"):
+        read_image(tmp_path / "in/bad.tif")
+    assert capfd.readouterr().err                                # the complaint there would be
+    code, said, lines = call(capfd, "restore", tmp_path / "in", "--out", tmp_path / "out")
+    assert code == SOME_FAILED and len(lines) == 1 and lines[0].startswith(f"gfpgan-edu: {tmp_path / 'in/bad.tif'}: cannot be read"), lines
+
+
+def test_too_little_memory_is_one_line(folder, tmp_path, capsys, quick, monkeypatch):
+    def load(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(weights, "load_weights", load)
+    code, said, lines = call(capsys, "restore", folder, "--out", tmp_path / "out")
+    assert (code, said, lines) == (NOTHING_DONE, "", ["gfpgan-edu: not enough memory"])
+
+
 def test_a_file_that_may_not_be_read_is_named(folder, tmp_path, capsys, quick, monkeypatch):
     real = Image.open
 
@@ -530,13 +553,14 @@ def test_the_damage_scales_with_the_named_size(tmp_path, capsys):
 
 def test_weights_are_converted_there_and_back(tmp_path, capsys):
     net, pth, ours = weights.load_weights(), tmp_path / "new/a.pth", tmp_path / "b.safetensors"
-    assert call(capsys, "weights", "convert", "bundled", pth)[0] == DONE
+    code, said, lines = call(capsys, "weights", "convert", "bundled", pth)
+    assert code == DONE and lines == [] and ("prior's picture alone" in said) == (net.config.prior_share < 1)
     state = torch.load(pth, weights_only=True)
     assert list(state) == ["params_ema"] and "stylegan_decoder.constant_input.weight" in state["params_ema"]
     code, said, lines = call(capsys, "weights", "convert", pth, ours, "--family", "bilinear" if net.config.resample == "bilinear" else "v1")
     assert code == DONE and lines == [] and said.startswith(f"{ours}: ") and f"size={net.config.size}" in said
     again = weights.load(ours)
-    assert again.config == net.config
+    assert again.config == net.config.replace(prior_share=1.0)
     for (k, a), b in zip(net.state_dict().items(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=k)
     assert call(capsys, "weights", "convert", ours, tmp_path / "half.safetensors", "--half")[0] == DONE

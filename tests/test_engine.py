@@ -67,7 +67,7 @@ def test_presets_survive_yaml(make):
 @pytest.mark.parametrize("given, says", [
     ({"m": 1}, ["unknown config key m", "inner, n, on, name, sides, most, least"]), ({"inner": {"lrr": 1}}, ["unknown config key inner.lrr", "inner.lr, inner.kind"]),
     ({"n": 1.5}, ["n is 1.5", "int"]), ({"n": True}, ["n is True", "int"]), ({"on": 1}, ["on is 1", "bool"]), ({"name": 3}, ["name is 3", "str"]),
-    ({"inner": {"lr": "fast"}}, ["inner.lr is 'fast'", "float"]), ({"inner": {"lr": True}}, ["inner.lr is True", "float"]), ({"inner": {"kind": "c"}}, ["inner.kind is 'c'", "'a', 'b'"]),
+    ({"inner": {"lr": "fast"}}, ["inner.lr is 'fast'", "a finite number"]), ({"inner": {"lr": True}}, ["inner.lr is True", "a finite number"]), ({"inner": {"kind": "c"}}, ["inner.kind is 'c'", "'a', 'b'"]),
     ({"sides": 3}, ["sides is 3", "tuple"]), ({"most": "x"}, ["most is 'x'", "int"]), ({"inner": None}, ["inner is None", "keys and values"]), (None, ["the config is None"]),
     ({3: 1}, ["unknown config key 3"]), ({"inner": 5}, ["inner is 5"]),
 ])
@@ -90,7 +90,15 @@ def test_a_setting_that_cannot_be_is_named(setting):
     assert setting.split("=")[0] in str(e.value)
 
 
-@pytest.mark.parametrize("change", [dict(batch=0), dict(keep=0), dict(ema_images=-1.0), dict(accumulate=0), dict(workers=-1), dict(threads=-1), dict(seed=-1), dict(ema_images=math.nan)])
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999", "'nan'", "[1.0]", "true", "~"])
+@pytest.mark.parametrize("key, cls", [("inner.lr", Outer), ("ema_images", Run)])
+def test_no_number_of_a_config_may_be_infinite_or_none(cls, key, value):
+    with pytest.raises(ValueError, match=f"^{key} is .*, needs a finite number$"):
+        override(cls(), [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("change", [dict(batch=0), dict(keep=0), dict(ema_images=-1.0), dict(accumulate=0), dict(workers=-1), dict(threads=-1), dict(seed=-1), dict(ema_images=math.nan),
+                                    dict(ema_images=math.inf), dict(workers=10**6), dict(threads=10**6), dict(batch=10**12), dict(seed=1 << 63)])
 def test_a_run_of_nonsense_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         Run(**change)

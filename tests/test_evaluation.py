@@ -717,6 +717,15 @@ def test_command_evaluate(capsys, folder, stubs, tmp_path):
     code, out, err = call(capsys, "evaluate", "--pred", pred, f"Truth={gt}", "--gt", gt, "--reference", gt, "--metrics", "psnr", "fid", "--out", tmp_path / "t.md", tmp_path / "t.json", "--per-image", tmp_path / "i.csv")
     assert code == 0 and out == (tmp_path / "t.md").read_text() and not err and "| Truth | " in out and set(json.loads((tmp_path / "t.json").read_text())["methods"]) == {"pred", "Truth"}
     assert len((tmp_path / "i.csv").read_text().splitlines()) == 13
+    for there in ("--out", tmp_path / "new.md", tmp_path / "t.json"), ("--per-image", tmp_path / "i.csv"):               # nothing is replaced unasked, and nothing measured in vain
+        code, out, err = call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr", *there)
+        assert code == 2 and not out and len(err) == 1 and "exists; --force replaces it" in err[0] and not (tmp_path / "new.md").exists()
+    before = (tmp_path / "t.json").read_text()
+    assert call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr", "--out", tmp_path / "t.json", "--force")[0] == 0 and (tmp_path / "t.json").read_text() != before
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/fid.npz").touch()
+    code, out, err = call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--reference", gt, "--metrics", "fid", "--save-reference", tmp_path / "kept")
+    assert code == 2 and "holds statistics already" in err[0] and not (tmp_path / "kept/fid.npz").stat().st_size
     (pred / "00.png").unlink()
     (pred / "01.png").write_bytes(b"")
     code, out, err = call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr", "niqe", "--protocol", "vqfr")

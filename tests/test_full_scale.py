@@ -179,7 +179,9 @@ def test_a_rehearsal_trains_with_loading_processes(faces, tmp_path, one_thread):
     config = replace(RestorerConfig.tiny(), model=GFPGANConfig.tiny(16), run=Run(batch=2, workers=1, iterations=5))
     t = RestorerTrainer(config, faces, tmp_path / "run", device="cpu")
     before = t.nets["g"].unet.first.weight.clone()
-    told = rehearse(t, steps=3)
+    with pytest.raises(ValueError, match="steps is 3, needs 4"):
+        rehearse(t, steps=3)
+    told = rehearse(t, steps=4)
     assert t.it == 16 and not torch.equal(before, t.nets["g"].unet.first.weight) and {"r1", "d", "pixel"} <= set(t.logs)
     assert told.seconds > 0 and told.picture > 0 and sorted(p.suffix for p in (tmp_path / "run").iterdir()) == [".pt", ".yaml"]
 

@@ -3,9 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fuzz
+from gfpgan_edu.pictures import Picture
 
 
 def test_a_thousand_damaged_files_are_read_or_refused():
@@ -36,6 +38,31 @@ def of_two_lines(path):
 
 def too_long(path):
     raise fuzz.PhotoError(f"{path}: {'x' * 2000}")
+
+
+def swallows(path):
+    "Takes what cannot be read for an empty picture."
+    try:
+        picture = fuzz.read_picture(path)
+    except fuzz.PhotoError:
+        picture = Picture(np.zeros((4, 4, 3), np.uint8))
+    fuzz.check_pixels(path, picture)
+
+
+def other_pixels(path):
+    picture = fuzz.read_picture(path)
+    fuzz.check_pixels(path, Picture(255 - picture.pixels))
+
+
+@pytest.mark.parametrize("reader, said", [(swallows, "though Pillow alone says"), (other_pixels, "other pixels")])
+def test_an_error_that_is_swallowed_and_wrong_pixels_are_faults(tmp_path, reader, said, monkeypatch):
+    files, found = fuzz.pictures(), fuzz.Found()
+    monkeypatch.setitem(fuzz.READERS, "picture", (reader, fuzz.PhotoError))
+    for i in range(60):
+        suffix, data = fuzz.damaged(0, i, "picture", files)
+        (path := tmp_path / f"{i}.{suffix}").write_bytes(data)
+        fuzz.try_file(path, "picture", found)
+    assert len(found.faults) > 1 and all(said in line for line in found.faults)
 
 
 @pytest.mark.parametrize("reader, said", [(wrong_kind, "KeyError"), (without_name, "something is wrong"), (of_two_lines, "second"), (too_long, "xxx")])

@@ -7,6 +7,7 @@ import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_a_broken_exif_block_does_not_lose_the_picture(tmp_path, small):
     damaged[damaged.index(b"\x01\x00\x00\x04") + 3] = 1          # the width's type: the orientation can still be read, but not written again
     small.transpose(T.ROTATE_90).save(tmp_path / "b.png", exif=bytes(damaged))
     assert_array_equal(read_image(tmp_path / "b.png"), small)
+
+
+def test_a_png_whose_sums_do_not_agree_is_refused_wherever_its_pixels_are_damaged(tmp_path):
+    "Pillow decodes without the sums, and some damage it shows as if it were the picture."
+    whole = np.kron(np.random.default_rng(0).integers(0, 256, (4, 6, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    Image.fromarray(whole).save(path := tmp_path / "a.png")
+    data, shown = path.read_bytes(), 0
+    at = data.index(b"IDAT") + 4
+    for bit in range(8 * int.from_bytes(data[at - 8:at - 4], "big")):
+        i = at + bit // 8
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1 << bit % 8]) + data[i + 1:])
+        with suppress(Exception), Image.open(path) as im:
+            shown += not np.array_equal(im, whole)
+        with pytest.raises(PhotoError, match="a.png: cannot be read .its checksums do not agree"):
+            read_image(path)
+    assert shown > 5                                             # the decoder alone lets some through
 
 
 @pytest.mark.parametrize("exif", [None, b"Exif\x00\x00no such thing"])

@@ -1,5 +1,6 @@
 """The prior: widths, modulated convolution, noise, codes, truncation, mixing, the hook. Contracts that restorer and trainer rely on."""
 import math
+import re
 
 import pytest
 import torch
@@ -49,6 +50,13 @@ def test_widths_do_not_depend_on_the_final_size(size, multiplier, narrow):
 def test_widths_refuses_sizes(size):
     with pytest.raises(ValueError, match=f"size is {size}, needs a power of two"):
         widths(size)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 1e18, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["channel_multiplier", "narrow"])
+def test_widths_refuses_factors(name, factor):
+    with pytest.raises(ValueError, match=f"{name} is {re.escape(str(factor))}.*positive numbers"):
+        widths(8, **{name: factor})
 
 
 def test_widths_names_the_resolution_that_is_too_narrow():

@@ -326,7 +326,9 @@ def test_a_prior_learns_where_its_faces_are():
 # ---------------------------------------------------------------- config
 
 @pytest.mark.parametrize("bad, says", [(dict(augment=("flip",)), "augment names 'flip', there are colour, place, hole"), (dict(r1_every=0), "r1_every is 0"), (dict(path_every=-1), "path_every"),
-                                       (dict(mixing=1.1), "mixing"), (dict(mixing=-0.1), "mixing"), (dict(lr=0.0), "lr"), (dict(r1=-1.0), "r1"), (dict(path=-2.0), "path"), (dict(lr=math.nan), "lr")])
+                                       (dict(mixing=1.1), "mixing"), (dict(mixing=-0.1), "mixing"), (dict(lr=0.0), "lr"), (dict(r1=-1.0), "r1"), (dict(path=-2.0), "path"), (dict(lr=math.nan), "lr"),
+                                       (dict(lr=math.inf), "lr"), (dict(style_dim=0), "style_dim is 0"), (dict(style_dim=10**12), "style_dim"), (dict(n_mlp=0), "n_mlp is 0"), (dict(n_mlp=10**9), "n_mlp"), (dict(size=-1), "size is -1"),
+                                       (dict(narrow=math.nan), "narrow is nan"), (dict(narrow=-1.0), "narrow is -1"), (dict(narrow_d=math.inf), "narrow is inf"), (dict(channel_multiplier=0.0), "channel_multiplier is 0")])
 def test_a_config_that_cannot_be_is_refused(bad, says):
     with pytest.raises(ValueError, match=says):
         PriorConfig(**bad)

@@ -365,7 +365,10 @@ def test_a_restorer_learns():
 
 @pytest.mark.parametrize("make, says", [(lambda: LossWeights(pixel=-0.1), "loss.pixel is -0.1"), (lambda: LossWeights(r1_every=0), "loss.r1_every is 0"), (lambda: LossWeights(pyramid_until=-1), "pyramid_until"),
                                         (lambda: LossWeights(identity=float("nan")), "loss.identity"), (lambda: RestorerConfig(crops=(80, 80)), "crops"), (lambda: RestorerConfig(crops=(80, 80, 0)), "crops"),
-                                        (lambda: RestorerConfig(lr=0.0), "lr"), (lambda: config_from(RestorerConfig, dict(degradation="mild")), "degradation is 'mild'"),
+                                        (lambda: RestorerConfig(lr=0.0), "lr"), (lambda: RestorerConfig(lr=float("inf")), "lr"), (lambda: RestorerConfig(lr=float("nan")), "lr"), (lambda: LossWeights(r1=float("inf")), "loss.r1"),
+                                        (lambda: RestorerConfig(width_parts=0), "width_parts is 0"), (lambda: RestorerConfig(narrow_d=float("nan")), "narrow is nan"), (lambda: RestorerConfig(narrow_d=1e18), "narrow is 1e"),
+                                        (lambda: RestorerConfig(warmup=-1), "warmup is -1"), (lambda: RestorerConfig(milestones=(4.5,)), "milestones"), (lambda: RestorerConfig(milestones=("many",)), "milestones"), (lambda: RestorerConfig(milestones=(-1,)), "milestones"),
+                                        (lambda: config_from(RestorerConfig, dict(degradation="mild")), "degradation is 'mild'"),
                                         (lambda: config_from(RestorerConfig, dict(loss=dict(adv=1.0))), "unknown config key loss.adv")])
 def test_a_config_that_cannot_be_is_refused(make, says):
     with pytest.raises(ValueError, match=says):

@@ -1,4 +1,4 @@
-"""The wheel works where the tree is not: built, installed into a fresh environment, it restores a photo from another folder."""
+"""The package works where the tree is not: the wheel, built from the source archive and installed into a fresh environment, restores a photo from another folder."""
 import os
 import shutil
 import subprocess
@@ -26,12 +26,13 @@ def run(*command, cwd):
 def test_wheel_restores_a_photo_outside_the_tree(tmp_path):
     source, fresh, work = tmp_path / "source", tmp_path / "fresh", tmp_path / "work"
     source.mkdir(), work.mkdir()
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):          # a copy: building leaves traces
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):          # a copy: building leaves traces
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "gfpgan_edu", source / "gfpgan_edu", ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--quiet", "-w", tmp_path, cwd=source)
-    wheel, = tmp_path.glob("*.whl")
+    archive = run(sys.executable, "-c", f"from setuptools.build_meta import build_sdist; print(build_sdist({str(tmp_path)!r}))", cwd=source).split()[-1]
     shutil.rmtree(source)
+    run(sys.executable, "-m", "pip", "wheel", tmp_path / archive, "--no-deps", "--no-build-isolation", "--quiet", "-w", tmp_path, cwd=work)
+    wheel, = tmp_path.glob("*.whl")
 
     venv.create(fresh, with_pip=False, symlinks=True)
     python = fresh / "bin/python"

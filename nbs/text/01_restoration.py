@@ -222,6 +222,8 @@ def _made_up(n, seed):
         return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
 
 
+# %%
+#| export
 def example_faces(n=8, size=128, seed=0):
     """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder $GFPGAN_EDU_FACES; else, up to 64 px, faces that the
     bundled prior makes up (nobody's portrait); above 64 px, shifted and flipped crops of `astronaut()`.

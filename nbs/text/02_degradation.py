@@ -85,7 +85,7 @@ def levels(a, b):
 # %%
 #| export
 def gaussian_kernel(sigma_x, sigma_y=None, theta=0.0, size=41):
-    "Blur kernel k_σ (size, size), float64, sum 1: a Gaussian with axes sigma_x, sigma_y turned by theta; sigma 0 gives a single 1."
+    "Blur kernel k_σ (size, size), float64, sum 1: a Gaussian with axes sigma_x, sigma_y turned by theta (radians); sigma 0 gives a single 1. An even size is a ValueError."
     if size % 2 == 0 or size < 1:
         raise ValueError(f"kernel size is {size}, needs an odd number")
     sx, sy = max(sigma_x, 1e-3), max(sigma_x if sigma_y is None else sigma_y, 1e-3)
@@ -427,11 +427,11 @@ show(coded + blues, [f"q = {q}" for q in qualities], cols=4, height=1.3, vmin=95
 
 # %%
 #| export
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)                  # shares of R, G and B in the brightness (BT.601)
 
 
 def shift_colour(x, shift):
-    "Add `shift`, three numbers in grey levels (of 255), to the channels of x; clipped."
+    "Add `shift`, three numbers in grey levels (of 255), to the channels of x, float32 H×W×3 in [0, 1]; clipped."
     x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))       # four numbers: OpenCV's scalars have four channels
     return np.clip(x, 0, 1, out=x)
 
@@ -467,7 +467,7 @@ show([shift_colour(little, s) for s in shifts] + [to_gray(little)], [str(s) for 
 
 # %%
 #| export
-JITTER = ("brightness", "contrast", "saturation", "hue")
+JITTER = ("brightness", "contrast", "saturation", "hue")            # kinds of colour jitter
 
 
 def jitter_colour(x, jitter):
@@ -502,6 +502,7 @@ def reference_jitter(x, jitter):
     return t.numpy().transpose(1, 2, 0)
 
 
+assert_allclose(TF.rgb_to_grayscale(torch.eye(3)[:, :, None])[0, 0, 0], 0.2989)
 ends = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0.0, 1.5), "hue": (-0.1, 0.1)}    # the official ranges
 for name in JITTER:
     for f in (*ends[name], 0.03):
@@ -637,7 +638,7 @@ PAPER = DegradationRanges(shift_prob=0.3, gray_prob=0.01, jitter_prob=0.3)      
 OFFICIAL = replace(PAPER, sigma=(0.1, 10.0), r=(0.8, 8.0), delta=(0.0, 20.0))                         # train_gfpgan_v1.yml
 SEVERE = replace(PAPER, sigma=(0.2, 16.0), r=(1.0, 24.0), delta=(0.0, 20.0), q=(30.0, 100.0), kernel_size=65)    # for nets of 64 to 256 px
 EXTREME = replace(SEVERE, sigma=(0.2, 24.0), r=(1.0, 64.0), kernel_size=97)                            # for 32 px: down to faces of 8 px
-PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}
+PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}               # by name, for the command line
 
 
 # %%

@@ -142,6 +142,7 @@ order = verdicts.argsort(descending=True)[[0, 8, 16, 24, 60, 120]]
 for k, (window, verdict) in enumerate(zip(windows[order], verdicts[order])):
     axes[str(k)].imshow((window / 2 + 0.5).clip(0, 1).permute(1, 2, 0))
     axes[str(k)].set_title(f"{verdict:.2f}", fontsize=9)
+assert f"{verdicts[order[1]]:.2f}" == "0.90"                  # the fold of the suit
 for ax in axes.values():
     ax.axis("off")
 plt.show()
@@ -751,8 +752,8 @@ assert not (Path(work.name) / "owned").exists()
 
 # %%
 #| export
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-MANIFEST = "manifest.jsonl"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the pictures that `prepare` looks for
+MANIFEST = "manifest.jsonl"                                                # the file that `prepare` writes beside the faces
 
 
 def read_manifest(folder):
@@ -852,6 +853,8 @@ def _sources(source, out):
     return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
 
 
+# %%
+#| export
 def _first_free(stem, taken):
     "stem.png, stem_1.png, …: the first that is not taken, on a disk that may not tell a from A."
     name, n = f"{stem}.png", 0
@@ -1152,7 +1155,7 @@ assert_allclose(official[0]["boxes"], boxes512, atol=1e-4)
 test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]), exc=ValueError, contains="8.png: no entry")
 test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["7_1.png"]), exc=ValueError, contains="not a number")       # int("7_1") is 71 for Python
 (numbered / "8.png").write_bytes(b"not a picture")
-test_fail(lambda: FaceFolder(numbered, 64, boxes="template")[2], exc=ValueError, contains="8.png: not a picture")
+test_fail(lambda: FaceFolder(numbered, 64, boxes="template")[2], exc=ValueError, contains="8.png: is not a picture")
 work.cleanup()
 
 # %% [markdown]

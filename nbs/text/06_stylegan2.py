@@ -119,10 +119,12 @@ sheet(torch.stack([*candidates[:4], mean]), 5, tops=["1", "2", "3", "4", "best"]
 def widths(size, channel_multiplier=1.0, narrow=1.0):
     """Channels of the prior at each resolution {4: …, 8: …, …, size: …}: 512 up to 32 px, then halving, times the two factors.
 
-    Raises ValueError unless `size` is a power of two from 8 to 1024 and every width is at least 2 and even (Eq. 4 splits it).
+    Raises ValueError unless `size` is a power of two from 8 to 1024, the factors are sensible, and every width is at least 2 and even (Eq. 4 splits it).
     """
     if size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         raise ValueError(f"size is {size}, needs a power of two from 8 to 1024")
+    if not all(0 < factor < 1000 for factor in (channel_multiplier, narrow)):
+        raise ValueError(f"channel_multiplier is {channel_multiplier}, narrow is {narrow}; need positive numbers below 1000")
     out = {}
     for s in (2**i for i in range(2, int(math.log2(size)) + 1)):
         out[s] = int(512 * narrow) if s <= 32 else int(16384 // s * channel_multiplier * narrow)
@@ -354,7 +356,7 @@ class StyleConv(nn.Module):
 
 # %%
 #| export
-NOISE_MODES = ("fixed", "random", "zero")
+NOISE_MODES = ("fixed", "random", "zero")     # stored maps, drawn anew, none
 
 
 def layer_noise(stored, mode, b):

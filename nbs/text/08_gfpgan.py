@@ -721,6 +721,7 @@ def draw(net, w, maps):
 
 
 restorer = load_weights("bundled").requires_grad_(False)
+restorer.config = restorer.config.replace(prior_share=1)                                      # the maps steer the prior's picture: all of it, nothing of the U-Net's own
 size, n_levels = restorer.config.size, len(restorer.heads)
 sharp = torch.cat([F.adaptive_avg_pool2d(to_tensor(example_faces(n, s)), size) for n, s in ((1, 128), (11, 64))])
 damage = DegradationParams(sigma_x=1, sigma_y=1, r=2.5, delta=8, q=60)

@@ -248,7 +248,7 @@ with torch.no_grad():
 print({k: tuple(f.shape[1:]) for k, f in fx.items()})
 
 with patch("torch.hub.load_state_dict_from_url", side_effect=URLError("no route to host")):
-    test_fail(VGG19, exc=OSError, contains="vgg19-dcbb9e9d.pth could not be had (<urlopen error no route to host>). Fetch that file elsewhere and give its path")
+    test_fail(VGG19, exc=OSError, contains=f"VGG-19: {VGG19_URL} could not be had (<urlopen error no route to host>). Fetch that file elsewhere and give its path")
 test_fail(lambda: VGG19("imagnet"), exc=ValueError, contains="imagnet: no such file, nor a known name")
 
 # %%
@@ -256,7 +256,8 @@ weights = dict(a=0.5, b=2.0)
 one, two = ({k: torch.full((1, 2, 3, 3), v) for k, v in d.items()} for d in (dict(a=1.0, b=1.0), dict(a=0.0, b=4.0)))
 assert_close(perceptual(one, two, weights), torch.tensor(0.5 * 1 + 2.0 * 3))       # weights times constant distances
 assert perceptual(fx, fx, vgg.weights) == 0 < perceptual(fx, fy, vgg.weights)
-edges, truth_edges = Edges(), Edges()(y)
+edges: Features = Edges()
+truth_edges = edges(y)
 by_edges, (e0, e1) = descend(lambda z: perceptual(edges(z), truth_edges, edges.weights), x)
 by_vgg, (v0, v1) = descend(lambda z: perceptual(vgg(z), fy, vgg.weights), x, 24, 0.01)
 print(f"edges {e0:.2f} -> {e1:.2f}; random VGG-19 {v0:.2f} -> {v1:.2f}; its distance in pixels {l1(x, y):.3f} -> {l1(by_vgg, y):.3f}")

@@ -108,11 +108,20 @@ v = a[:1].clone().requires_grad_()
 identity(v, a[:1]).backward()
 assert torch.equal(v.grad, torch.zeros_like(v))                        # Eq. 8 at its minimum: no slope, no trouble
 
-
 # %% [markdown]
 # The last lines are the reason to keep the angle for measuring and to train with Eq. 8. The arccosine has an infinite slope at 1, just where training should come to rest. What the gradient of `angle` is for exactly equal vectors depends on how the framework rounds and clips. That of Eq. 8 is zero there.
 #
-# `Embedder` is a protocol: any callable of the right shape will do. The first one needs grey pictures, so they come next.
+# `Embedder` is a protocol: any callable of the right shape will do. This one knows a face by its colour alone, and takes a dark copy of a picture for the same person, and so everybody else of that colour.
+
+# %%
+mean_colour: Embedder = lambda x: x.mean((2, 3))
+skin = torch.tensor([0.6, 0.3, 0.1]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+assert_close(angle(mean_colour(skin), mean_colour(skin / 2)), torch.zeros(1), rtol=0, atol=0.1)
+assert angle(mean_colour(skin), mean_colour(skin.flip(1))) > 30        # red and blue exchanged
+
+
+# %% [markdown]
+# The first one of use needs grey pictures, so they come next.
 
 # %% [markdown]
 # ## Grey at 128 px
@@ -206,7 +215,10 @@ show([v[0] for v in views.values()][1:], [f"{name}: {at[name]:.0f}°" for name i
 # %%
 #| export
 class Block(nn.Module):
-    "Residual block of ArcFace's ResNet: normalise, convolve, normalise, PReLU, convolve, normalise; one slope serves both PReLUs."
+    """Residual block of ArcFace's ResNet, (b, cin, h, w) -> (b, cout, h/stride, w/stride): normalise, convolve, normalise, PReLU, convolve, normalise.
+
+    One slope serves both PReLUs.
+    """
 
     def __init__(self, cin, cout, stride=1):
         super().__init__()
@@ -483,7 +495,7 @@ axes[2].set(xlabel="lead over the next prototype (°)", ylabel="samples"), axes[
 
 # %%
 #| export
-BUNDLED_EMBEDDER = "embedder-lfw55"
+BUNDLED_EMBEDDER = "embedder-lfw55"           # name of its file in gfpgan_edu/bundled
 
 
 def _complaint(state, own):

@@ -90,11 +90,13 @@ class Run:
 
     def __post_init__(self):
         for name in ("iterations", "batch", "accumulate", "log_every", "valid_every", "save_every", "keep", "ema_images"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs a positive number")
-        for name in ("seed", "workers", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, needs 0 or more")
+        for name, most in dict(seed=2**63 - 1, workers=1024, threads=1024).items():             # thousands of processes or threads bring a machine down
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs 0 to {most}")
+        if self.batch > 1 << 20:
+            raise ValueError(f"batch is {self.batch}, needs {1 << 20} at most")
 
 
 # %% [markdown]
@@ -113,7 +115,7 @@ def _suits(v, hint):
             v = float(v) if not isinstance(v, bool) else "a truth value"          # YAML 1.1 reads 1e-3 as text
         except (TypeError, ValueError, OverflowError):
             pass
-        ok = isinstance(v, float)
+        hint, ok = "a finite number", isinstance(v, float) and math.isfinite(v)
     elif hint is tuple:
         ok, v = isinstance(v, (list, tuple)) and all(isinstance(x, (int, float, str)) for x in v), tuple(v) if isinstance(v, list) else v
     else:
@@ -209,6 +211,12 @@ test_fail(lambda: override(config, ["run.batchsize=4"]), exc=ValueError, contain
 test_fail(lambda: config_from(RingConfig, {"rl": 1e-3}), exc=ValueError, contains="unknown config key rl; there are lr, r1, r1_every, run")
 test_fail(lambda: config_from(RingConfig, {"run": {"batch": 2.5}}), exc=ValueError, contains="run.batch is 2.5, needs int")
 test_fail(lambda: Run(batch=0), exc=ValueError, contains="batch")
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder, "ring.yaml")
+    path.write_text("lr: 1e-3\nrun: {seed: 3}\n")                                # what is not said keeps its default
+    assert read_config(RingConfig, path) == RingConfig(lr=0.001, run=Run(seed=3))
+    path.write_text("rl: 1e-3\n")
+    test_fail(lambda: read_config(RingConfig, path), exc=ValueError, contains="ring.yaml: unknown config key rl")
 
 
 # %% [markdown]

@@ -45,7 +45,7 @@ from gfpgan_edu.discriminators import Discriminator
 from gfpgan_edu.engine import Phase, Run, Trainer, adam, stepwise
 from gfpgan_edu.faces import FaceFolder, to_images
 from gfpgan_edu.losses import d_logistic, g_logistic, path_length, r1
-from gfpgan_edu.stylegan2 import StyleGAN2
+from gfpgan_edu.stylegan2 import StyleGAN2, widths
 
 # %% [markdown]
 # In @fig-train-prior-map the prior is the last box before the output. This chapter trains it alone, with no degraded face in sight.
@@ -184,7 +184,7 @@ assert 0.5 < slope.min() < 0.51 and 1.49 < slope.max() < 1.5
 # %%
 #| export
 def augment_place(x, most=1 / 8):
-    "Each picture shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
+    "Each picture of x (b, c, s, s) shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
     b, _, s, _ = x.shape
     m = int(s * most + 0.5)
     shift = torch.randint(-m, m + 1, (b, 2), device=x.device)
@@ -212,7 +212,7 @@ assert len(found) == 25                                                         
 # %%
 #| export
 def augment_hole(x, share=0.5):
-    "A square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
+    "In each picture of x (b, c, s, s) a square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
     b, _, s, _ = x.shape
     n = int(s * share + 0.5)
     first = torch.randint(0, s + 1 - n % 2, (b, 2), device=x.device) - n // 2
@@ -235,11 +235,11 @@ for s, share in ((16, 0.5), (15, 0.2), (64, 0.5)):
 
 # %%
 #| export
-AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}
+AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}       # by the names that a config uses
 
 
 def augment(x, names):
-    "DiffAugment: the named augmentations one after the other; gradients flow through."
+    "DiffAugment of x (b, 3, s, s) in [-1, 1]: the augmentations `names`, of `AUGMENTATIONS`, one after the other; gradients flow through."
     for name in names:
         x = AUGMENTATIONS[name](x)
     return x
@@ -311,7 +311,9 @@ class PriorConfig:
     def __post_init__(self):
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
-        for name, ok in dict(lr=self.lr > 0, r1=self.r1 >= 0, path=self.path >= 0, r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
+        widths(self.size, self.channel_multiplier, self.narrow), widths(self.size, self.channel_multiplier, self.narrow_d)
+        for name, ok in dict(style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
+                             r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
             if not ok:
                 raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
@@ -345,7 +347,7 @@ class PriorConfig:
                    run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20, valid_every=500, save_every=500, workers=0, threads=1))
 
 
-PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}
+PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
 
 # %%
 for bad, word in ((dict(augment=("mirror",)), "mirror"), (dict(r1_every=0), "r1_every"), (dict(path_every=0), "path_every"), (dict(mixing=1.5), "mixing"), (dict(lr=0.0), "lr")):

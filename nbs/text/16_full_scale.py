@@ -115,7 +115,7 @@ def _convolution_backward(grad, x, weight, *options, out_val):
     return 2 * b * h * w * weight.numel() * (for_input + for_weight)
 
 
-FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
+FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}      # operation -> function of its shapes that counts
 
 
 # %%
@@ -672,10 +672,12 @@ def _due(trainer, it):
 # %%
 #| export
 def rehearse(trainer, steps=10):
-    """`steps` iterations (from 3 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
+    """`steps` iterations (from 4 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
 
-    The last of them is one at which everything is due, R1 too. The first two warm up and are not timed. The trainer's folder is written to: give it a temporary one.
+    The last of them is one at which everything is due, R1 too. The first two warm up and are not timed, and beside the last an ordinary one is needed. The trainer's folder is written to: give it a temporary one.
     """
+    if steps < 4:
+        raise ValueError(f"steps is {steps}, needs 4 or more: two warm up, one is ordinary, in the last everything is due")
     t, period = trainer, min(math.lcm(*(p.every for p in trainer.phases)), 10_000)
     if t.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(t.device)

@@ -447,8 +447,8 @@ test_fail(lambda: one.covariance, exc=ValueError, contains="needs two pictures, 
 #| export
 @dataclass(frozen=True)
 class Statistics:
-    "What `frechet` compares."
-    features: str
+    "What `frechet` compares: mean (d,) and covariance (d, d) of features."
+    features: str                                # the metric that they belong to
     mean: np.ndarray
     covariance: np.ndarray
     n: int = 0                                   # 0: the file does not say
@@ -1056,7 +1056,7 @@ class Files:
     inception: str = ""                          # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
 
 
-DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")       # the columns of the paper's tables
 
 
 # %%

@@ -167,7 +167,7 @@ for ax, img, title in zip(axes[1:], (faces, floor[4], floor[8]), ("face", "1/4 a
 #| export
 # The two networks without a prior, as changes to a config of the full model. The first plays the part of RCAN, the second of ESRGAN and DeblurGANv2; it is row c of Table 4.
 UNET_GAN = ("model.use_prior=false", "freeze_prior=false")
-UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")))
+UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")))       # the L1 terms alone
 
 
 def without_prior(config, gan=True):

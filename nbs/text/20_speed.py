@@ -429,7 +429,7 @@ assert abs(cost["fused"].flops / cost["as written"].flops - 1) < 0.02 and cost["
 
 # %%
 v = torch.logspace(-30, 30, 100_001, dtype=torch.float64).float()
-assert 2**-9 < ((v.bfloat16().float() - v) / v).abs().max() <= 2**-8          # the bound, and that it is nearly reached
+assert round(100 * 2**-8, 1) == 0.4 and 2**-9 < ((v.bfloat16().float() - v) / v).abs().max() <= 2**-8          # the bound, and that it is nearly reached
 
 net, x = restless_net()
 exact, image = net(x)[0], fuse(net, torch.bfloat16)(x)[0]
@@ -576,7 +576,7 @@ assert all(rows[name]["peak_bytes"]["fused fp32"] < 1.3e9 for name in ("GFPGANv1
 
 # %% [markdown]
 # Before any weights are loaded, PyTorch itself takes its share, since its libraries are large; onnxruntime comes without them and needs the least of all. Three habits keep ours low. `load` reads one tensor at a time and closes the file in between, as what has been read of an open file counts too.
-# It compares names and shapes with an outline of the network and not with one on torch's meta device, whose first use imports a compiler of 150 MB. And `fuse(…, consume=True)` frees each layer as it is copied. What is left above the libraries and the weights are maps: the clean network of twice the channels, resized before it is convolved, holds 300 MB of them at 512 px.
+# It compares names and shapes with an outline of the network and not with one on torch's meta device, whose first use imports a whole compiler. And `fuse(…, consume=True)` frees each layer as it is copied. What is left above the libraries and the weights are maps: the clean network of twice the channels, resized before it is convolved, holds several of the largest at once.
 #
 # ## Before anything happens
 #

@@ -15,8 +15,10 @@ import math
 import os
 import re
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +27,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 # %%
-import struct
 import tempfile
-import zlib
 
 from fastcore.test import test_fail
 from IPython.display import Markdown
@@ -78,6 +78,8 @@ _OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x11
               0x152, 0x153, 0x154, 0x155, 0x15B, *range(0x200, 0x20A), *range(0x211, 0x215), 0x2BC, 0x83BB, 0x8649, 0x8773}  # orientation, JPEG, XMP, IPTC, Photoshop, profile
 
 
+# %%
+#| export
 def _exif(im):
     "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image. A TIFF must not be loaded yet: turning it empties the block."
     try:
@@ -92,6 +94,8 @@ def _exif(im):
         return None, True
 
 
+# %%
+#| export
 def _upright(im):
     "A loaded PIL image turned as its EXIF orientation says."
     with suppress(Exception):
@@ -156,7 +160,7 @@ def _from_ink(im, icc):
 
 
 # %% [markdown]
-# For a check that can fail we need a profile with a known answer. The next cell makes a small one: a table with a colour for each of the 16 corners of "no ink, full ink". Paper is white, black ink is black, and any mixture of the three others is a grey of lightness 50, which is the sRGB level 119. No real ink is like that, so an answer of 119 can only come from the profile.
+# For a check that can fail we need a profile with a known answer. The next cell makes a small one: a table with a colour for each of the 16 corners of "no ink, full ink". Paper is white, black ink is black, and any mixture of the three others is a grey of lightness 50, which is an sRGB level of about 119. No real ink is like that, so an answer near 119 can only come from the profile.
 
 # %%
 def ink_profile(lightness=50):
@@ -217,6 +221,8 @@ def to_picture(im):
     return Picture(pixels, alpha, grey, icc if _space(icc) == (b"GRAY" if grey else b"RGB ") else None, exif, tuple(notes))
 
 
+# %%
+#| export
 def to_rgb(im):
     "A PIL image -> uint8 H×W×3 RGB, upright; the pixels of `to_picture`."
     return to_picture(im).pixels
@@ -266,6 +272,7 @@ show([*(p.pixels for p in pictures.values()), clipped], [*files, "clipped"], hei
 assert_array_equal(pictures["RGB"].pixels, small)
 assert_array_equal(pictures["palette of 16"].pixels, files["palette of 16"].convert("RGB"))
 assert_array_equal(pictures["grey, 16 bits"].pixels[..., 0], small.convert("L"))
+assert_array_equal(to_rgb(files["grey, 16 bits"]), small.convert("L").convert("RGB"))
 assert [p.grey for p in pictures.values()] == [False, False, False, True] and "16 bits" in pictures["grey, 16 bits"].notes[0]
 for mode in ("LA", "RGBA", "PA"):                                           # alpha is kept beside the pixels, whose hidden colours stay
     clear = small.convert("L" if mode == "LA" else "RGB").convert(mode)
@@ -289,11 +296,13 @@ for name, p in pictures.items():
 
 # %%
 #| export
-KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS, MAX_BYTES = 120_000_000, 1_000_000_000
+KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")      # formats that are read, as Pillow names them
+MAX_PIXELS, MAX_BYTES = 120_000_000, 1_000_000_000                         # of a picture, of its file
 _QUIET = threading.Lock()                                                   # Python's warning filters belong to all threads
 
 
+# %%
+#| export
 def _reason(error):
     "Why reading failed, in a few words."
     if isinstance(error, UnidentifiedImageError):
@@ -308,6 +317,27 @@ def _reason(error):
         return "cannot be read (its data is damaged)"
     text = getattr(error, "strerror", None) or str(error).split(" (")[0].split("\n")[0] or "its data is damaged"
     return f"cannot be read ({text[:200].lower()})"
+
+
+# %%
+#| export
+def _compare_sums(f):
+    "Compare the checksums of the pixels of an open PNG's first picture: Pillow decodes without, and shows some damage as if it were the picture. Raises ValueError; the file stays where it is."
+    here, begun = f.tell(), False
+    f.seek(8)
+    while len(head := f.read(8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT":
+            begun, found = True, zlib.crc32(kind)
+            for at in range(0, size, 1 << 20):                              # a length that lies takes no memory
+                found = zlib.crc32(f.read(min(size - at, 1 << 20)), found)
+            if f.read(4) != struct.pack(">I", found):
+                raise ValueError("its checksums do not agree")
+        elif begun:
+            break
+        else:
+            f.seek(size + 4, os.SEEK_CUR)
+    f.seek(here)
 
 
 # %%
@@ -327,6 +357,8 @@ def read_picture(path):
             with Image.open(f, formats=[k for k in KINDS if k in Image.OPEN]) as im:
                 if not 0 < im.width * im.height <= MAX_PIXELS:
                     raise PhotoError(f"{path}: has {im.width} × {im.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million" if im.width * im.height else f"{path}: has no pixels")
+                if im.format == "PNG":
+                    _compare_sums(f)
                 picture, kind = to_picture(im), im.format
     except PhotoError:
         raise
@@ -338,6 +370,8 @@ def read_picture(path):
     return picture
 
 
+# %%
+#| export
 def read_image(path):
     "A picture file -> uint8 H×W×3 RGB, upright; the pixels of `read_picture`. Raises PhotoError."
     return read_picture(path).pixels
@@ -415,6 +449,8 @@ _LONGEST = {"JPEG": 65_500, "GIF": 65_535, "WEBP": 16_383, "AVIF": 16_384}  # th
 _ROOM = dict(exif=65_533, icc=16_000_000)                                   # bytes that fit into a JPEG's segments
 
 
+# %%
+#| export
 def _packed(picture, kind):
     "(PIL image, options of its `save`) with as much of a Picture as the format holds."
     pixels, alpha, holds = picture.pixels, picture.alpha, _HOLDS[kind]
@@ -461,6 +497,8 @@ def write_picture(path, picture):
             part.unlink(missing_ok=True)                                    # there only if something went wrong, Ctrl-C included
 
 
+# %%
+#| export
 def write_image(path, image):
     "uint8 H×W×3 RGB -> file; `write_picture` of nothing but pixels. Raises PhotoError."
     write_picture(path, Picture(image))
@@ -564,7 +602,9 @@ temporary.cleanup()
 #
 # 1. **Compute.** A PNG of 3 kB claims 50,000 × 50,000 pixels. How much memory would an RGB decoder ask for? How large can a PNG of 120 million equal pixels be at least, if zlib packs at most about 1,030 bytes into one?
 # 2. **Modify.** Let `read_picture` convert pictures with an RGB profile to sRGB before the network and back afterwards. How would you check that a picture nobody restored comes back within one grey level?
-# 3. **Break.** Damage the bytes of `encoded(small, "GIF")` at 1,000 random places, one at a time, and read them. Then remove `except Exception` from `read_picture` and count the kinds of errors that Pillow raises.
+# 3. **Break.** Damage the first 200 bytes of a small picture as GIF, BMP, PNG and JPEG, one at a time, and read them. Then remove `except Exception` from `read_picture` and count the kinds of errors that Pillow raises.
+#
+# Worked solutions: [nbs/solutions/21_pictures.ipynb](solutions/21_pictures.ipynb).
 #
 # ## References
 #

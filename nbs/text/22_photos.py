@@ -1036,6 +1036,8 @@ show([result.image[:230:2, 110:340:2], *(p[near] for p in (damaged, result.image
 # 2. **Modify.** Replace the plane of @eq-photos-colour by a constant, then by a polynomial of degree two. Which of the three brings the darkened face of @fig-photos-tint back best, and which do you trust where half of the border is hair?
 # 3. **Break.** Replace the symmetric window of `smooth` by an exponential average over the past. Measure the lag for a head that moves 3 px a frame, and look at what the network does with a crop that is off by as much. Then forget the `+ 0.5` in `unalign`: which check turns red first?
 #
+# Worked solutions: [nbs/solutions/22_photos.ipynb](solutions/22_photos.ipynb).
+#
 # ## References
 #
 # GFP-GAN [@wang2021gfpgan] is described for aligned faces; everything around them in this chapter follows from the geometry of @sec-faces. The faces that the networks know are those of FFHQ [@karras2019stylegan].

@@ -98,6 +98,8 @@ class WebError(RuntimeError):
 _loading = threading.Lock()
 
 
+# %%
+#| export
 @lru_cache(maxsize=2)
 def _load(weights):
     from gfpgan_edu.inference import fuse
@@ -107,12 +109,16 @@ def _load(weights):
     return fuse(load_weights(weights), consume=True).to(pick_device())
 
 
+# %%
+#| export
 def network(weights="bundled"):
     "The restorer of this name or path, loaded once and shared by all visitors. Raises WeightsError."
     with _loading:                                                          # two first visitors load it once, too
         return _load(str(weights))
 
 
+# %%
+#| export
 def on_this_machine():
     "Names of the weights that need no download."
     from gfpgan_edu.weights import RELEASES, cache_dir
@@ -142,6 +148,8 @@ class Restored:
     message: str
 
 
+# %%
+#| export
 def restore_upload(path, weights="bundled", fidelity=None, max_mb=20):
     """Read an uploaded file and restore its faces -> Restored. fidelity: 0 (the network's face) … 1 (the photo's own), None as the weights say.
 
@@ -197,6 +205,8 @@ for name, limit in {"letter.jpg": 20, "wall.png": 20, "portrait.png": 0.01, "gon
 KEPT = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")          # kinds of files that are written as they came
 
 
+# %%
+#| export
 def preview(picture, side=1600):
     "The picture for the screen: at most `side` px wide and high, opaque, without EXIF (it tells when and where); the colour profile stays."
     h, w = picture.pixels.shape[:2]
@@ -205,6 +215,8 @@ def preview(picture, side=1600):
     return replace(picture, pixels=small, alpha=None, exif=None)
 
 
+# %%
+#| export
 def write_results(restored, folder, name):
     "Files of one result in a new folder of their own: (before, after, download)."
     out, name = Path(tempfile.mkdtemp(dir=folder)), Path(name)
@@ -341,8 +353,8 @@ assert not files.folder.exists()
 
 # %%
 #| export
-HOSTS = (b"127.0.0.1", b"localhost")
-HEADERS = {
+HOSTS = (b"127.0.0.1", b"localhost")          # names by which a browser on this machine asks for the page
+HEADERS = {                                   # of every answer: load nothing from elsewhere, keep nothing
     b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'",
     b"cross-origin-resource-policy": b"same-origin", b"referrer-policy": b"no-referrer", b"x-content-type-options": b"nosniff",
     b"cache-control": b"no-store",                                          # no photo in the browser's cache on the disk
@@ -413,11 +425,13 @@ for name, stranger in {"DNS rebinding": dict(host="evil.example:7860"), "a longe
 
 # %%
 #| export
-OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}
+OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}      # hosts to which this process may connect
 _NAMES, _ADDRESSES = {"socket.getaddrinfo", "socket.gethostbyname"}, {"socket.connect", "socket.sendto", "socket.sendmsg"}
 _closed = threading.Event()
 
 
+# %%
+#| export
 def _gate(event, args, closed=_closed):                                     # its own name for it: the hook outlives the module
     "Audit hook: Python calls it before each such event, and what it raises, the caller gets."
     if closed.is_set() and event in _NAMES | _ADDRESSES:
@@ -426,11 +440,15 @@ def _gate(event, args, closed=_closed):                                     # it
             raise PermissionError(13, f"the web page keeps to this computer, {host} is elsewhere")
 
 
+# %%
+#| export
 @lru_cache(maxsize=1)                                                       # audit hooks cannot be taken away again, one is enough
 def _install_gate():
     sys.addaudithook(_gate)
 
 
+# %%
+#| export
 @contextmanager
 def only_this_machine():
     "Within it, this process can open no connection to another computer and look up no name, whatever code tries to."
@@ -578,6 +596,8 @@ temporary.cleanup()
 # 1. **Compute.** Photos of 20 MB arrive every 10 s and are never let go of. How many gigabytes lie in the folder when `sweep` removes as many as come?
 # 2. **Modify.** Let the page take a photo of several faces and restore only the one in the middle: a check box, and one argument of `restore`.
 # 3. **Break.** Take `no-store` out of `HEADERS` and look for the photo in the browser's cache. Then take out the test of `Origin`, and write the page elsewhere that fills the disk.
+#
+# Worked solutions: [nbs/solutions/23_web.ipynb](solutions/23_web.ipynb).
 #
 # ## References
 #

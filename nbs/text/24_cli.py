@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -77,7 +77,7 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output");
 # %%
 #| export
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141   # exit codes
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the files that are taken from a folder
 
 
 def reason(error, path=""):
@@ -131,6 +131,7 @@ assert one_line("a\x1b[31mred\tb") == "a\\x1b[31mred\\tb"                   # no
 assert one_line(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"            # a name that is not UTF-8
 
 
+# %%
 class Terminal(io.StringIO):
     "A stream that claims to be a screen."
 
@@ -138,12 +139,14 @@ class Terminal(io.StringIO):
         return True
 
 
+# %%
 def on_screen(stream):
     "What stays to be read: on every line the text after the last carriage return, escapes taken out, blank lines dropped."
     lines = (line.replace("\x1b[A", "").split("\r")[-1].strip() for line in stream.getvalue().split("\n"))
     return [line for line in lines if line]
 
 
+# %%
 def loop(say):
     with redirect_stderr(Terminal()) as screen:
         for i in tqdm(range(4), disable=None, mininterval=0, ascii=True, ncols=60):
@@ -187,6 +190,8 @@ def photos_in(path, recursive=False, leave_out=()):
     return sorted(found), closed
 
 
+# %%
+#| export
 def plan(sources, out, recursive=False, leave_out=()):
     "Files and folders -> ([(picture, where its result goes)], {subfolder that cannot be read: reason}). Raises OSError or ValueError."
     if not sources:
@@ -290,6 +295,25 @@ class Account:
 
 # %%
 #| export
+@contextmanager
+def only_ours():
+    "Meanwhile nothing is heard of what libraries print past Python, as libtiff does about damaged files: a photo gets one line, and that is ours."
+    try:
+        kept = os.dup(2)
+    except OSError:                                                         # there is no stderr
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+# %%
+#| export
 def each_picture(pairs, work, account):
     "Call work(path, target) -> what there is to tell, for every pair; what fails is told, and the next picture is taken."
     from tqdm import tqdm
@@ -300,7 +324,8 @@ def each_picture(pairs, work, account):
         try:
             if target.exists() and target.samefile(path):
                 raise ValueError("the result would overwrite the original")
-            told = work(path, target)
+            with only_ours():
+                told = work(path, target)
         except NoFace as e:
             account.tell(path, "no_face", reason(e, path))
         except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
@@ -310,6 +335,20 @@ def each_picture(pairs, work, account):
                 break
         else:
             account.tell(path, "done", result=str(target), **told)
+
+
+# %%
+def breaks_at_2(path, target):
+    if path.stem == "2":
+        raise ValueError(f"{path}: is empty")
+    return {"faces": 1}
+
+
+account = Account(3, Path("out"))
+with redirect_stderr(io.StringIO()) as err:
+    each_picture([(Path(f"{i}.png"), Path("out", f"{i}.png")) for i in (1, 2, 3)], breaks_at_2, account)
+assert account.counts == {"done": 2, "failed": 1} and account.reasons == {reason(ValueError("2.png: is empty"), "2.png"): 1} == {"is empty": 1}
+assert err.getvalue().splitlines()[-1] == "gfpgan-edu: 2.png: is empty"
 
 
 # %% [markdown]
@@ -557,6 +596,8 @@ def check_target(path, suffixes, force):
         raise ValueError(f"{path}: cannot be written ({reason(e)})") from e
 
 
+# %%
+#| export
 def write_official(net, path):
     "The official form of a GFPGAN as a .pth file, under the key params_ema, atomically."
     import torch
@@ -644,6 +685,8 @@ class Weights:
         else:
             save(net, self.out, torch.float16 if self.half else None, source=Path(self.what).name, **(dict(licence=LICENCE) if self.what in RELEASES else {}))
         print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
+        if official and net.config.prior_share < 1:
+            print(f"{self.out}: the official code will show the prior's picture alone; a share of {net.config.prior_share:g} has no place in its files")
 
 
 # %%
@@ -957,6 +1000,8 @@ class Baseline:
         return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
 
 
+# %%
+#| export
 def _device(wanted):
     "For measuring: an Apple GPU has no float64, which the metrics need."
     import torch
@@ -1001,6 +1046,8 @@ class Evaluate:
     "torch-fidelity's Inception weights, where they cannot be downloaded."
     save_reference: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
     "Keep the statistics of a reference folder here, one .npz a metric."
+    force: bool = False
+    "Replace tables and statistics that are there."
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self):
@@ -1015,6 +1062,10 @@ class Evaluate:
                 raise ValueError("two folders of --pred have the same name; write NAME=DIR")
             if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
                 raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
+            for path in (*self.out, *filter(None, [self.per_image])):
+                check_target(path, (path.suffix.lower(),), self.force)
+            if self.save_reference and not self.force and any(self.save_reference.glob("*.npz")):
+                raise ValueError(f"{self.save_reference}: holds statistics already; --force replaces them")
             protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
             table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference, self.reference_size)
             for path in self.out:
@@ -1121,11 +1172,15 @@ class Finding:
     todo: str = ""
 
 
+# %%
+#| export
 def judged(check, fine, found, todo, otherwise="missing"):
     "A Finding; what to do is told only where it is not fine."
     return Finding(check, "ok" if fine else otherwise, found, "" if fine else todo)
 
 
+# %%
+#| export
 def look_at_packages():
     "Python and every requirement of the package; the extras, one line each."
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -1172,6 +1227,8 @@ def look_at_libraries():
     yield judged("quarto", quarto, quarto or "not found", "only `make book` needs it: https://quarto.org/docs/download", "warn")
 
 
+# %%
+#| export
 def look_at_devices():
     "The bundled network on every device: milliseconds for one face. And whether a graphics card lies idle."
     import shutil
@@ -1231,6 +1288,8 @@ def look_at_weights():
             yield Finding(r.name, "ok", "not downloaded", f"if wanted: gfpgan-edu weights fetch {r.name}")
 
 
+# %%
+#| export
 def look_at_a_photo():
     "Detector, network and all between."
     from gfpgan_edu.examples import astronaut
@@ -1310,6 +1369,8 @@ class Web:
         return DONE
 
 
+# %%
+#| export
 @dataclass
 class Completion:
     """Print the script that completes commands and options in a shell.
@@ -1333,8 +1394,10 @@ class Completion:
 
 # %%
 #| export
+# The word after gfpgan-edu, and the class that does what it says.
 COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export, "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior, "testset": Testset,
             "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate, "doctor": Doctor, "completion": Completion}
+# What the help of the whole command says.
 ABOUT = """GFP-GAN: restore faces in photos, and train what restores them.
 
 Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished files are kept; 141 nobody read the output.
@@ -1365,6 +1428,8 @@ def parse(args=None):
     raise SystemExit(NOTHING_DONE)
 
 
+# %%
+#| export
 def main(args=None):
     "Entry point of the command `gfpgan-edu`; exits with the codes that its help names."
     try:
@@ -1376,6 +1441,9 @@ def main(args=None):
     except KeyboardInterrupt:
         complain("interrupted; what was finished so far is kept")
         code = INTERRUPTED
+    except MemoryError:
+        complain("not enough memory")
+        code = NOTHING_DONE
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more is said at exit
         code = UNHEARD
@@ -1398,6 +1466,7 @@ def quietly(*args):
 assert parse(["restore", "a.jpg", "b.jpg", "--out", "b", "--weights", "v1.4"]) == Restore((Path("a.jpg"), Path("b.jpg")), Path("b"), weights="v1.4")
 assert parse(["weights", "fetch", "v1"]) == Weights("fetch", "v1")
 assert vars(parse(["train-prior", "--data", "a", "--out", "b"])) == vars(parse(["train", "prior", "--data", "a", "--out", "b"]))
+assert all(f"Example: gfpgan-edu {name} " in f"{one_line(command.__doc__)} " for name, command in COMMANDS.items() if name != "completion")
 for wrong in ("", "restore", "restore a.jpg", "restore a.jpg --out b --wieghts v1", "weights eat", "fly", "prepare a --out b --size big"):
     code, out, err = quietly(*wrong.split())
     assert (code, out, len(err)) == (NOTHING_DONE, "", 1), wrong
@@ -1449,6 +1518,7 @@ assert "#compdef gfpgan-edu" in quietly("completion", "zsh")[1]
 folder, home = tempfile.TemporaryDirectory(), Path.cwd()
 
 
+# %%
 def run(line, show=True):
     "Run `gfpgan-edu` with the words of `line` in the folder, and show all that comes of it."
     os.chdir(folder.name)
@@ -1475,7 +1545,8 @@ assert code == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in out and le
 # %%
 Path(folder.name, "set/lq/0.png").unlink()
 Path(folder.name, "set/lq/1.png").write_bytes(b"")
-code, out, err = run(table, show=False)
+assert run(table, show=False)[2] == ["gfpgan-edu: table.json: exists; --force replaces it"]
+code, out, err = run(f"{table} --force", show=False)
 print(*err, sep="\n")
 assert code == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in out and any("set/lq/1.png: is empty" in e for e in err) and any("Input: no result for 0" in e for e in err)
 
@@ -1548,6 +1619,7 @@ print(f"{record['photo']}: blur of {params.sigma_x:.1f} px, {params.r:.1f} times
 rows, good = [], example_faces(1)[0]
 
 
+# %%
 def trap(name, setting=None, words="in --out out", code=SOME_FAILED, results=1, says="", during=nullcontext()):
     "Put one good face into `in`, set the trap, restore; check exit code, number of results, a line that must be there, and that nothing unfinished is left."
     place = Path(folder.name, name.replace(" ", "-"))
@@ -1593,6 +1665,7 @@ def stubborn(real, name, error):
     return call
 
 
+# %%
 def interrupted_at(n):
     "A restorer that is interrupted at the n-th photo."
     calls, real = [], photos.restore
@@ -1621,6 +1694,7 @@ class Evil:
         return os.system, ("touch was-run",)
 
 
+# %%
 def with_nan(net):
     next(net.parameters()).data[0] = float("nan")
     return net
@@ -1653,6 +1727,16 @@ Markdown("| trap | exit code | results | line on stderr |\n|---|---|---|---|\n" 
 with patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
     code, out, err = run("doctor")
 assert code == DONE and err == [] and "missing" not in out
+
+# %% [markdown]
+# Each look begins with what it is for, and advice is given only where something is wrong:
+
+# %%
+assert judged("eyes", True, "sharp", "wear glasses") == Finding("eyes", "ok", "sharp")
+assert judged("eyes", False, "dim", "wear glasses", "warn") == Finding("eyes", "warn", "dim", "wear glasses")
+looks = look_at_packages, look_at_libraries, look_at_devices, look_at_weights, look_at_a_photo
+with patch.dict(os.environ, GFPGAN_EDU_CACHE=folder.name):
+    assert [next(look()).check for look in looks] == ["gfpgan_edu", "import torch", "cpu", Path(next(iter(bundled.SHA256))).stem, "a photo"]
 
 # %% [markdown]
 # A doctor must also find the illness. Here the sum of the bundled weights is another one than the file's, and OpenCV lacks its library.
@@ -1715,8 +1799,10 @@ folder.cleanup()
 # ## Exercises
 #
 # 1. **Compute.** A folder of 800 photos holds 3 that are damaged. What does `gfpgan-edu restore … && next-step` do? Write the shell line that goes on for the codes 0 and 1 only.
-# 2. **Modify.** Let a photo be done again where the original is newer than the result. Which trap of @tbl-cli-traps would a copied folder with changed dates be?
+# 2. **Modify.** Let a photo be done again where the original is newer than the result. What becomes of a folder that is copied, so that all files get new dates? And of an original that is replaced by an older file?
 # 3. **Break.** Import `gfpgan_edu.photos` and then `torch` at the top of the module. Which check turns red for which of the two? Then give `os.walk` in `photos_in` the argument `followlinks=True`: which trap turns red, and why does the walk end all the same?
+#
+# Worked solutions: [nbs/solutions/24_cli.ipynb](solutions/24_cli.ipynb).
 #
 # ## References
 #

@@ -118,6 +118,7 @@ torch.testing.assert_close(nearest(nearest(F[:4], books[64]), books[64]), neares
 misfit = {k: (vectors - nearest(vectors[:, :, None, None], b)[:, :, 0, 0]).square().sum(1).mean().item() for k, b in books.items()}
 assert misfit[512] < misfit[64] < (vectors - vectors[:64][torch.cdist(vectors, vectors[:64]).argmin(1)]).square().sum(1).mean()
 
+# %%
 w = some_codes(48)                                                                     # faces that the books have not seen
 clean, spread = draw(w, lambda h: h), F.std(dim=(0, 2, 3))[None, :, None, None]
 psnr = lambda a: (10 * torch.log10(4 / (a - clean).square().mean((1, 2, 3)))).mean().item()
@@ -127,6 +128,7 @@ def noisy(h, strength):
     return h + strength * spread * torch.randn(h.shape, generator=torch.Generator().manual_seed(1))
 
 
+# %%
 strengths, results, pictures = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3), {}, {}
 for name, repair in {"as it is": lambda h: h, "64 codes": lambda h: nearest(h, books[64]), "512 codes": lambda h: nearest(h, books[512])}.items():
     drawn = [draw(w, lambda h: repair(noisy(h, s))) for s in strengths]
@@ -188,6 +190,7 @@ def assignment(a, b):
     return cost[rows, columns].mean(), b[columns]
 
 
+# %%
 x = some(N)
 y = x + NOISE * rng.normal(size=x.shape)
 p = posterior(y)
@@ -221,6 +224,7 @@ with torch.no_grad():
         z = z + v(torch.cat([z, torch.full((N, 1), k / 30)], 1)) / 30
 answers["flow"] = z.numpy()
 
+# %%
 other = some(N)
 error = {name: np.square(a - x).sum(1).mean() for name, a in answers.items()}
 distance = {name: assignment(a, other)[0] for name, a in answers.items()}
@@ -384,6 +388,8 @@ for ax, (t, column, title) in zip(axes, ((mild, "FID", "mild set"), (hard, "FID 
 # 1. *Compute.* Show that a draw from the posterior has twice the error of the posterior mean. Where is it used that draw and truth are independent given $y$?
 # 2. *Modify.* Choose codes jointly: among the 8 nearest codes of each place take the one that agrees best with its neighbours in the training features. Does the fall in @fig-field-codebook move to the right?
 # 3. *Break.* Train the flow from the *inputs* $y$ instead of the posterior means. What happens to error and distance, and what would that mean for a restorer that skips the best guess?
+#
+# Worked solutions: [nbs/solutions/26_field.ipynb](solutions/26_field.ipynb).
 
 # %% [markdown]
 # ## References

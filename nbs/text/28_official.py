@@ -3,7 +3,7 @@
 #
 # > A copy that says where it differs can be checked; one that claims to be equal must be believed.
 #
-# **You will build** nothing new. This appendix reads the other chapters and the package, and puts in one place what somebody needs who knows the official code: the names of all weights there and here, one training step there and here, and every deviation that a chapter lists.
+# **You will build** nothing new. This appendix reads the other chapters and the package, and puts in one place what somebody needs who knows the official code: the names of all weights there and here, four faults that names do not show, one training step there and here, and every deviation that a chapter lists.
 # **Needs** @sec-weights and @sec-train-restorer; the tables come from all chapters.
 # **Runs in** about 10 s on a laptop CPU.
 
@@ -18,13 +18,16 @@ from pathlib import Path
 import cv2
 import matplotlib.pyplot as plt
 import torch
+from fastcore.test import test_fail
 from IPython.display import Markdown
+from torch.testing import assert_close
 
-from gfpgan_edu.examples import example_faces
-from gfpgan_edu.faces import PARTS
+from gfpgan_edu.degradation import DegradationParams, degrade
+from gfpgan_edu.examples import example_faces, show
+from gfpgan_edu.faces import PARTS, to_tensor
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
 from gfpgan_edu.train_restorer import PRESETS, LossWeights, RestorerTrainer
-from gfpgan_edu.weights import from_official, generator_names, to_official
+from gfpgan_edu.weights import from_official, generator_names, load_weights, to_clean, to_official
 
 # %% [markdown]
 # ## The key map
@@ -99,6 +102,50 @@ assert maps["v1"]["decoder.synthesis.convs.1.bias"] == "stylegan_decoder.style_c
 assert len({maps["v1"][k] for k in maps["v1"]} & {maps["clean"][k] for k in maps["clean"]}) < len(maps["v1"])
 
 # %% [markdown]
+# ## What names and shapes do not show
+#
+# A map of names can be whole, every shape can fit, and the pictures can be wrong all the same. Four such faults are reported again and again by people who move weights between programs. Each is made here on purpose, with the bundled restorer in its official form.
+#
+# - *The wrong class.* `GFPGANv1` and `GFPGANBilinear` share all names and shapes and differ in how they enlarge maps. Nothing in a file tells them apart, so `family` has to be said (@sec-weights).
+# - *Blue and red exchanged.* OpenCV reads pictures as BGR; the networks want RGB.
+# - *The wrong range.* They want [-1, 1]; many programs hold pictures in [0, 1].
+# - *Scale and shift exchanged.* The heads for $\alpha$ and $\beta$ have the same shapes (@eq-cssft).
+
+# %%
+torch.set_num_threads(1)
+net, lq = load_weights("bundled"), degrade(cv2.resize(example_faces(1, 128)[0], (64, 64), interpolation=cv2.INTER_AREA), DegradationParams(sigma_x=1, sigma_y=1, r=2, delta=5, q=70))
+x, state = to_tensor(lq), to_official(net)
+family, other = ("bilinear", "v1") if net.config.resample == "bilinear" else ("v1", "bilinear")
+exchange = {"condition_scale": "condition_shift", "condition_shift": "condition_scale"}
+crossed = {k: state[re.sub("condition_scale|condition_shift", lambda m: exchange[m[0]], k)] for k in state}
+assert {k: v.shape for k, v in crossed.items()} == {k: v.shape for k, v in state.items()}
+run = lambda state, family, x: from_official(state, family).eval()(x)[0]
+with torch.inference_mode():
+    right = run(state, family, x)
+    assert_close(right, net.train()(x)[0], rtol=1e-4, atol=1e-4)                      # the prior's picture: what the official class would draw
+    faults = {"wrong class": run(state, other, x), "as BGR": run(state, family, x.flip(1)).flip(1), "as [0, 1]": run(state, family, (x + 1) / 2), "scale ↔ shift": run(crossed, family, x)}
+off = {name: (y - right).square().mean().sqrt().item() for name, y in faults.items()}
+print("root mean square change, of a range of 2:", ", ".join(f"{name} {v:.2f}" for name, v in off.items()))
+assert min(off.values()) > 0.02
+
+# %%
+#| label: fig-official-faults
+#| fig-cap: "The input, the right result, and four results of weights whose names and shapes are all right."
+#| fig-alt: "Six small faces: the damaged input, a restored face, and four that are wrong in colour or in structure."
+show([lq, right[0], *(y[0] for y in faults.values())], ["input", "right", *faults], cols=6, height=1.3);
+
+# %% [markdown]
+# None of the faults of @fig-official-faults raises an error. Some are plain to see, others would pass with somebody who does not know the right picture. So a port is checked in this order, each step being blind to what the next one sees:
+#
+# 1. the names, as a bijection, and the shapes (the first check of this appendix);
+# 2. one tensor after the other: change it there, and see which one changes here (the second);
+# 3. the outputs, on one input, to the rounding of the arithmetic (@sec-weights does it against the official classes);
+# 4. the gradients, since a network may be right forwards and trained wrongly (`detach`, a mean in the place of a sum);
+# 5. some whole training steps, with losses, penalties and the running average (@sec-train-restorer).
+#
+# The last two need the other program to run beside ours, on the same random numbers. That is the work of the tests marked `peer`.
+
+# %% [markdown]
 # ## One training step, there and here
 #
 # The order in which networks are called decides which weights a loss sees. The left column below was read off the official code while it ran. The right one is observed now: hooks on all networks of a small trainer note who is called during iteration 16, which is one with R1.
@@ -134,7 +181,6 @@ def observed(trainer, batch):
 folder = Path(tempfile.mkdtemp())
 for i, face in enumerate(example_faces(4, 64)):
     cv2.imwrite(str(folder / f"{i}.png"), face[..., ::-1])
-torch.set_num_threads(1)
 config = PRESETS["tiny"]()
 config = replace(config, model=GFPGANConfig.tiny(64), loss=LossWeights(style=50.0), features="random", embedder="random", run=replace(config.run, batch=2, channels_last=False))
 trainer = RestorerTrainer(config, folder, device="cpu")
@@ -243,9 +289,26 @@ print(f"the paper says nothing: {silent / len(everything):.0%}; ours as the offi
 assert silent > len(everything) / 3 and same < silent
 
 # %% [markdown]
+# ::: {.callout-warning}
+# ## What users trip over
+# - *"The converted weights draw red nonsense."* The official conversion script maps the bilinear class to the clean one. It runs on v1 too, without a word, but v1 enlarges maps by another filter, which has no clean form. Ours refuses it.
+# - *"Can I go on training from v1.4?"* The clean files were converted from a bilinear model whose training code was not published. Their scales are baked in, so they learn at other rates. Here one class has both forms, and `to_clean` is the last step.
+# - *"Missing key(s) in state_dict."* The weights lie one level deeper, under `params_ema` (the running average, which is wanted) or `params`.
+# - *At 256 px the official training loses its part discriminators*: their crops have no pixels, because a ratio is rounded to 0 (@tbl-official-step).
+# - *A share of the U-Net's own picture* (`prior_share`) has no place in an official file; what is written there shows the prior's picture alone.
+# :::
+
+# %%
+v1 = GFPGAN(GFPGANConfig.tiny(32).replace(resample="fir"))
+test_fail(lambda: to_clean(v1), exc=ValueError, contains="bilinear")                   # refused, instead of nonsense
+wrapped = {"params": {k: v + 1 for k, v in state.items()}, "params_ema": state}
+assert all(torch.equal(a, b) for a, b in zip(from_official(wrapped, family).state_dict().values(), from_official(state, family).state_dict().values()))
+
+# %% [markdown]
 # ## Summary
 #
 # - One class of ours stands for three official ones; the map of names is a bijection, checked against what those classes print (@eq-official-map).
+# - Names and shapes can be right and the pictures wrong; outputs, gradients and whole steps are checked one after the other.
 # - A training step calls the same networks in the same order as the official one.
 # - All deviations stand in the chapters, and are collected here by a cell.
 
@@ -255,6 +318,8 @@ assert silent > len(everything) / 3 and same < silent
 # 1. *Compute.* Which tensors of @tbl-official-keys change their shape on the way, and why did the official code want it so?
 # 2. *Modify.* Write the map for a prior alone, from `prior_names`, and check that it is the part of the generator's map behind `decoder.`
 # 3. *Break.* Let two pairs of `generator_names` point to the same official key. Which assertion above turns red first?
+#
+# Worked solutions: [nbs/solutions/28_official.ipynb](solutions/28_official.ipynb).
 
 # %% [markdown]
 # ## References
