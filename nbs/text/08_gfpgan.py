@@ -105,7 +105,7 @@ class _Presets:
 
 
 # %% [markdown]
-# The class itself is mostly its ten fields. The check runs once, at construction, so that a config which exists is a config that can be built.
+# The class itself is mostly its fields. The check runs once, at construction, so that a config which exists is a config that can be built.
 
 # %%
 #| export
@@ -130,6 +130,9 @@ class GFPGANConfig(_Presets):
             if not _fits(value := getattr(self, name), hint):
                 raise ValueError(f"{name} is {value!r}, needs {_NEEDS.get(hint) or get_args(hint)}")
         widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible sizes and widths
+        for name, most in (("style_dim", 16384), ("n_mlp", 100)):                # a slip of the finger would fill the memory
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs at most {most}")
         if self.prior_share > 1:
             raise ValueError(f"prior_share is {self.prior_share!r}, needs a number above 0 and at most 1")
 
@@ -156,7 +159,7 @@ class GFPGANConfig(_Presets):
 # %%
 for bad, field in [(dict(size=500), "size"), (dict(size=512.0), "size"), (dict(narrow=True), "narrow"), (dict(n_mlp=None), "n_mlp"), (dict(sft="quarter"), "sft"),
                    (dict(w=["one"]), "w"), (dict(use_prior=1), "use_prior"), (dict(narrow=float("nan")), "narrow"), (dict(narrow="1"), "narrow"),
-                   (dict(narrow=1 / 512), "narrow"), (dict(size=1024, channel_multiplier=1 / 16), "1024 px")]:
+                   (dict(narrow=1 / 512), "narrow"), (dict(n_mlp=10**9), "n_mlp"), (dict(size=1024, channel_multiplier=1 / 16), "1024 px")]:
     test_fail(lambda: GFPGANConfig(**bad), exc=ValueError, contains=field)
 test_fail(lambda: GFPGANConfig.from_dict({"size": 64, "chanel_multiplier": 2}), exc=ValueError, contains="chanel_multiplier")
 test_fail(lambda: GFPGANConfig().replace(size=48), exc=ValueError, contains="size")

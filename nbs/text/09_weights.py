@@ -305,7 +305,7 @@ state = tiny.state_dict()
 first = state["unet.first.weight"]
 lies = {"1 keys missing": forge("less", {k: v for k, v in state.items() if k != "to_w.bias"}), "1 unexpected": forge("more", state | {"extra": first.clone()}),
         "needs (8, 3, 1, 1)": forge("shape", state | {"unet.first.weight": first[:4].clone()}), "NaN": forge("nan", state | {"unet.first.weight": first * float("nan")}),
-        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4), "cannot be built": forge("vast", narrow=1e9), "mapping layers": forge("deep", n_mlp=10**9)}
+        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4), "below 1000": forge("vast", narrow=1e9), "at most 100": forge("deep", n_mlp=10**9)}
 lies["not a readable"] = folder / "cut.safetensors"
 lies["not a readable"].write_bytes(raw[:-1000])
 for reason, forged in lies.items():

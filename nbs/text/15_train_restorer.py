@@ -777,6 +777,10 @@ ax.imshow(sheet), ax.axis("off");
 # Steering all channels, and the weights of the paper, which were made for another size and another network behind the perceptual term, were behind in every column. Five times the weight on pixels bought no PSNR: what was missing was time. A quarter of the adversarial weight changed little, as the discriminator had hardly begun.
 # So the long run lets the decoder learn. It was not one clean run, and the printed history says so: weights were corrected under way, when the judges showed that a heavy identity term pleased its own embedder and not the other one.
 #
+# ![Four unseen faces while the bundled restorer was trained (FFHQ, CC BY-NC-SA 4.0): input, restored after ever more pictures seen, truth. The steps grow, as most happens early.](../figures/bundled/film.png){#fig-train-restorer-film fig-alt="Four rows of small faces: a damaged input, coloured blots, faces that become clearer from column to column, and the truth."}
+#
+# @fig-train-restorer-film begins with saturated blots: to the new heads the prior's codes and maps mean nothing. A pale, blurred copy of the input comes first, then contours and eyes, and colours and teeth last.
+#
 # In @fig-train-restorer-stored the terms fall slowly at the end, and PSNR passes that of the inputs. @fig-train-restorer-sheet shows what this means. Blur, noise and blocks are gone, colours are back, eyes and mouths are drawn. The U-Net alone is as near in pixels and softer; what GFP-GAN adds in sharpness is partly true and partly likely. @sec-evaluation judges both.
 
 # %% [markdown]

@@ -985,6 +985,13 @@ show([result.image[:230:2, 110:340:2], *(p[near] for p in (damaged, result.image
 # %% [markdown]
 # In @fig-photos-together the suit and the wall behind are as noisy as before: GFP-GAN restores faces, and the background is somebody else's job.
 #
+# ::: {.before-after}
+# ![A portrait, blurred, noisy and full of compression blocks; eyes and mouth are smudges.](../figures/portrait-damaged.jpg "damaged")
+# ![The same portrait with a clear face; hair and background are as before.](../figures/portrait-restored.jpg "restored")
+#
+# The same photo in two pictures, made by `figures/slider.py`; in the book a line between them can be moved.
+# :::
+#
 # Photos that really are old or bad have no original to compare with. @fig-photos-real and @fig-photos-colour were made by `python figures/bundled.py pictures` with all pictures of their folders.
 #
 # ![Twelve real photos, aligned, none left out: as they are, and restored by the bundled model.](../figures/bundled/real.png){#fig-photos-real fig-alt="Pairs of small faces; the right of each pair is sharper, colours are less faded."}

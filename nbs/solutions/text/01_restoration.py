@@ -69,6 +69,7 @@ for k in (1, 2, 4, 8, 12):
 assert max(angles) == 8 and angles[1] < angles[4] < angles[8] and angles[2] < strangers
 
 # %%
+#| fig-alt: "A row of restored portraits, from damage of growing strength; the face changes from left to right."
 show(restored, [f"from 1/{k}" for k in angles], height=1.4);
 
 
@@ -94,6 +95,7 @@ assert blueness(blue[0]) > 0 and blueness(blue[1]) < 0.85 * blueness(blue[0])
 assert abs(blueness(natural[1]) - blueness(natural[0])) < 5
 
 # %%
+#| fig-alt: "Four small portraits: a bluish input and its output, the natural input and its output."
 show([*blue, *natural], ["blue input", "output", "natural input", "output"], height=1.4);
 
 # %% [markdown]

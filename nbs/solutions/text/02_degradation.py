@@ -54,6 +54,7 @@ same = add_noise(flat(0.5), 10, seed=1)                                       # 
 np.testing.assert_allclose(add_sensor_noise(flat(0.5), 10, seed=1), same, atol=1e-6)
 
 # %%
+#| fig-alt: "Three strips with two eyes: clean, with noise everywhere alike, with noise that grows with brightness."
 eyes = np.s_[44:80, 34:94]
 show([p[eyes] for p in (x, add_noise(x, 20, 0), add_sensor_noise(x, 20, 0))], ["clean", "the same everywhere", "grows with brightness"], height=1.3);
 

@@ -90,6 +90,7 @@ assert 0.2 < cases["demodulated, code × 2"][-1] / cases["demodulated"][-1] < 5
 assert cases["without, code × 2"][-1] > 50 * cases["without"][-1] and cases["without, code × 2"][-1] > 1000 * cases["demodulated"][-1]
 
 # %%
+#| fig-alt: "Curves of the standard deviation over the convolutions, on a logarithmic axis."
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
 for (name, v), colour, style in zip(cases.items(), ("#0072B2", "#56B4E9", "#E69F00", "#D55E00"), ("-", "--", "-", "--")):
     ax.plot(range(1, len(v) + 1), v, style, marker="o", ms=4, color=colour, label=name)

@@ -118,6 +118,7 @@ for name, check in checks.items():
 assert len(red) == 3
 
 # %%
+#| fig-alt: "Three faces: the input, the result with the right half of the channels, and one with the wrong half."
 restorer, clean = load_weights("bundled"), example_faces(1, 64, seed=3)[0]
 x = to_tensor(degrade(clean, DegradationParams(1.0, 1.0, r=2.0, delta=6, noise_seed=1)))
 with torch.no_grad():

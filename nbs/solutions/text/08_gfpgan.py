@@ -103,6 +103,7 @@ assert late < 2 * early
 # *Let the RGB layer use code `i + 1` instead of `i + 2`. Which check notices, and would shapes or a picture notice?* The codes are all of one length, so the shapes agree. The check is the comparison of the class with the function written out by hand.
 
 # %% tags=["volatile"]
+#| fig-alt: "Four small faces: the truth, restored with its own code, with another code, and by a network that was trained so."
 class WrongCode(Synthesis):
     def forward(self, w, noise="fixed", modulate=None):
         n = lambda i: layer_noise(getattr(self, f"noise{i}"), noise, len(w))

@@ -92,6 +92,7 @@ print(f"distance without the mean colour: Edges {errors[0]:.3f}, three scales {e
 assert errors[1] < 0.8 * errors[0]
 
 # %%
+#| fig-alt: "Four pictures: noise, two reconstructions from it, and the face that was to be met."
 show([noise[0], *(p[0] for p in pictures), y[0]], ["start", "Edges", "three scales", "truth"], height=1.4);
 
 

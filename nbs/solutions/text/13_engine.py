@@ -97,6 +97,7 @@ assert all((n[0].weight - start[k]).abs().max() > 0.01 for k, n in nets.items())
 assert distance < 0.3 and {"g", "g_up", "d", "up"} <= t.logs.keys()
 
 # %%
+#| fig-alt: "Blue points of a generator and eight orange circles on a ring, with a dashed line through the middle."
 fig, ax = plt.subplots(figsize=(2.6, 2.6), layout="constrained")
 ax.scatter(*points.T, s=4, color="#0072B2")
 ax.scatter(*MODES.T, s=90, facecolors="none", edgecolors="#D55E00")

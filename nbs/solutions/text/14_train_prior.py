@@ -90,6 +90,7 @@ for gamma, (losses, made) in runs.items():
 assert runs[0.1][0][-30:].mean() < 0.7 * runs[50.0][0][-30:].mean() and runs[50.0][0][-30:].mean() > 0.5 * 2 * math.log(2)
 
 # %%
+#| fig-alt: "Two curves of the loss of D over the iterations, and a dashed line for an undecided D."
 fig, ax = plt.subplots(figsize=(5.4, 2.4), layout="constrained")
 for (gamma, (losses, _)), colour in zip(runs.items(), ("#D55E00", "#0072B2")):
     ax.plot(losses, color=colour, label=f"γ = {gamma:g}")

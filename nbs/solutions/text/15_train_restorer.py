@@ -70,6 +70,7 @@ for name, (t, out) in trained.items():
 assert set(trained["pixels only"][0].nets) == {"g"} and abs(psnr(a, y[21:]) - psnr(b, y[21:])) < 2 and not torch.equal(a, b)
 
 # %%
+#| fig-alt: "Four rows of three small faces: inputs, restored with all terms, with the pixel term alone, truths."
 show([*x[21:], *a, *b, *y[21:]], sum(([n] + [""] * 2 for n in ("input", "all terms", "pixels only", "truth")), []), cols=3, height=0.9);
 
 

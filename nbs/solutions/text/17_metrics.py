@@ -82,6 +82,7 @@ assert ratio["shift"] < 1e-3 and all(0.9 < ratio[k] <= 1 + 1e-4 for k in ("blur"
 # *Find a picture that is better than the true face by `niqe[four photos]`, by a search over contrast, sharpening and noise.* Forty random draws, the best one kept; no gradient is needed.
 
 # %%
+#| fig-alt: "Two pictures of one face: the truth, and a changed one that a metric takes for better."
 photos = [astronaut(), data.coffee(), data.rocket(), np.repeat(data.camera()[..., None], 3, 2)]
 own = fit_niqe(photos, "four photos", block=32)
 face = example_faces(1, 128)[0]

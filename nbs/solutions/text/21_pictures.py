@@ -90,6 +90,7 @@ assert off[:60].max() <= 1 and off[60:].max() > 20
 # So the plain way there and back fails the check. The cure is the one of @sec-photos: not the restored picture goes back but the *change*. With $p$ the pixels, $s$ their sRGB version, $y$ the network's answer to $s$, and $B$ the way back, the result is $p+B(y)-B(s)$. Where $y=s$ that is $p$, exactly.
 
 # %%
+#| fig-alt: "Three pictures: the original, the same after a way there and back, and the change between them, lighter."
 def restored_in_srgb(path, out, network):
     "Read, convert, run the network, and give back the change in the picture's own colours."
     picture = read_picture(path)
