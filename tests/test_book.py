@@ -47,6 +47,7 @@ def double(x):
 # %%
 #| label: fig-dot
 #| fig-cap: "A dot."
+#| fig-alt: "One black pixel."
 show(1);
 
 # %%
@@ -197,6 +198,9 @@ FAULTS = {
     "saved warning": (edit_cell(2, 1, outputs=[dict(output_type="stream", name="stderr", text=["UserWarning: old\n"])]), "a warning or traceback"),
     "missing output": (edit_cell(1, 4, outputs=[]), "no output is saved"),
     "missing picture of a figure": (edit_cell(1, 3, outputs=[]), "figure fig-dot has no saved picture"),
+    "picture without a text": (edit_cell(1, 3, source=["show(1);"]), "nbs/01_first.ipynb: cell 4: a picture without `#| fig-alt`"),
+    "picture without a text in solutions": (lambda root: [edit_text("nbs/solutions/02_second.ipynb", *words)(root) for words in (('"text/plain"', '"image/png"'), ('"4"', f'"{PIXEL}"'))],
+                                            "nbs/solutions/02_second.ipynb: cell 2: a picture without `#| fig-alt`"),
     "large picture": (edit_cell(1, 3, outputs=[dict(output_type="display_data", metadata={}, data={"image/png": "AAAA" * 70_000})]), "a picture of 210 kB"),
     "large notebook": (edit_cell(2, 1, outputs=[dict(output_type="stream", name="stdout", text=["x" * 700_000])]), "allowed are 700"),
     "figure never referred to": (edit_text(FIRST_PY, "@fig-dot", "the figure"), "figure @fig-dot is never referred to"),

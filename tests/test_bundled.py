@@ -77,7 +77,7 @@ def test_scores_are_paired_and_an_equal_method_is_equal(made):
     sets = json.loads((made / "made/figures/bundled/scores.json").read_text())["sets"]
     assert set(sets) == {f"{name}, {kind}" for name in ("validation", "real") for kind in ("blind", "4x bicubic")}
     blind = sets["validation, blind"]
-    assert blind["n"] == 6 and set(blind["methods"]) == {"Input", "U-Net", "the same", "GFP-GAN", "Truth"}
+    assert blind["n"] == 6 and set(blind["methods"]) == {"Input", "U-Net", "the same", "GFP-GAN", "GFP-GAN, fidelity 0.5", "Truth"}
     assert blind["ours_minus"]["the same"]["psnr"] == [0, 0, 0]
     mean = lambda name: blind["methods"][name]["psnr"]
     value = lambda v: v[0] if isinstance(v, list) else v["mean"] if isinstance(v, dict) else v

@@ -815,7 +815,7 @@ def test_a_real_ctrl_c_ends_without_a_traceback(tmp_path):
 import sys, time
 from types import SimpleNamespace
 from gfpgan_edu import cli, inference, photos, weights
-weights.load_weights, inference.fuse = lambda name, progress: SimpleNamespace(to=lambda device: None), lambda net: net
+weights.load_weights, inference.fuse = lambda name, progress: SimpleNamespace(to=lambda device: None), lambda net, **options: net
 def slow(image, net, **options):
     print("READY", flush=True)
     time.sleep(60)

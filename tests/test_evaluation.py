@@ -435,7 +435,7 @@ def test_methods_by_name(tmp_path):
         with pytest.raises(ValueError, match="pulse has no setting"):
             method("pulse", **odd)
     for odd in (dict(steps="many"), dict(steps=2.5), dict(lr="fast"), dict(steps=True)):
-        with pytest.raises(ValueError, match="pulse: .* needs (int|float)"):
+        with pytest.raises(ValueError, match="pulse: .* needs (int|a finite number)"):
             method("pulse", tmp_path / "prior.safetensors", **odd)
     with pytest.raises(ValueError, match="is a network, it has no setting steps"):
         method("bundled", steps=3)

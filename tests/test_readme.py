@@ -1,6 +1,7 @@
 """The README tells the truth: its pictures exist, its numbers are those of the result file, its snippets run."""
 import json
 import re
+import shlex
 import runpy
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_length_and_links():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 160
     targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in t]
     assert len(targets) > 10
     assert [t for t in targets if not (ROOT / t).exists()] == []
@@ -60,9 +61,10 @@ def test_command_lines_run(photo):
     block = re.search(r"```sh\n(gfpgan-edu.*?)```", README, re.S)[1].strip().splitlines()
     assert len(block) == 5
     for line in block:
-        if "v1.4" in line:                                   # needs a network
+        words = shlex.split(line, comments=True)
+        if "v1.4" in words or "web" in words:                # need a network, the extra [web]
             continue
-        run = subprocess.run([sys.executable, "-c", "from gfpgan_edu.cli import main; main()", *line.split()[1:]], cwd=photo, capture_output=True, text=True)
+        run = subprocess.run([sys.executable, "-c", "from gfpgan_edu.cli import main; main()", *words[1:]], cwd=photo, capture_output=True, text=True)
         assert run.returncode == 0, f"{line}: {run.stderr}"
     assert (photo / "restored" / "photo.jpg").exists() and (photo / "restored" / "a.jpg").exists()
 
