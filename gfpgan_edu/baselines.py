@@ -24,10 +24,11 @@ def shrink(x, factor):
         raise ValueError(f"factor is {factor}, needs a whole number that divides {h} and {w}")
     return x if factor == 1 else F.interpolate(x, (h // int(factor), w // int(factor)), mode="bicubic", antialias=True, align_corners=False)
 
-# %% ../nbs/18_baselines.ipynb #b6a39bf4
+# %% ../nbs/18_baselines.ipynb #e6b43c64
 # The two networks without a prior, as changes to a config of the full model. The first plays the part of RCAN, the second of ESRGAN and DeblurGANv2; it is row c of Table 4.
 UNET_GAN = ("model.use_prior=false", "freeze_prior=false")
-UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")))       # the L1 terms alone
+_NOT_L1 = ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")
+UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in _NOT_L1))
 
 
 def without_prior(config, gan=True):
@@ -122,7 +123,7 @@ def compose(prior, w, alpha, block):
         image = to_rgb(h, codes[:, i + 2], image)
     return image
 
-# %% ../nbs/18_baselines.ipynb #7401e42b
+# %% ../nbs/18_baselines.ipynb #20005320
 def mganprior(x, prior, factor=1, n=8, block=1, steps=200, lr=0.05, seed=0):
     """mGANprior: n codes and n weights per channel found together, so that the composed face, reduced by `factor`, is the reduced x. -> `Inversion`.
 
@@ -137,7 +138,8 @@ def mganprior(x, prior, factor=1, n=8, block=1, steps=200, lr=0.05, seed=0):
     channels = prior.synthesis.convs[2 * block + 1].conv.weight.shape[1]       # of what enters the block
     alpha = torch.full((len(x), n, channels), 1 / n, dtype=x.dtype, device=x.device, requires_grad=True)
     target, optimizer, losses = shrink(x, factor), torch.optim.Adam([z, alpha], lr), []
-    face = lambda: compose(prior, prior.mapping(z.flatten(0, 1)).unflatten(0, z.shape[:2])[:, :, None].expand(-1, -1, prior.synthesis.n_codes, -1), alpha, block)
+    codes = lambda: prior.mapping(z.flatten(0, 1)).unflatten(0, z.shape[:2])[:, :, None].expand(-1, -1, prior.synthesis.n_codes, -1)
+    face = lambda: compose(prior, codes(), alpha, block)
     for _ in range(steps):
         loss = (shrink(face(), factor) - target).square().mean((1, 2, 3))
         losses.append(float(loss.detach().mean()))

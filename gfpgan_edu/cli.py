@@ -161,7 +161,7 @@ def only_ours():
         os.dup2(kept, 2)
         os.close(kept)
 
-# %% ../nbs/24_cli.ipynb #b8666d25
+# %% ../nbs/24_cli.ipynb #920c97aa
 def each_picture(pairs, work, account):
     "Call work(path, target) -> what there is to tell, for every pair; what fails is told, and the next picture is taken."
     from tqdm import tqdm
@@ -173,7 +173,7 @@ def each_picture(pairs, work, account):
             if target.exists() and target.samefile(path):
                 raise ValueError("the result would overwrite the original")
             with only_ours():
-                told = work(path, target)
+                found = work(path, target)
         except NoFace as e:
             account.tell(path, "no_face", reason(e, path))
         except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
@@ -182,7 +182,7 @@ def each_picture(pairs, work, account):
                 complain(f"{account.out}: no more can be written; the same command goes on when there is room")
                 break
         else:
-            account.tell(path, "done", result=str(target), **told)
+            account.tell(path, "done", result=str(target), **found)
 
 # %% ../nbs/24_cli.ipynb #08372765
 @dataclass
@@ -783,7 +783,7 @@ def _device(wanted):
 
     return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/24_cli.ipynb #e0cc0cec
+# %% ../nbs/24_cli.ipynb #3b9f241f
 @dataclass
 class Evaluate:
     """Measure folders of restored faces, whatever made them, and print one table.
@@ -824,8 +824,6 @@ class Evaluate:
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self):
-        from dataclasses import replace
-
         from gfpgan_edu.evaluation import evaluate
         from gfpgan_edu.metrics import Files, Protocol
 

@@ -28,16 +28,20 @@ def gaussian_kernel(sigma_x, sigma_y=None, theta=0.0, size=41):
     k = np.exp(-0.5 * (a**2 + b**2))
     return k / k.sum()
 
-# %% ../nbs/02_degradation.ipynb #ff51b278
+# %% ../nbs/02_degradation.ipynb #b0ea88ba
 def fourier_blur(x, k):
     "y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border; k n×n, n odd, and the same after a half turn."
     (h, w), n = x.shape[:2], len(k)
-    rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))             # transforms are quick at sizes like 2^a 3^b 5^c
+    # transforms are quick at sizes like 2^a 3^b 5^c
+    rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))
     kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty((h, w, 3), np.float32)
-    kernel[:n, :n] = k                                                             # its centre is not at 0: the result moves by n // 2
+    # its centre is not at 0: the result moves by n // 2
+    kernel[:n, :n] = k
     cv2.dft(kernel, kernel)
-    for c in range(3):                                                             # all in one buffer: fresh memory costs more than the transforms
-        cv2.copyMakeBorder(cv2.extractChannel(x, c), n // 2, rows - h - n // 2, n // 2, columns - w - n // 2, cv2.BORDER_REFLECT_101, plane)
+    # all in one buffer: fresh memory costs more than the transforms
+    for c in range(3):
+        cv2.copyMakeBorder(cv2.extractChannel(x, c), n // 2, rows - h - n // 2, n // 2, columns - w - n // 2,
+                           cv2.BORDER_REFLECT_101, plane)
         cv2.dft(plane, plane)
         cv2.mulSpectrums(plane, kernel, 0, plane)
         cv2.idft(plane, plane, flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT)
@@ -66,10 +70,11 @@ def add_noise(x, delta, seed):
     noise += x
     return np.clip(noise, 0, 1, out=noise)
 
-# %% ../nbs/02_degradation.ipynb #4dbe53c9
+# %% ../nbs/02_degradation.ipynb #006adcfb
 def to_uint8(x):
     "float in [0, 1] -> uint8, rounded, not truncated."
-    return cv2.addWeighted(x, 255, x, 0, 0, dtype=cv2.CV_8U).reshape(np.shape(x))    # 255 x + 0 x + 0: stops at 0 and 255, and makes no copies
+    # 255 x + 0 x + 0: stops at 0 and 255, and makes no copies
+    return cv2.addWeighted(x, 255, x, 0, 0, dtype=cv2.CV_8U).reshape(np.shape(x))
 
 
 def jpeg(img, q):
@@ -79,13 +84,14 @@ def jpeg(img, q):
         raise ValueError(f"JPEG encoding failed for shape {img.shape}, quality {q}")
     return cv2.cvtColor(cv2.imdecode(buffer, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
-# %% ../nbs/02_degradation.ipynb #65313bc8
+# %% ../nbs/02_degradation.ipynb #a2df8419
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)                  # shares of R, G and B in the brightness (BT.601)
 
 
 def shift_colour(x, shift):
     "Add `shift`, three numbers in grey levels (of 255), to the channels of x, float32 H×W×3 in [0, 1]; clipped."
-    x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))       # four numbers: OpenCV's scalars have four channels
+    # four numbers: OpenCV's scalars have four channels
+    x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))
     return np.clip(x, 0, 1, out=x)
 
 
@@ -158,7 +164,7 @@ class DegradationParams:
         d["jitter"] = tuple((name, value) for name, value in d.get("jitter", ()))
         return cls(**d)
 
-# %% ../nbs/02_degradation.ipynb #ce10f7b1
+# %% ../nbs/02_degradation.ipynb #2e1f17f3
 @dataclass(frozen=True)
 class DegradationRanges:
     """What `sample_params` draws from. Pixels (sigma, kernel) and factors (r) are stated for faces of `size` px; `at(size)` rescales them.
@@ -182,7 +188,8 @@ class DegradationRanges:
     size: int = 512
 
     def __post_init__(self):
-        lowest, highest = dict(q=1, hue=-0.5), dict(q=100, hue=0.5)            # for the other pairs 0 and infinity
+        # for the other pairs 0 and infinity
+        lowest, highest = dict(q=1, hue=-0.5), dict(q=100, hue=0.5)
         for f in fields(self):
             v = getattr(self, f.name)
             if f.name.endswith("_prob") and not 0 <= v <= 1:
@@ -206,7 +213,7 @@ SEVERE = replace(PAPER, sigma=(0.2, 16.0), r=(1.0, 24.0), delta=(0.0, 20.0), q=(
 EXTREME = replace(SEVERE, sigma=(0.2, 24.0), r=(1.0, 64.0), kernel_size=97)                            # for 32 px: down to faces of 8 px
 PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}               # by name, for the command line
 
-# %% ../nbs/02_degradation.ipynb #c62bfd67
+# %% ../nbs/02_degradation.ipynb #476e2daf
 def sample_params(rng, ranges=PAPER):
     """Draw `DegradationParams` from `ranges` with `rng`, a numpy Generator. All the randomness of a degradation is drawn here.
 
@@ -219,18 +226,21 @@ def sample_params(rng, ranges=PAPER):
     r, delta, q, seed = uniform("r"), uniform("delta"), int(uniform("q")), int(rng.integers(2**32))
     shift = tuple(float(v) for v in rng.uniform(-ranges.shift, ranges.shift, 3))
     jitter = tuple((JITTER[i], uniform(JITTER[i])) for i in rng.permutation(4))
-    aniso, shifted, gray, jittered = (bool(u < p) for u, p in zip(rng.random(4), (ranges.aniso_prob, ranges.shift_prob, ranges.gray_prob, ranges.jitter_prob)))
+    probs = ranges.aniso_prob, ranges.shift_prob, ranges.gray_prob, ranges.jitter_prob
+    aniso, shifted, gray, jittered = (bool(u < p) for u, p in zip(rng.random(4), probs))
     if not aniso:
         sigma_y, theta = sigma_x, 0.0
-    return DegradationParams(sigma_x, sigma_y, theta, ranges.kernel_size, r, delta, q, seed, shift if shifted else None, gray, jitter if jittered else ())
+    return DegradationParams(sigma_x, sigma_y, theta, ranges.kernel_size, r, delta, q, seed,
+                             shift if shifted else None, gray, jitter if jittered else ())
 
-# %% ../nbs/02_degradation.ipynb #041b5864
+# %% ../nbs/02_degradation.ipynb #b40cfbf0
 def degrade(img, params):
     """Eq. 10, x = [(y * k_σ) ↓r + n_δ] JPEG_q, then back to size, then colour: uint8 H×W×3 RGB -> uint8 H×W×3 RGB.
 
     Pure and deterministic: the same `img` and `params` give the same bytes. Order of steps as in the official data set.
     """
-    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3 and img.size):
+    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3
+            and img.size):
         raise ValueError(f"degrade needs uint8 H×W×3, got {getattr(img, 'dtype', type(img).__name__)} {getattr(img, 'shape', '')}")
     h, w = img.shape[:2]
     x = np.divide(img, 255, dtype=np.float32)
@@ -248,7 +258,7 @@ def degrade(img, params):
         x = to_gray(x)
     return to_uint8(jitter_colour(x, params.jitter))
 
-# %% ../nbs/02_degradation.ipynb #c8c62cd2
+# %% ../nbs/02_degradation.ipynb #4cad19ce
 @lru_cache(maxsize=100)
 def jpeg_tables(q):
     "Q of @eq-degradation-jpeg for brightness and colour, (2, 8, 8) float32, read from a file of quality q."
@@ -270,11 +280,12 @@ def _coded(x, table):
     waves[0] /= math.sqrt(2)
     blocks = (x - 128).unflatten(2, (-1, 8)).unflatten(1, (-1, 8))
     c = torch.einsum("ui,naibj,vj->naubv", waves, blocks, waves)
-    c = (8 * c).round() / 8                                                        # the library counts in eighths, and ties are common then:
+    # the library counts in eighths, and ties are common then:
+    c = (8 * c).round() / 8
     c = c.sign() * (c.abs() / table[:, None] + 0.5).floor() * table[:, None]       # away from zero
     return (torch.einsum("ui,naubv,vj->naibj", waves, c, waves) + 128.5001).floor().clip(0, 255).flatten(3).flatten(1, 2)
 
-# %% ../nbs/02_degradation.ipynb #0cf91108
+# %% ../nbs/02_degradation.ipynb #61cdcd35
 def jpeg_tensor(x, q):
     "`jpeg` in torch, on any device: x float (b, 3, h, w) of whole numbers from 0 to 255, RGB -> the same."
     import torch
@@ -285,8 +296,10 @@ def jpeg_tensor(x, q):
     x = pad(x, (0, -w % 16, 0, h % 2), mode="replicate")
     r, g, b = x.unbind(1)
     y = 0.299 * r + 0.587 * g + 0.114 * b
-    colour = torch.stack([(b - y) / 1.772, (r - y) / 1.402], 1).add(128.4999).floor()     # halves are rounded down
-    even = torch.arange(x.shape[3] // 2, device=x.device) % 2 == 0                 # halves go down in even columns, up in odd ones
+    # halves are rounded down
+    colour = torch.stack([(b - y) / 1.772, (r - y) / 1.402], 1).add(128.4999).floor()
+    # halves go down in even columns, up in odd ones
+    even = torch.arange(x.shape[3] // 2, device=x.device) % 2 == 0
     colour = colour.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))
     colour = ((colour + torch.where(even, 1, 2)) / 4).floor()
     y, colour = (pad(v, (0, 0, 0, -v.shape[2] % 8), mode="replicate") for v in (y[:, None].round(), colour))
@@ -297,13 +310,14 @@ def jpeg_tensor(x, q):
     y, (cb, cr) = y[:, :h, :w], colour[:, :, :h, :w].unbind(1)
     return torch.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], 1).round().clip(0, 255)
 
-# %% ../nbs/02_degradation.ipynb #523c7419
+# %% ../nbs/02_degradation.ipynb #c0cc0805
 def _blur_batch(x, params):
     "x * k_σ for each picture of x (b, 3, h, w)."
     import torch
 
     n = max(p.kernel_size for p in params)
-    kernels = [np.pad(gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size), (n - p.kernel_size) // 2) for p in params]
+    kernels = [np.pad(gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size), (n - p.kernel_size) // 2)
+               for p in params]
     kernels = torch.as_tensor(np.stack(kernels), dtype=x.dtype, device=x.device)[:, None]
     x = torch.nn.functional.pad(x, [n // 2] * 4, mode="reflect")
     h, w = x.shape[2:]

@@ -70,7 +70,7 @@ class ComponentDiscriminator(nn.Module):
         f2 = self.conv5(down(self.conv4, f1))
         return self.score(f2), [f1, f2]
 
-# %% ../nbs/10_discriminators.ipynb #13635b05
+# %% ../nbs/10_discriminators.ipynb #fb366a6a
 def official_names(net):
     "(our key, official key) for every tensor of a `Discriminator` or a `ComponentDiscriminator`."
     conv = lambda ours, theirs, i: [(f"{ours}.weight", f"{theirs}.{i}.weight"), (f"{ours}.bias", f"{theirs}.{i + 1}.bias")]
@@ -81,7 +81,8 @@ def official_names(net):
     pairs = conv("first", "conv_body.0", 0)
     for i in range(len(net.blocks)):
         ours, theirs = f"blocks.{i}", f"conv_body.{i + 1}"
-        pairs += conv(f"{ours}.conv1", f"{theirs}.conv1", 0) + conv(f"{ours}.conv2", f"{theirs}.conv2", 1) + [(f"{ours}.skip.weight", f"{theirs}.skip.1.weight")]
+        pairs += conv(f"{ours}.conv1", f"{theirs}.conv1", 0) + conv(f"{ours}.conv2", f"{theirs}.conv2", 1)
+        pairs.append((f"{ours}.skip.weight", f"{theirs}.skip.1.weight"))
     return pairs + conv("last", "final_conv", 0) + both("hidden", "final_linear.0") + both("score", "final_linear.1")
 
 

@@ -216,7 +216,7 @@ class TrainingError(RuntimeError):
 class NonFinite(TrainingError):
     "A loss or a gradient that is not a number."
 
-# %% ../nbs/13_engine.ipynb #82eb9702
+# %% ../nbs/13_engine.ipynb #089e7c9c
 class Players:
     """Networks that learn, each with its optimiser and its phases, and one iteration of them. In every process of a run there is one of these.
 
@@ -231,7 +231,7 @@ class Players:
 
         self.config, self.run = config, config.run
         no_card = device is None and not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        self.state = PartialState(cpu=device == "cpu" or no_card, timeout=timedelta(minutes=30))       # unless told, several processes on CPUs would not find one another
+        self.state = PartialState(cpu=device == "cpu" or no_card, timeout=timedelta(minutes=30))       # untold, processes on CPUs do not find one another
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
         self.device = self.state.device if device is None else torch.device(device)
         if self.run.threads:
@@ -443,7 +443,7 @@ def _signals(trainer):
         for s, handler in old.items():
             signal.signal(s, handler)
 
-# %% ../nbs/13_engine.ipynb #c1a63f2f
+# %% ../nbs/13_engine.ipynb #b86dadf0
 class Trainer(Players):
     """A run of `Players` in a folder: data, checkpoints, journal, signals. What the trainers of this book share.
 
@@ -473,8 +473,8 @@ class Trainer(Players):
         return torch.utils.data.DataLoader(self.data, batch_sampler=stream, pin_memory=self.device.type == "cuda", **workers)
 
     def place(self, batch):
-        layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
-        return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout if v.ndim == 4 else torch.contiguous_format) for k, v in batch.items()}
+        layout = lambda v: torch.channels_last if self.run.channels_last and v.ndim == 4 else torch.contiguous_format
+        return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout(v)) for k, v in batch.items()}
 
     def save(self):
         if self.main and self.out:

@@ -33,7 +33,7 @@ def _made_up(n, seed):
         z = torch.randn(n, net.config["style_dim"], generator=torch.Generator().manual_seed(seed))
         return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
 
-# %% ../nbs/01_restoration.ipynb #67e759a2
+# %% ../nbs/01_restoration.ipynb #e9a3dedf
 def example_faces(n=8, size=128, seed=0):
     """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder $GFPGAN_EDU_FACES; else, up to 64 px, faces that the
     bundled prior makes up (nobody's portrait); above 64 px, shifted and flipped crops of `astronaut()`.
@@ -54,15 +54,16 @@ def example_faces(n=8, size=128, seed=0):
     else:
         photo, faces = astronaut(), []
         for i in range(n):
-            side = 168 + (0 if i == 0 else int(rng.integers(-12, 24)))              # the face, framed as FFHQ frames it
+            # the face, framed as FFHQ frames it
+            side = 168 + (0 if i == 0 else int(rng.integers(-12, 24)))
             x, y = (225, 106) if i == 0 else (225 + int(rng.integers(-8, 9)), 106 + int(rng.integers(-8, 9)))
             crop = photo[y - side // 2:y + side // 2, x - side // 2:x + side // 2]
             faces.append(crop[:, ::-1] if i % 2 else crop)
     return np.stack([cv2.resize(np.ascontiguousarray(faces[i % len(faces)]), (size, size), interpolation=cv2.INTER_AREA) for i in range(n)])
 
-# %% ../nbs/01_restoration.ipynb #fb6e73f4
-def show(images, titles=(), *, cols=None, height=2.2, cmap="gray", vmin=None, vmax=None):
-    """Draw pictures in a grid and return the matplotlib figure.
+# %% ../nbs/01_restoration.ipynb #d3639715
+def show(images, titles=(), *, rows=(), cols=None, height=2.2, cmap="gray", vmin=None, vmax=None):
+    """Draw pictures in a grid, `rows` named at the left, and return the matplotlib figure.
 
     Each is uint8 H×W×3, a tensor (3, h, w) in [-1, 1] (clipped), or a 2-D map drawn with `cmap` between vmin and vmax.
     """
@@ -70,15 +71,18 @@ def show(images, titles=(), *, cols=None, height=2.2, cmap="gray", vmin=None, vm
 
     images = [_drawable(i) for i in images]
     cols = cols or min(len(images), 8)
-    rows = -(-len(images) // cols)
+    lines, titled = -(-len(images) // cols), -(-len(titles) // cols)
     widest = max(i.shape[1] / i.shape[0] for i in images)
-    fig, axes = plt.subplots(rows, cols, figsize=(cols * height * widest, rows * (height + (0.25 if len(titles) else 0))), squeeze=False, layout="constrained")
+    size = cols * height * widest + 0.8 * bool(rows), lines * height + 0.25 * titled
+    fig, axes = plt.subplots(lines, cols, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, images)):
         ax.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
         if i < len(titles):
             ax.set_title(titles[i], fontsize=9)
+    for ax, name in zip(axes[:, 0], rows):
+        ax.text(-0.08, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=9)
     return fig
 
 
@@ -89,14 +93,17 @@ def _drawable(image):
         image = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
     return image
 
-# %% ../nbs/01_restoration.ipynb #5229d9de
+# %% ../nbs/01_restoration.ipynb #1bf3d214
 # Box name: (x, y, width, height, label). One picture of the method, drawn in every chapter with that chapter's part lit.
 _BOXES = {
-    "degradation": (0.0, 2.1, 1.5, 0.8, "degraded\nface x"), "unet": (2.1, 1.2, 1.7, 2.2, "U-Net\nremoves the\ndegradation"),
+    "degradation": (0.0, 2.1, 1.5, 0.8, "degraded\nface x"),
+    "unet": (2.1, 1.2, 1.7, 2.2, "U-Net\nremoves the\ndegradation"),
     "latent": (4.8, 2.75, 1.5, 0.65, "codes w"), "csft": (4.8, 1.2, 1.5, 0.9, "scale α\nshift β"),
-    "stylegan2": (7.0, 1.2, 1.9, 2.2, "StyleGAN2\nthe prior"), "output": (9.6, 2.1, 1.5, 0.8, "restored\nface ŷ"), "pyramid": (2.1, 0.0, 1.7, 0.65, "pyramid\nof pictures"),
+    "stylegan2": (7.0, 1.2, 1.9, 2.2, "StyleGAN2\nthe prior"),
+    "output": (9.6, 2.1, 1.5, 0.8, "restored\nface ŷ"), "pyramid": (2.1, 0.0, 1.7, 0.65, "pyramid\nof pictures"),
 }
-_ARROWS = [("degradation", "unet", ""), ("unet", "latent", "F_latent"), ("unet", "csft", "F_spatial"), ("latent", "stylegan2", ""),
+_ARROWS = [("degradation", "unet", ""), ("unet", "latent", "F_latent"), ("unet", "csft", "F_spatial"),
+           ("latent", "stylegan2", ""),
            ("csft", "stylegan2", ""), ("stylegan2", "output", ""), ("unet", "pyramid", "")]
 
 
@@ -110,12 +117,15 @@ def draw_map(*lit):
     fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
     for name, (x, y, w, h, label) in _BOXES.items():
         on = name in lit
-        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc="#0072B2" if on else "#eeeeee", ec="#444444"))
-        ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=9, color="white" if on else "#222222")
+        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc="#0072B2" if on else "#eeeeee",
+                                    ec="#444444"))
+        ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=9,
+                color="white" if on else "#222222")
     for a, b, label in _ARROWS:
         (ax0, ay0, aw, ah, _), (bx, by, bw, bh, _) = _BOXES[a], _BOXES[b]
         down = b == "pyramid"
-        start = (ax0 + aw / 2, ay0 - 0.06) if down else (ax0 + aw + 0.06, (by if bh < ah else ay0) + min(ah, bh) / 2)
+        start = (ax0 + aw / 2, ay0 - 0.06) if down else (ax0 + aw + 0.06,
+                                                         (by if bh < ah else ay0) + min(ah, bh) / 2)
         end = (bx + bw / 2, by + bh + 0.06) if down else (bx - 0.06, start[1])
         ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="#444444"))
         ax.text((start[0] + end[0]) / 2, start[1] + 0.1, label, ha="center", fontsize=7)

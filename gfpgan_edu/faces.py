@@ -40,15 +40,16 @@ class Detector(Protocol):
 
     def __call__(self, image: np.ndarray) -> list[Face]: ...
 
-# %% ../nbs/03_faces.ipynb #bfb5313c
+# %% ../nbs/03_faces.ipynb #92991cee
 @lru_cache(maxsize=1)
 def _mtcnn():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                     # on import it asks for notebook widgets
+        # on import it asks for notebook widgets
+        warnings.simplefilter("ignore")
         from facenet_pytorch import MTCNN                                   # the weights are inside the wheel
     return MTCNN(keep_all=True, device="cpu", min_face_size=20)
 
-# %% ../nbs/03_faces.ipynb #f41e9743
+# %% ../nbs/03_faces.ipynb #25baab1d
 def detect(image, min_score=0.9, longest=1600):
     """Faces in uint8 H×W×3 RGB, the largest first, by MTCNN: three small networks, coarse to fine.
 
@@ -58,11 +59,15 @@ def detect(image, min_score=0.9, longest=1600):
         raise ValueError(f"detect needs uint8 H×W×3, got {image.dtype} {image.shape}")
     h, w = image.shape[:2]
     k = min(1.0, longest / max(h, w))
-    small = image if k == 1 else cv2.resize(image, (max(1, round(w * k)), max(1, round(h * k))), interpolation=cv2.INTER_AREA)
-    if min(small.shape[:2]) < 24:                                           # smaller than any face that could be restored
+    small = image if k == 1 else cv2.resize(image, (max(1, round(w * k)), max(1, round(h * k))),
+                                            interpolation=cv2.INTER_AREA)
+    # smaller than any face that could be restored
+    if min(small.shape[:2]) < 24:
         return []
-    rim = min(small.shape[:2]) // 4                                         # black, so that windows may reach over the border
-    boxes, scores, points = _mtcnn().detect(cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT), landmarks=True)
+    # black, so that windows may reach over the border
+    rim = min(small.shape[:2]) // 4
+    boxes, scores, points = _mtcnn().detect(cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT),
+                                            landmarks=True)
     if boxes is None:
         return []
     scale = np.array([w / small.shape[1], h / small.shape[0]])
@@ -70,7 +75,8 @@ def detect(image, min_score=0.9, longest=1600):
     for box, score, five in zip(boxes, scores, points):
         if score is not None and score >= min_score:
             corners = (np.asarray(box, float).reshape(2, 2) - rim + 0.5) * scale - 0.5
-            five = (np.asarray(five, float) - rim - 1 + 0.5) * scale - 0.5  # - 1: the library's points lie one pixel too far right and down
+            # - 1: the library's points lie one pixel too far right and down
+            five = (np.asarray(five, float) - rim - 1 + 0.5) * scale - 0.5
             faces.append(Face(tuple(float(v) for v in corners.ravel()), float(score), five))
     return sorted(faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1]), reverse=True)
 
@@ -96,9 +102,10 @@ def invert(matrix):
     a = np.linalg.inv(matrix[:, :2])
     return np.concatenate([a, -a @ matrix[:, 2:]], axis=1)
 
-# %% ../nbs/03_faces.ipynb #34f9abae
+# %% ../nbs/03_faces.ipynb #21eb88c3
 # Where FFHQ alignment puts the five points at 512 px (means over FFHQ, as used with the official weights).
-FFHQ_512 = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043], [313.08905, 371.15118]])
+FFHQ_512 = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935],
+                     [201.26117, 371.41043], [313.08905, 371.15118]])
 
 
 def template(size=512):
@@ -186,11 +193,12 @@ def mirror_components(components):
     (x0, y0, h0), (x1, y1, h1), (x2, y2, h2) = (components[part] for part in PARTS)
     return {"left_eye": (512 - x1, y1, h1), "right_eye": (512 - x0, y0, h0), "mouth": (512 - x2, y2, h2)}
 
-# %% ../nbs/03_faces.ipynb #3e880c71
+# %% ../nbs/03_faces.ipynb #ca559573
 def _numpy_parts():
     "What a pickle of numbers and numeric arrays may name, under the names of old and new numpy."
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    functions = [(getattr(core, name), f"numpy.{package}.multiarray.{name}") for name in ("_reconstruct", "scalar") for package in ("core", "_core")]
+    functions = [(getattr(core, name), f"numpy.{package}.multiarray.{name}")
+                 for name in ("_reconstruct", "scalar") for package in ("core", "_core")]
     return [*functions, np.ndarray, np.dtype, *{type(np.dtype(c)) for c in "fdilqIBHL"}]
 
 
@@ -204,19 +212,22 @@ def read_official_landmarks(path):
     try:
         with torch.serialization.safe_globals(_numpy_parts()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:                                                  # damaged archives raise nearly anything
+    # damaged archives raise nearly anything
+    except Exception as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
         reason = f"it holds {named[1]}, which is neither a number nor an array" if named else getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
         raise ValueError(f"{path}: refused as a file of landmarks ({reason})") from None
     try:
-        read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS} for key, item in content.items()}
+        read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS}
+                for key, item in content.items()}
     except Exception as e:
         raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} ({type(e).__name__}: {e})") from None
-    if bad := [n for n, parts in read.items() if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
+    if bad := [n for n, parts in read.items()
+               if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
         raise ValueError(f"{path}: number {bad[0]} is not three finite numbers a part, the last positive")
     return read
 
-# %% ../nbs/03_faces.ipynb #5dde46e3
+# %% ../nbs/03_faces.ipynb #38d252fe
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the pictures that `prepare` looks for
 MANIFEST = "manifest.jsonl"                                                # the file that `prepare` writes beside the faces
 
@@ -237,7 +248,8 @@ def read_manifest(folder):
                     raise KeyError
                 entries.append(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
-            if n < len(lines):                                              # only a line that was never finished has no line end
+            # only a line that was never finished has no line end
+            if n < len(lines):
                 raise ValueError(f"{path}: line {n} is damaged") from None
     return entries
 
@@ -259,7 +271,7 @@ def points_in_aligned(image, detector=None):
     off = [np.abs(five - template(size)).mean() / size for five in found]
     return found[int(np.argmin(off))] if off and min(off) < 0.1 else None
 
-# %% ../nbs/03_faces.ipynb #6295061d
+# %% ../nbs/03_faces.ipynb #d4451006
 def _cut_faces(image, size, detector, min_face, largest):
     "All faces in a photo, and the [(aligned picture, its five points)] of those that are large enough."
     faces = detector(image)
@@ -277,14 +289,16 @@ def _take_face(image, size, detector, path):
 def _entry(file, source, size, faces, landmarks):
     "One line of the manifest."
     parts = face_components(template(size) if landmarks is None else landmarks, size)
-    return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
+    return json.dumps(dict(file=file, source=source, faces=faces, size=size,
+                           landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
                            components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
 
-# %% ../nbs/03_faces.ipynb #11dbd258
+# %% ../nbs/03_faces.ipynb #6cc7d899
 def _resume(out, size):
     "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
     path = out / MANIFEST
-    if not path.exists():                                                   # it is made before the first picture
+    # it is made before the first picture
+    if not path.exists():
         if any(p.suffix.lower() in SUFFIXES for p in out.iterdir()):
             raise ValueError(f"{out}: holds pictures of other origin; choose another folder")
         return []
@@ -309,9 +323,10 @@ def _sources(source, out):
     if base == inside:
         raise ValueError(f"{source}: the faces would fall among their sources; choose another folder")
     results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
-    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
+    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents
+                  and p.is_file())
 
-# %% ../nbs/03_faces.ipynb #ce1f68e9
+# %% ../nbs/03_faces.ipynb #b3950c83
 def _first_free(stem, taken):
     "stem.png, stem_1.png, …: the first that is not taken, on a disk that may not tell a from A."
     name, n = f"{stem}.png", 0
@@ -326,10 +341,13 @@ def _write_png(path, image, compression):
     "uint8 RGB -> PNG, atomically. A row is kept as its difference to the row above: quicker to read than a choice row by row, and not larger."
     from gfpgan_edu.pictures import PhotoError
 
-    filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
+    filters = []
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+        filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE]
     part = path.with_name(f".gfpgan_edu-{os.getpid()}.part")
     try:
-        part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, compression, *filters])[1])
+        part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+                                      [cv2.IMWRITE_PNG_COMPRESSION, compression, *filters])[1])
         part.replace(path)
     except OSError as e:
         raise PhotoError(f"{path}: cannot be written ({e.strerror or e})") from e
@@ -337,8 +355,9 @@ def _write_png(path, image, compression):
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
-# %% ../nbs/03_faces.ipynb #67f837a4
-def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0, progress=True):
+# %% ../nbs/03_faces.ipynb #96fc5368
+def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0,
+            progress=True):
     """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
 
     aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is narrower (px) are left out; None: size / 4, enlarged
@@ -367,21 +386,24 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
                 continue
             files = [_first_free(path.stem, taken) for _ in kept]
             for file, (crop, _) in zip(files, kept):
-                _write_png(out / file, crop, compression)                   # first all pictures, then all their lines at once
-            manifest.write("".join(_entry(file, name, size, len(kept), points) for file, (_, points) in zip(files, kept)))
+                # first all pictures, then all their lines at once
+                _write_png(out / file, crop, compression)
+            manifest.write("".join(_entry(file, name, size, len(kept), points)
+                                   for file, (_, points) in zip(files, kept)))
             manifest.flush()
             report.faces, report.written = report.faces + len(found), report.written + len(kept)
             report.no_face += [path] * (not kept)
     return report
 
-# %% ../nbs/03_faces.ipynb #e5974867
+# %% ../nbs/03_faces.ipynb #feeb8c4b
 def _find_components(folder, names, boxes):
     "Array (n, 3, 3) of x, y, half length at 512 px, order `PARTS`, for the pictures `names` of `folder`."
     if boxes == "template":
         known = dict.fromkeys(names, face_components(FFHQ_512, 512))
     elif boxes == "manifest":
         known = {e["file"]: e["components"] for e in read_manifest(folder)}
-    else:                                                                   # by the number in the name, never by position
+    # by the number in the name, never by position
+    else:
         official, numbers = read_official_landmarks(boxes), {n: Path(n).stem for n in names}
         if odd := [n for n, stem in numbers.items() if not (stem.isascii() and stem.isdigit())]:
             raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, so the landmarks of {boxes} cannot be matched")
@@ -396,15 +418,17 @@ def _square(image, size, path):
     h, w = image.shape[:2]
     if h != w:
         raise ValueError(f"{path}: has {w}×{h} pixels; aligned faces are square")
-    return image if h == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
+    return image if h == size else cv2.resize(image, (size, size),
+                                              interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
 
-# %% ../nbs/03_faces.ipynb #eb34c5bd
+# %% ../nbs/03_faces.ipynb #aceeb4f9
 def _is_plain(png):
     "Whether bytes are a PNG of 8-bit RGB with nothing in it but pixels, as `prepare` writes them: every decoder reads it alike, or refuses it."
     at, kinds = 8, set()
     if png[:8] != b"\x89PNG\r\n\x1a\n" or png[24:26] != b"\x08\x02":       # bits in a channel, kind of colour
         return False
-    while at < len(png):                                                    # chunks: length, kind, content, checksum
+    # chunks: length, kind, content, checksum
+    while at < len(png):
         kinds.add(png[at + 4:at + 8])
         at += 12 + int.from_bytes(png[at:at + 4], "big")
     return kinds == {b"IHDR", b"IDAT", b"IEND"}
@@ -419,7 +443,8 @@ def _read_face(path):
             image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
-    return read_image(path)                                                 # any other picture, and the one who says what is wrong
+    # any other picture, and the one who says what is wrong
+    return read_image(path)
 
 # %% ../nbs/03_faces.ipynb #3710b251
 def _picture_names(folder, wanted=None):
@@ -438,7 +463,7 @@ def _picture_names(folder, wanted=None):
         raise ValueError(f"{folder / unknown[0]}: no such picture ({len(unknown)} of {len(wanted)} names)")
     return wanted
 
-# %% ../nbs/03_faces.ipynb #5ad970ea
+# %% ../nbs/03_faces.ipynb #114f68c8
 class FaceFolder:
     """Aligned faces of a folder with fresh damage every epoch: `folder[epoch, index]` (or `folder[index]`: epoch 0) -> dict. Fit for any DataLoader.
 
@@ -460,7 +485,8 @@ class FaceFolder:
 
     def draw(self, epoch, index):
         "What is done to a picture in an epoch: whether it is mirrored, and the record of its damage."
-        rng = np.random.default_rng([self.seed, int(epoch), range(len(self))[index]])        # -1 is the last; IndexError where there is none
+        # -1 is the last; IndexError where there is none
+        rng = np.random.default_rng([self.seed, int(epoch), range(len(self))[index]])
         return bool(rng.random() < 0.5) and self.flip, sample_params(rng, self.ranges)
 
     def __getitem__(self, key):

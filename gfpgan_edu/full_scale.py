@@ -250,7 +250,7 @@ def held_against(file, costs, narrow=1.0):
         lines.append(f"{what}: {r['seconds']:.3g} s, model {guess:.3g} s, {r['share_of_matrix_rate']:.0%} of the matrix rate{memory}")
     return lines
 
-# %% ../nbs/16_full_scale.ipynb #c495c29f
+# %% ../nbs/16_full_scale.ipynb #39139c9d
 @dataclass(frozen=True)
 class Rehearsal:
     "What ten iterations told about a run, for this process."
@@ -279,7 +279,8 @@ class Rehearsal:
         made = max(self.run.workers, 1) / max(self.picture, 1e-9)
         yield f"memory: {self.peak / 1e9:.2f} GB at the peak, of {self.room / 1e9:.0f} GB"
         yield f"speed: {self.seconds + self.waiting:.3g} s for an iteration, {speed:.3g} images/s"
-        yield f"data: {self.waiting / (self.seconds + self.waiting):.0%} of the time is spent waiting for it; {self.run.workers} workers make {made:.3g} images/s for each process, the step takes up to {need:.3g}"
+        yield (f"data: {self.waiting / (self.seconds + self.waiting):.0%} of the time is spent waiting for it; "
+               f"{self.run.workers} workers make {made:.3g} images/s for each process, the step takes up to {need:.3g}")
         yield f"validation {self.validation:.3g} s, checkpoint {self.saving:.3g} s and {self.checkpoint / 1e6:.0f} MB, of which {self.run.keep} are kept"
         yield f"time left: {span} from iteration {done} to {self.run.iterations}"
 
@@ -310,11 +311,12 @@ def _clock(trainer, work):
 def _due(trainer, it):
     return tuple(it % p.every == 0 for p in trainer.phases)
 
-# %% ../nbs/16_full_scale.ipynb #4e5191c2
+# %% ../nbs/16_full_scale.ipynb #0d2129e0
 def rehearse(trainer, steps=10):
     """`steps` iterations (from 4 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
 
-    The last of them is one at which everything is due, R1 too. The first two warm up and are not timed, and beside the last an ordinary one is needed. The trainer's folder is written to: give it a temporary one.
+    The first two warm up and are not timed; in the last everything is due, R1 too; between them an ordinary one is needed.
+    The trainer's folder is written to: give it a temporary one.
     """
     if steps < 4:
         raise ValueError(f"steps is {steps}, needs 4 or more: two warm up, one is ordinary, in the last everything is due")

@@ -49,7 +49,7 @@ class _Presets:
         "A net for laptops and tests: same architecture, 1/16 of the width up to 32 px; any size from 8 to 256."
         return cls(size=size, style_dim=64, n_mlp=2, narrow=1 / 16)
 
-# %% ../nbs/08_gfpgan.ipynb #33135b32
+# %% ../nbs/08_gfpgan.ipynb #849899dc
 @dataclass(frozen=True)
 class GFPGANConfig(_Presets):
     """Everything that fixes the generator's shape. Unknown names or values are a ValueError; a config is never changed in place."""
@@ -71,7 +71,8 @@ class GFPGANConfig(_Presets):
             if not _fits(value := getattr(self, name), hint):
                 raise ValueError(f"{name} is {value!r}, needs {_NEEDS.get(hint) or get_args(hint)}")
         widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible sizes and widths
-        for name, most in (("style_dim", 16384), ("n_mlp", 100)):                # a slip of the finger would fill the memory
+        # a slip of the finger would fill the memory
+        for name, most in (("style_dim", 16384), ("n_mlp", 100)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs at most {most}")
         if self.prior_share > 1:

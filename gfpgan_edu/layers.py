@@ -89,7 +89,7 @@ def float32_on_cpu(f):
             return f(x.float() if x.dtype == torch.bfloat16 else x).to(x.dtype)
     return wide
 
-# %% ../nbs/04_layers.ipynb #eba7f0d8
+# %% ../nbs/04_layers.ipynb #5be208b4
 class Resample(nn.Module):
     """The two ways this network changes resolution: `mode="fir"` (the paper's model) or `"bilinear"` (the clean models).
 
@@ -101,7 +101,8 @@ class Resample(nn.Module):
         if mode not in ("fir", "bilinear"):
             raise ValueError(f"resample is {mode!r}, needs 'fir' or 'bilinear'")
         self.mode = mode
-        self.register_buffer("kernel", fir_kernel(), persistent=False)  # symmetric: correlation and convolution agree
+        # symmetric: correlation and convolution agree
+        self.register_buffer("kernel", fir_kernel(), persistent=False)
 
     def _depthwise(self, x, gain=1.0):
         return (self.kernel * gain).to(x).expand(x.shape[1], 1, *self.kernel.shape)
@@ -110,7 +111,8 @@ class Resample(nn.Module):
         return F.conv2d(x, self._depthwise(x, gain), padding=pad, groups=x.shape[1])
 
     def _strided(self, conv, x, gain=1.0):
-        return float32_on_cpu(lambda x: conv(x, self._depthwise(x, gain), stride=2, padding=1, groups=x.shape[1]))(x)
+        return float32_on_cpu(lambda x: conv(x, self._depthwise(x, gain), stride=2, padding=1,
+                                             groups=x.shape[1]))(x)
 
     def up(self, x):
         if self.mode == "bilinear":
@@ -119,5 +121,6 @@ class Resample(nn.Module):
 
     def down(self, x):
         if self.mode == "bilinear":
-            return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)  # the mean of each 2×2 block
+            # the mean of each 2×2 block
+            return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
         return self._strided(F.conv2d, x)

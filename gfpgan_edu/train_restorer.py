@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LossWeights', 'RestorerConfig', 'build_generator', 'build_judges', 'held_out', 'RestorerTrainer', 'psnr']
 
-# %% ../nbs/15_train_restorer.ipynb #349a0257
+# %% ../nbs/15_train_restorer.ipynb #bc1d3a86
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,8 @@ from .faces import PARTS, FaceFolder, to_images
 from .gfpgan import GFPGAN, GFPGANConfig
 from .identity import ArcFaceResNet, GrayEmbedder, load_embedder
 from .layers import float32_on_cpu
-from .losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic, identity, l1, perceptual, pyramid, r1, style
+from .losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic
+from .losses import identity, l1, perceptual, pyramid, r1, style
 from .stylegan2 import widths
 from .weights import load_prior
 
@@ -53,7 +54,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #d485fd74
+# %% ../nbs/15_train_restorer.ipynb #c9f2ae7f
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -99,34 +100,44 @@ class RestorerConfig:
     @classmethod
     def faces128(cls):
         "128 px on some thousand faces, one GPU, all terms."
-        return cls(model=GFPGANConfig(size=128, style_dim=256, n_mlp=4, narrow=0.5), degradation="severe", milestones=(40_000,), narrow_d=0.5, width_parts=32,
-                   run=Run(iterations=50_000, batch=16, precision="bf16", ema_images=5000.0, valid_every=1000, save_every=1000), prior="random",
-                   freeze_prior=False, features="random", embedder="bundled", loss=LossWeights(pyramid_until=20_000))
+        return cls(model=GFPGANConfig(size=128, style_dim=256, n_mlp=4, narrow=0.5), degradation="severe", milestones=(40_000,),
+                   narrow_d=0.5, width_parts=32, prior="random", freeze_prior=False, features="random", embedder="bundled",
+                   loss=LossWeights(pyramid_until=20_000),
+                   run=Run(iterations=50_000, batch=16, precision="bf16", ema_images=5000.0, valid_every=1000, save_every=1000))
 
     @classmethod
     def faces64(cls):
         "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings."
-        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 7700, 8400), narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
-                   features="efficientnet-lite0", embedder="bundled", loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.04, component=0.01, feature_style=10.0, identity=0.4, pyramid=0.5, pyramid_until=1_000_000, r1=0.5),
-                   run=Run(iterations=8900, batch=16, precision="bf16", ema_images=6000.0, log_every=20, valid_every=1000, save_every=250, workers=0, threads=1, channels_last=True))
+        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 7700, 8400),
+                   narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
+                   features="efficientnet-lite0", embedder="bundled",
+                   loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.04, component=0.01, feature_style=10.0, identity=0.4,
+                                    pyramid=0.5, pyramid_until=1_000_000, r1=0.5),
+                   run=Run(iterations=8900, batch=16, precision="bf16", channels_last=True, ema_images=6000.0,
+                           log_every=20, valid_every=1000, save_every=250, workers=0, threads=1))
 
     @classmethod
     def faces32(cls):
         "32 px around a small prior, minutes on a CPU: what the ablations train. Perceptual and identity terms are off: their networks would take most of the time."
-        return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125), degradation="extreme", milestones=(4000,), narrow_d=0.125, width_parts=16, prior="prior32", boxes="template",
-                   embedder="bundled", loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.2, component=0.02, feature_style=10.0, identity=0.0, pyramid=0.5, pyramid_until=4000, r1=0.5),
-                   run=Run(iterations=5000, batch=8, ema_images=2000.0, log_every=20, valid_every=1000, save_every=500, workers=0, threads=1, channels_last=True))
+        return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125), degradation="extreme", milestones=(4000,),
+                   narrow_d=0.125, width_parts=16, prior="prior32", boxes="template", embedder="bundled",
+                   loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.2, component=0.02, feature_style=10.0, identity=0.0,
+                                    pyramid=0.5, pyramid_until=4000, r1=0.5),
+                   run=Run(iterations=5000, batch=8, channels_last=True, ema_images=2000.0,
+                           log_every=20, valid_every=1000, save_every=500, workers=0, threads=1))
 
     @classmethod
     def tiny(cls):
         "64 px, from nothing, three minutes on a laptop CPU. No identity term: it would take a third of the time."
-        return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1100,), narrow_d=1 / 16, width_parts=8, prior="random", freeze_prior=False,
-                   embedder="bundled", boxes="template",
+        return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1100,), narrow_d=1 / 16, width_parts=8,
+                   prior="random", freeze_prior=False, embedder="bundled", boxes="template",
                    loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.01, component=0.01, feature_style=1.0, identity=0.0, pyramid=0.1),
-                   run=Run(iterations=1500, batch=4, ema_images=400.0, log_every=20, valid_every=150, save_every=300, workers=0, threads=1, channels_last=True))
+                   run=Run(iterations=1500, batch=4, channels_last=True, ema_images=400.0,
+                           log_every=20, valid_every=150, save_every=300, workers=0, threads=1))
 
 
-PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
+# name -> function that makes the config
+PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}
 
 # %% ../nbs/15_train_restorer.ipynb #193800ec
 def _told(value, name, choices):
@@ -155,12 +166,13 @@ def build_generator(config, init_from=None):
             net.decoder.load_state_dict(prior.state_dict())
     return net.freeze_prior() if c.model.use_prior and c.freeze_prior else net
 
-# %% ../nbs/15_train_restorer.ipynb #1110d7b0
+# %% ../nbs/15_train_restorer.ipynb #25418cd5
 def build_judges(config):
     "The frozen networks that losses look through, {name: network}, as far as the weights ask for them."
     c, out = config, {}
     if c.loss.perceptual or c.loss.style:
-        source, size = _told(c.features, "features", "imagenet (torchvision's VGG-19, downloaded once), a file with its weights, or efficientnet-lite0 (from a package)"), c.model.size
+        choices = "imagenet (torchvision's VGG-19, downloaded once), a file with its weights, or efficientnet-lite0 (from a package)"
+        source, size = _told(c.features, "features", choices), c.model.size
         out["features"] = EfficientNetLite(source, max(size, min(2 * size, 224))) if source.startswith("efficientnet-lite") else VGG19(source)
     if c.loss.identity:
         source = _told(c.embedder, "embedder", "bundled (small), or the official arcface_resnet18.pth")
@@ -170,7 +182,7 @@ def build_judges(config):
             m.forward = float32_on_cpu(m.forward)
     return out
 
-# %% ../nbs/15_train_restorer.ipynb #6f0785f6
+# %% ../nbs/15_train_restorer.ipynb #cda71bd2
 def held_out(config, data, valid=None):
     "(training set, validation set) of the folder `data`; the second from the folder `valid` (its first 64) or held out of `data`, never flipped."
     c, size = config, config.model.size
@@ -183,7 +195,8 @@ def held_out(config, data, valid=None):
         valid, shown, names = data, names[-n:], names[:-n]
     else:
         shown = FaceFolder(valid, size, boxes=None).names[:64]
-    return FaceFolder(data, size, flip=c.flip, names=names, **options), FaceFolder(valid, size, flip=False, names=shown, **options | dict(boxes=None))
+    training = FaceFolder(data, size, flip=c.flip, names=names, **options)
+    return training, FaceFolder(valid, size, flip=False, names=shown, **options | dict(boxes=None))
 
 # %% ../nbs/15_train_restorer.ipynb #ed3952aa
 class RestorerTrainer(Trainer):

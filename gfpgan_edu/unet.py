@@ -10,14 +10,15 @@ from torch import nn
 
 from .layers import SQRT2, EqualizedConv2d, Resample
 
-# %% ../nbs/05_unet.ipynb #41c6fdec
+# %% ../nbs/05_unet.ipynb #763bcb69
 class DownBlock(nn.Module):
     """Residual block that halves the size (@eq-unet-residual): (b, cin, h, w) -> (b, cout, h/2, w/2). The 1/√2 of the sum sits in the gains."""
 
     def __init__(self, cin, cout, *, resample="fir", equalized=True):
         super().__init__()
         self.conv1 = EqualizedConv2d(cin, cin, gain=SQRT2, activate=True, equalized=equalized)
-        self.conv2 = EqualizedConv2d(cin, cout, gain=1.0, activate=True, equalized=equalized)  # √2 of the activation · 1/√2 of the sum
+        # √2 of the activation · 1/√2 of the sum
+        self.conv2 = EqualizedConv2d(cin, cout, gain=1.0, activate=True, equalized=equalized)
         self.skip = EqualizedConv2d(cin, cout, 1, bias=False, gain=1 / SQRT2, equalized=equalized)
         self.resample = Resample(resample)
 
@@ -29,7 +30,7 @@ class DownBlock(nn.Module):
             h = self.conv2(self.resample.down(h))
         return h + self.skip(self.resample.down(x))
 
-# %% ../nbs/05_unet.ipynb #f64755e9
+# %% ../nbs/05_unet.ipynb #cae3fdbe
 class UpBlock(nn.Module):
     """Residual block that doubles the size: (b, cin, h, w) -> (b, cout, 2h, 2w). Bilinear in every family of official models."""
 
@@ -41,9 +42,10 @@ class UpBlock(nn.Module):
         self.resample = Resample("bilinear")
 
     def forward(self, x):
-        return self.conv2(self.resample.up(self.conv1(x))) + self.resample.up(self.skip(x))  # a 1×1 convolution commutes with resizing (@eq-unet-swap)
+        # a 1×1 convolution commutes with resizing (@eq-unet-swap)
+        return self.conv2(self.resample.up(self.conv1(x))) + self.resample.up(self.skip(x))
 
-# %% ../nbs/05_unet.ipynb #f69b703a
+# %% ../nbs/05_unet.ipynb #d933a69b
 class UNet(nn.Module):
     """Degradation removal (Eq. 1): x (b, 3, S, S) -> F_latent (b, C4, 4, 4), F_spatial [8..S: (b, Cs, s, s)], pyramid [8..S: (b, 3, s, s)].
 
@@ -56,7 +58,8 @@ class UNet(nn.Module):
         sizes = sorted(channels)                       # 4, 8, …, S
         eq = dict(equalized=equalized)
         self.first = EqualizedConv2d(3, channels[sizes[-1]], 1, gain=SQRT2, activate=True, **eq)
-        self.down = nn.ModuleList(DownBlock(channels[s], channels[s // 2], resample=resample, **eq) for s in sizes[:0:-1])
+        self.down = nn.ModuleList(DownBlock(channels[s], channels[s // 2], resample=resample, **eq)
+                                  for s in sizes[:0:-1])
         self.last = EqualizedConv2d(channels[4], channels[4], gain=SQRT2, activate=True, **eq)
         self.up = nn.ModuleList(UpBlock(channels[s // 2], channels[s], **eq) for s in sizes[1:])
         self.to_rgb = nn.ModuleList(EqualizedConv2d(channels[s], 3, 1, **eq) for s in sizes[1:])

@@ -38,21 +38,24 @@ from .stylegan2 import ModulatedConv2d, StyleConv, StyleGAN2
 class WeightsError(ValueError):
     "A weights file that cannot be read, trusted or matched; the message names the file and the reason."
 
-# %% ../nbs/09_weights.ipynb #06634ed0
+# %% ../nbs/09_weights.ipynb #9f7fc84f
 def save(net, path, dtype=None, **metadata):
     """Write `net` (anything with a `.config`) to a safetensors file, config in the header, atomically; `dtype=torch.float16` halves the size.
 
     Further keyword arguments are kept as strings in the header. Weights that are not finite, or become so in `dtype`, are a WeightsError.
     """
-    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone() for k, v in net.state_dict().items()}
+    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone()
+             for k, v in net.state_dict().items()}
     for k, v in state.items():
         if not torch.isfinite(v).all():
             raise WeightsError(f"{path}: not written, {k} holds NaN or infinity in {v.dtype}")
     config = net.config if isinstance(net.config, dict) else net.config.to_dict()
-    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__, "config": json.dumps(config)}
+    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__,
+                                                         "config": json.dumps(config)}
     tmp = Path(path).with_name(Path(path).name + ".part")
     try:
-        tmp.write_bytes(to_bytes(state, metadata=header))     # safetensors' save_file would make it readable for its owner only
+        # safetensors' save_file would make it readable for its owner only
+        tmp.write_bytes(to_bytes(state, metadata=header))
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
@@ -89,7 +92,7 @@ def read_header(path):
         raise WeightsError(f"{path}: no usable config in the header ({_short(e)})") from e
     return meta
 
-# %% ../nbs/09_weights.ipynb #080b7cf9
+# %% ../nbs/09_weights.ipynb #e7b33038
 def _compare(given, wanted, source):
     "Raise WeightsError unless the two {name: shape} agree."
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
@@ -110,7 +113,8 @@ class _Outline(TorchFunctionMode):
         if func in (torch.randn, torch.zeros, torch.ones, torch.empty, torch.full):
             return torch.zeros(()).expand(first if isinstance(first, (tuple, list)) else args)
         outline = isinstance(first, torch.Tensor) and first.ndim and not any(first.stride())
-        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):         # times a number, or filled in place
+        # times a number, or filled in place
+        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):
             return first
         return func(*args, **kwargs)
 
@@ -123,15 +127,17 @@ def _outline(build, source):
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
         raise WeightsError(f"{source}: describes a network that cannot be built ({_short(e)})") from e
 
-# %% ../nbs/09_weights.ipynb #6691ed65
+# %% ../nbs/09_weights.ipynb #55c0bbd8
 def _fill(net, pairs, source):
     "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float, also in the network's precision."
     own = net.state_dict()
     for k, v in pairs:
-        if v.is_floating_point() != own[k].is_floating_point():               # only counters are whole numbers
+        # only counters are whole numbers
+        if v.is_floating_point() != own[k].is_floating_point():
             raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
         v = v.to(own[k].dtype)
-        if v.numel() and not torch.stack(v.aminmax()).isfinite().all():       # NaN passes through both; no copy of a large tensor is made
+        # NaN passes through both; no copy of a large tensor is made
+        if v.numel() and not torch.stack(v.aminmax()).isfinite().all():
             raise WeightsError(f"{source}: {k} holds NaN or infinity")
         own[k].copy_(v)
     return net.eval()
@@ -143,7 +149,7 @@ def _one_by_one(path, names):
         with safe_open(path, "pt") as f:
             yield k, f.get_tensor(k)
 
-# %% ../nbs/09_weights.ipynb #94a14ce0
+# %% ../nbs/09_weights.ipynb #08c73bf7
 def load(path, network=GFPGAN):
     """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named by `network`, in float32, eval mode.
 
@@ -158,7 +164,8 @@ def load(path, network=GFPGAN):
         with safe_open(path, "pt") as f:
             given = {k: f.get_slice(k).get_shape() for k in f.keys()}
             n_mlp = config.get("n_mlp", 0) if isinstance(config, dict) else config.n_mlp
-            if not isinstance(n_mlp, int) or n_mlp > len(given):              # the one number that could make even the outline endless
+            # the one number that could make even the outline endless
+            if not isinstance(n_mlp, int) or n_mlp > len(given):
                 raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} mapping layers")
             _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
         return _fill(build(), _one_by_one(path, given), path)                 # copying returns to 32 bits
@@ -173,9 +180,10 @@ def bundled_path():
     "Where the model that comes with the package lies."
     return Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED}.safetensors"))
 
-# %% ../nbs/09_weights.ipynb #f53704ba
+# %% ../nbs/09_weights.ipynb #9294d82f
+# name -> what sets the official family apart in GFPGANConfig
 FAMILIES = {"v1": dict(resample="fir", equalized=True), "bilinear": dict(resample="bilinear", equalized=True),
-            "clean": dict(resample="bilinear", equalized=False)}      # name -> what sets the official family apart in GFPGANConfig
+            "clean": dict(resample="bilinear", equalized=False)}
 
 
 def _conv_names(ours, theirs, index, equalized, act):
@@ -193,7 +201,7 @@ def _as_official(name, v):
         return v[None, :, None, None]                         # added to a feature map as it is
     return v
 
-# %% ../nbs/09_weights.ipynb #073a5740
+# %% ../nbs/09_weights.ipynb #88803e10
 def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
     "(our key, official key) for every tensor of a StyleGAN2 with `n_blocks` = log2(size) - 2 blocks above 4 px."
     pairs = []
@@ -204,32 +212,39 @@ def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
     pairs.append((f"{s}constant", f"{theirs}constant_input.weight"))
     for i in range(2 * n_blocks + 1):
         name = f"{theirs}style_conv1" if i == 0 else f"{theirs}style_convs.{i - 1}"
-        pairs += [(f"{s}convs.{i}.noise_strength", f"{name}.weight"), (f"{s}convs.{i}.bias", f"{name}.{'activate.' if equalized else ''}bias"),
+        pairs += [(f"{s}convs.{i}.noise_strength", f"{name}.weight"),
+                  (f"{s}convs.{i}.bias", f"{name}.{'activate.' if equalized else ''}bias"),
                   (f"{s}noise{i}", f"{theirs}noises.noise{i}")]
-        pairs += [(f"{s}convs.{i}.conv.{p}", f"{name}.modulated_conv.{p}") for p in ("weight", "modulation.weight", "modulation.bias")]
+        pairs += [(f"{s}convs.{i}.conv.{p}", f"{name}.modulated_conv.{p}")
+                  for p in ("weight", "modulation.weight", "modulation.bias")]
     for k in range(n_blocks + 1):
         name = f"{theirs}to_rgb1" if k == 0 else f"{theirs}to_rgbs.{k - 1}"
         pairs.append((f"{s}to_rgbs.{k}.bias", f"{name}.bias"))
-        pairs += [(f"{s}to_rgbs.{k}.conv.{p}", f"{name}.modulated_conv.{p}") for p in ("weight", "modulation.weight", "modulation.bias")]
+        pairs += [(f"{s}to_rgbs.{k}.conv.{p}", f"{name}.modulated_conv.{p}")
+                  for p in ("weight", "modulation.weight", "modulation.bias")]
     return pairs
 
-# %% ../nbs/09_weights.ipynb #5c61a7a5
+# %% ../nbs/09_weights.ipynb #a0de5586
 def generator_names(config):
     "(our key, official key) for every tensor of a GFPGAN of this config."
     n, eq = int(math.log2(config.size)) - 2, config.equalized
     pairs = _conv_names("unet.first", "conv_body_first", "0.", eq, "1") + _conv_names("unet.last", "final_conv", "0.", eq, "1")
     for i in range(n):
         d, u = f"conv_body_down.{i}", f"conv_body_up.{i}"
-        pairs += _conv_names(f"unet.down.{i}.conv1", f"{d}.conv1", "0.", eq, "1") + _conv_names(f"unet.down.{i}.conv2", f"{d}.conv2", "1.", eq, "2")
-        pairs += _conv_names(f"unet.up.{i}.conv1", f"{u}.conv1", "0.", eq, "1") + _conv_names(f"unet.up.{i}.conv2", f"{u}.conv2", "", eq, "activation")
-        pairs += [(f"unet.down.{i}.skip.weight", f"{d}.skip.{'1.' if eq else ''}weight"), (f"unet.up.{i}.skip.weight", f"{u}.skip.weight")]
+        pairs += _conv_names(f"unet.down.{i}.conv1", f"{d}.conv1", "0.", eq, "1")
+        pairs += _conv_names(f"unet.down.{i}.conv2", f"{d}.conv2", "1.", eq, "2")
+        pairs += _conv_names(f"unet.up.{i}.conv1", f"{u}.conv1", "0.", eq, "1")
+        pairs += _conv_names(f"unet.up.{i}.conv2", f"{u}.conv2", "", eq, "activation")
+        pairs += [(f"unet.down.{i}.skip.weight", f"{d}.skip.{'1.' if eq else ''}weight"),
+                  (f"unet.up.{i}.skip.weight", f"{u}.skip.weight")]
         for p in ("weight", "bias"):
             pairs.append((f"unet.to_rgb.{i}.{p}", f"toRGB.{i}.{p}"))
-            pairs += [(f"heads.{i}.{head}.{j}.{p}", f"condition_{head}.{i}.{2 * j}.{p}") for head in ("scale", "shift") for j in (0, 1)]
+            pairs += [(f"heads.{i}.{head}.{j}.{p}", f"condition_{head}.{i}.{2 * j}.{p}")
+                      for head in ("scale", "shift") for j in (0, 1)]
     pairs += [(f"to_w.{p}", f"final_linear.{p}") for p in ("weight", "bias")]
     return pairs + prior_names(n, config.n_mlp, eq, "decoder.", "stylegan_decoder.")
 
-# %% ../nbs/09_weights.ipynb #2ebc9d4a
+# %% ../nbs/09_weights.ipynb #4e2903b7
 def _unwrap(state, source):
     "The plain {name: tensor} inside an official file: prefers the averaged weights, drops DataParallel's `module.`."
     if isinstance(state, dict):
@@ -246,7 +261,8 @@ def recognise(state, family=None):
     GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean") decides; None means v1 for both.
     """
     d = "stylegan_decoder"
-    needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight", f"{d}.constant_input.weight", f"{d}.to_rgb1.modulated_conv.modulation.weight"]
+    needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight",
+              f"{d}.constant_input.weight", f"{d}.to_rgb1.modulated_conv.modulation.weight"]
     missing = [k for k in needed if k not in state or state[k].ndim < 2]
     if missing:
         raise WeightsError(f"not an official GFPGAN generator: {missing[0]} is missing")
@@ -257,16 +273,19 @@ def recognise(state, family=None):
     rows, cond, scale, constant, mod = (state[k].shape for k in needed)
     narrow = constant[1] / 512
     at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")               # first convolution at 64 px
-    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state), style_dim=mod[1], narrow=narrow,
-                        channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow, sft="half" if scale[0] == cond[1] else "full",
+    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state),
+                        style_dim=mod[1], narrow=narrow,
+                        channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow,
+                        sft="half" if scale[0] == cond[1] else "full",
                         n_mlp=sum("style_mlp" in k and k.endswith(".weight") for k in state),
                         w="one" if rows[0] == mod[1] else "per_layer", **FAMILIES[family])
 
-# %% ../nbs/09_weights.ipynb #fe6bc479
+# %% ../nbs/09_weights.ipynb #3de97955
 def _translate(build, pairs, state, source):
     "`build()` filled with the official `state`; `pairs` are (our key, official key). 64-bit weights stay so, all others become float32."
     own = _outline(build, source)
-    _compare({k: v.shape for k, v in state.items()}, {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
+    _compare({k: v.shape for k, v in state.items()},
+             {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
     state = {ours: state[theirs].reshape(own[ours].shape) for ours, theirs in pairs}
     double = any(v.dtype == torch.float64 for v in state.values())
     return _fill(build().to(torch.float64 if double else torch.float32), state.items(), source)
@@ -292,7 +311,8 @@ def prior_from_official(state, resample="fir", source="state dict"):
     at64 = state.get("style_convs.6.modulated_conv.weight")
     n_mlp = sum(k.startswith("style_mlp") and k.endswith(".weight") for k in state)
     multiplier = 1 if at64 is None or not narrow else at64.shape[1] / 256 / narrow
-    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow, resample=resample)
+    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow,
+                              resample=resample)
     return _translate(build, prior_names(n, n_mlp, True), state, source)
 
 # %% ../nbs/09_weights.ipynb #bc02fd0f
@@ -373,7 +393,7 @@ def _remembered(path):
         raise WeightsError(f"{path}: cannot be read ({e}); it remembers the hashes of earlier downloads, delete it to start afresh") from e
     return known if isinstance(known, dict) else {}
 
-# %% ../nbs/09_weights.ipynb #8cb34a94
+# %% ../nbs/09_weights.ipynb #3f8449d9
 def _fetch(url, part, progress):
     "Download `url` to `part`, going on where an earlier try broke off."
     have = part.stat().st_size if part.exists() else 0
@@ -383,21 +403,23 @@ def _fetch(url, part, progress):
     except urllib.error.HTTPError as e:
         if e.code != 416 or not have:
             raise
-        if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):     # nothing is left to fetch
+        # nothing is left to fetch
+        if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):
             return
         part.unlink()                                        # more than the whole file: not this file
         return _fetch(url, part, progress)
     with response, open(part, "ab" if response.status == 206 else "wb") as f:
         have = have if response.status == 206 else 0         # 200: the server sends the whole file again
         total = have + int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar:
+        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem,
+                  disable=not progress) as bar:
             while block := response.read(1 << 18):
                 f.write(block)
                 bar.update(len(block))
     if total > have and part.stat().st_size != total:
         raise OSError(f"connection closed after {part.stat().st_size} of {total} bytes")
 
-# %% ../nbs/09_weights.ipynb #376782d6
+# %% ../nbs/09_weights.ipynb #4b180e2a
 def download(release, cache=None, progress=True):
     """Fetch a `Release` (or its name) into the cache and return the path. A finished file is used again; a broken-off one is resumed.
 
@@ -424,23 +446,26 @@ def download(release, cache=None, progress=True):
         told = "published" if r.sha256 else f"remembered in {seen}"
         raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); the file was deleted")
     if not want:
-        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}", file=sys.stderr)
+        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}",
+              file=sys.stderr)
         seen.write_text(json.dumps(known | {r.url: digest}, indent=1))
     os.replace(part, path)
     return path
 
-# %% ../nbs/09_weights.ipynb #a6cc3d9e
+# %% ../nbs/09_weights.ipynb #6b39d08b
 def _read_pickle(path):
     "The content of a .pth file; only plain tensors and containers are allowed in it, and nothing that unpacks to more than the file's size."
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as z:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in z.infolist()):        # torch.save never compresses
+                # torch.save never compresses
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in z.infolist()):
                     raise ValueError("holds compressed entries")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                   # it is read, or it is an error
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:                                    # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
+    # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
+    except Exception as e:
         reason = str(e) if type(e) is ValueError else (getattr(e, "strerror", None) or "damaged, or it holds more than tensors; nothing in it was run").lower()
         raise WeightsError(f"{path}: not a plain file of tensors ({_short(reason)})") from e
 
@@ -450,7 +475,8 @@ def read_state(path):
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
     state, there = _unwrap(_read_pickle(path), path), Path(path).stat().st_size
-    if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:               # one number can pose as a tensor of any size
+    # one number can pose as a tensor of any size
+    if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:
         raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights in a file of {there / 1e6:.1f} MB")
     return state
 

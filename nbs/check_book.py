@@ -354,6 +354,8 @@ def cell_problems(cell, counts):
         yield "the saved output is an error"
     if any(re.search(r"Traceback|Warning", joined(o["text"])) for o in outputs if o.get("name") == "stderr"):
         yield "a warning or traceback among the saved outputs"
+    if pictures and not option(cell, "fig-alt"):
+        yield "a picture without `#| fig-alt`, its text for readers who cannot see it"
     if label.startswith("fig-") and not pictures:
         yield f"figure {label} has no saved picture; run `make chapters`"
     elif not outputs and shows_something(source):

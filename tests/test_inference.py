@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
-from gfpgan_edu.inference import FusedGFPGAN, FusedModulatedConv2d, FusedResample, export_onnx, fuse
+from gfpgan_edu.inference import FusedGFPGAN, FusedModulatedConv2d, FusedResample, enlarge_and_convolve, export_onnx, fuse
 from gfpgan_edu.layers import Resample
 from gfpgan_edu.stylegan2 import ModulatedConv2d
 from gfpgan_edu.weights import WeightsError
@@ -88,6 +88,15 @@ def test_resampling_is_that_of_the_layers(mode, shape):
     fused = FusedResample(plain, torch.float32)
     assert_close(fused.up(x), plain.up(x), rtol=1e-5, atol=1e-5)
     assert_close(fused.down(x), plain.down(x), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(b=st.integers(1, 2), h=st.integers(1, 9), w=st.integers(1, 7), band=st.integers(1, 700), biased=st.booleans(), seed=st.integers(0, 99))
+def test_bands_together_are_the_whole_map(b, h, w, band, biased, seed):
+    torch.manual_seed(seed)
+    x, weight, bias = torch.randn(b, 3, h, w), torch.randn(4, 3, 3, 3), torch.randn(4) if biased else None
+    whole = torch.nn.functional.conv2d(torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), weight, bias, padding=1)
+    assert_close(enlarge_and_convolve(x, weight, bias, band), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_the_noise_that_is_fused_is_the_stored_noise():

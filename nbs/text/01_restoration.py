@@ -4,18 +4,20 @@
 # > One photo, one command, and the question that the rest of the book answers.
 #
 # **You will build** nothing yet: you will use the finished package on a real photo, see what it can and cannot do, and meet the method in one picture.
-# **Needs** nothing but a first idea of what a convolution and a loss are. **Runs in** about 15 s on a laptop CPU.
+# **Needs** nothing but a first idea of what a convolution and a loss are. **Runs in** about 10 s on a laptop CPU.
 
 # %%
 #| default_exp examples
 
 # %%
-import cv2
 import numpy as np
+import torch
+from fastcore.test import test_fail
 
-from gfpgan_edu import restore
+from gfpgan_edu import load_weights, restore
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
+from gfpgan_edu.faces import align, to_images, to_tensor
 
 # %% [markdown]
 # ## A face, three lines
@@ -24,7 +26,7 @@ from gfpgan_edu.examples import astronaut, draw_map, example_faces, show
 # made small by a sensor, sprinkled with noise and squeezed by a JPEG encoder. Nobody wrote down how much of each. *Blind face restoration* is the task of drawing the face again as it
 # may have looked, without being told what happened to it.
 #
-# Here is a photo to try it on: the NASA portrait of the astronaut Eileen Collins, which is in the public domain. We damage it on purpose, so that we know the truth and can compare. The numbers say how:
+# Here is a photo to try it on, and the face that accompanies this book: the NASA portrait of the astronaut Eileen Collins, which is in the public domain. We damage it on purpose, so that we know the truth and can compare. The numbers say how:
 # a blur of 2 pixels, 4 times fewer pixels in each direction, noise of 15 grey levels, JPEG at quality 50. @sec-degradation is about these numbers.
 
 # %%
@@ -50,8 +52,6 @@ show([p[view] for p in (photo, result.image, original)], ["input", "restored", "
 #| label: fig-restoration-face
 #| fig-cap: "The face alone, aligned to the model's 64 by 64 pixels: what went into the network, what came out, and the original cut out in the same way."
 #| fig-alt: "Close-up of the face three times: damaged, restored, original."
-from gfpgan_edu.faces import align
-
 degraded, restored = result.faces[0]
 truth, _ = align(original, result.landmarks[0], restored.shape[0])
 show([degraded, restored, truth], ["network input", "network output", "original"], height=1.6);
@@ -60,7 +60,7 @@ show([degraded, restored, truth], ["network input", "network output", "original"
 # %% [markdown]
 # Look at @fig-restoration-first first from arm's length, then at @fig-restoration-face from close up. The noise and the coloured JPEG specks are gone and eyes, nose and mouth have outlines again. Some of what you see was never in the input: it is what such a face usually looks like.
 # Everything outside the face is as bad as before: the network sees faces and nothing else.
-# The bundled model is small: 64 by 64 pixels, trained for a few hours on two CPU cores shared with other work. Its model card, `gfpgan_edu/bundled/faces64.md`, says what it was trained on, with which losses, and how it scores; a face that is larger in the photo than 64 pixels loses detail. It is there so that everything in this book can be run at once.
+# The bundled model is small: 64 by 64 pixels, trained for a few hours on two CPU cores. A face that is larger in the photo loses detail. Its card, `gfpgan_edu/bundled/faces64.md`, says what it was trained on, with which losses, and how it scores.
 # The official weights, at 512 pixels, load by name: `restore(photo, weights="v1.4")` downloads them once (@sec-weights).
 #
 # Before we trust our eyes, two numbers, over the middle of the face: how far a picture is from the original, pixel by pixel, and how strong its edges are, as the mean difference of neighbouring pixels.
@@ -83,7 +83,7 @@ for name, picture in {"network input": degraded, "network output": restored, "or
 assert edges(degraded) < edges(restored) < 1.3 * edges(truth) and error(restored) < 1.3 * error(degraded)
 
 # %% [markdown]
-# The output has edges about as strong as the original's, where the input had lost a good part of them. And yet, pixel by pixel, it is hardly nearer to the original than the input was, or not at all: it drew plausible edges, not always in the true place. Keep these two numbers in mind. The next but one section shows that they pull against each other by necessity.
+# The output has regained edges that the input had lost. And yet, pixel by pixel, it is hardly nearer to the original than the input was, or not at all: it drew plausible edges, not always in the true place. The next but one section shows that the two numbers pull against each other by necessity.
 
 # %% [markdown]
 # ## Why this is hard
@@ -104,9 +104,10 @@ assert after < before / 10
 
 # %%
 #| label: fig-restoration-illposed
-#| fig-cap: "Two clearly different faces, and what blur and downsampling leave of them."
-#| fig-alt: "A face and the same face with a checkered pattern; below, two blurred faces that look the same."
-show([face, other, degrade(face, blur), degrade(other, blur)], ["face A", "face B", "A damaged", "B damaged"], height=1.4);
+#| fig-cap: "Two different faces, and what blur and downsampling leave of them."
+#| fig-alt: "A face and the same face with a checkered pattern; beside them, two blurred faces that look the same."
+show([face, other, degrade(face, blur), degrade(other, blur)], ["face A", "face B", "A damaged", "B damaged"],
+     height=1.4);
 
 # %% [markdown]
 # The damaged versions in @fig-restoration-illposed cannot be told apart, so no method can know from them which face was the true one. A restorer must *choose*. The choice can be guided only by what faces look like in general: by a **prior**.
@@ -114,10 +115,11 @@ show([face, other, degrade(face, blur), degrade(other, blur)], ["face A", "face 
 # ## Why a careful answer is a blurred one
 #
 # Suppose that a network is trained to be as close as possible to the truth, pixel by pixel. If several faces are equally likely, the safest answer is their average, and an average of sharp pictures is not sharp. We can check this with pictures whose
-# details sit in slightly different places: the average has a smaller mean squared error than every single candidate, and it is the only one that no human would call a photo.
+# details sit in slightly different places. The average has a smaller mean squared error than every single candidate, and it alone is blurred.
 
 # %%
-candidates = np.stack([np.roll(face, shift, axis=(0, 1)) for shift in [(0, 0), (0, 2), (2, 0), (2, 2), (-2, 0), (0, -2), (-2, -2)]]).astype(float)
+shifts = [(0, 0), (0, 2), (2, 0), (2, 2), (-2, 0), (0, -2), (-2, -2)]
+candidates = np.stack([np.roll(face, shift, axis=(0, 1)) for shift in shifts]).astype(float)
 mean = candidates.mean(0)
 
 
@@ -151,27 +153,23 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output", "pyrami
 # * **The codes.** A linear layer turns the vector into the codes that StyleGAN2 listens to. Earlier methods searched for such codes by optimisation, for each image anew [@menon2020pulse; @gu2020mganprior]; here one matrix product does it (@sec-gfpgan).
 # * **The bridge.** Codes are too small to carry a face exactly. So the feature maps of the U-Net scale and shift *half* of the prior's features, position by position; the other half passes untouched and keeps the prior's realism (@sec-csft).
 #
-# The network is trained on pairs made by damaging good photos (@sec-degradation), with losses that compare pixels, features, facial parts and identity. This edition of the book covers the problem, the network, its weights, and its use on photos;
-# the chapters on losses, training and evaluation follow.
+# The network is trained on pairs made by damaging good photos (@sec-degradation), with losses that compare pixels, features, facial parts and identity (@sec-losses). The book makes the pairs, builds the network, trains it, measures it, and uses it on photos, in this order.
 #
 # ## What it cannot do
 #
-# A restorer that always answers will also answer when nothing is left to restore. Below, the same photo is damaged more and more. The last rows are where a careful user stops believing: the output is a face, but not necessarily *this* face.
+# A restorer that always answers will also answer when nothing is left to restore. Below, the same photo is damaged more and more. The columns at the right of @fig-restoration-limits are where a careful user stops believing: the output is a face, but not necessarily *this* face.
 
 # %%
 #| label: fig-restoration-limits
 #| fig-cap: "Growing damage (left to right: r = 1.5, 4, 8, 14 with matching blur and noise). Top: what the network sees. Bottom: what it draws."
 #| fig-alt: "Four columns of faces with growing damage; the restored faces become vaguer and less like the person."
-import torch
-from gfpgan_edu import load_weights
-from gfpgan_edu.faces import to_images, to_tensor
-
 net = load_weights("bundled")
-levels = [DegradationParams(sigma_x=r / 3, sigma_y=r / 3, r=r, delta=1.2 * r, q=int(90 - 3 * r), noise_seed=2) for r in (1.5, 4.0, 8.0, 14.0)]
+levels = [DegradationParams(sigma_x=r / 3, sigma_y=r / 3, r=r, delta=1.2 * r, q=int(90 - 3 * r), noise_seed=2)
+          for r in (1.5, 4.0, 8.0, 14.0)]
 inputs = [degrade(truth, level) for level in levels]
 with torch.inference_mode():
     outputs = to_images(net(to_tensor(np.stack(inputs)))[0])
-show([*inputs, *outputs], [f"r = {level.r:g}" for level in levels], cols=4, height=1.1);
+show([*inputs, *outputs], [f"r = {level.r:g}" for level in levels], rows=("damaged", "restored"), cols=4, height=1.1);
 
 # %% tags=["volatile"]
 errors = [error(o) for o in outputs]
@@ -179,7 +177,7 @@ print("grey levels from the original:", [round(float(e), 1) for e in errors])
 assert errors[0] < errors[-1]
 
 # %% [markdown]
-# Three things follow from @fig-restoration-limits and from the section before, and they hold for every face restorer, ours and others:
+# The printed error grows with the damage, as it must. Three things follow for every face restorer, ours and others:
 #
 # * What it adds is likely, not true. A restored face is no evidence of who somebody is.
 # * It repeats the faces it was trained on. Ours saw FFHQ, which has more light-skinned adults than the world has.
@@ -187,7 +185,7 @@ assert errors[0] < errors[-1]
 #
 # ## The faces and pictures of this book
 #
-# Chapters need pictures, and faces belong to people. So the examples use one public-domain portrait, shifted and flipped, unless you name a folder of aligned faces of your own in the environment variable `GFPGAN_EDU_FACES`.
+# Chapters need pictures, and faces belong to people. So above 64 px the examples use the astronaut, shifted and flipped. Up to 64 px they use faces that the bundled prior made up, nobody's portrait: the same few in every chapter. To see faces of your own instead, name a folder of aligned ones in the environment variable `GFPGAN_EDU_FACES`.
 # Each chapter opens with the map. Its code is long and dull, and is shown here once.
 
 # %%
@@ -244,7 +242,8 @@ def example_faces(n=8, size=128, seed=0):
     else:
         photo, faces = astronaut(), []
         for i in range(n):
-            side = 168 + (0 if i == 0 else int(rng.integers(-12, 24)))              # the face, framed as FFHQ frames it
+            # the face, framed as FFHQ frames it
+            side = 168 + (0 if i == 0 else int(rng.integers(-12, 24)))
             x, y = (225, 106) if i == 0 else (225 + int(rng.integers(-8, 9)), 106 + int(rng.integers(-8, 9)))
             crop = photo[y - side // 2:y + side // 2, x - side // 2:x + side // 2]
             faces.append(crop[:, ::-1] if i % 2 else crop)
@@ -256,8 +255,8 @@ def example_faces(n=8, size=128, seed=0):
 
 # %%
 #| export
-def show(images, titles=(), *, cols=None, height=2.2, cmap="gray", vmin=None, vmax=None):
-    """Draw pictures in a grid and return the matplotlib figure.
+def show(images, titles=(), *, rows=(), cols=None, height=2.2, cmap="gray", vmin=None, vmax=None):
+    """Draw pictures in a grid, `rows` named at the left, and return the matplotlib figure.
 
     Each is uint8 H×W×3, a tensor (3, h, w) in [-1, 1] (clipped), or a 2-D map drawn with `cmap` between vmin and vmax.
     """
@@ -265,15 +264,18 @@ def show(images, titles=(), *, cols=None, height=2.2, cmap="gray", vmin=None, vm
 
     images = [_drawable(i) for i in images]
     cols = cols or min(len(images), 8)
-    rows = -(-len(images) // cols)
+    lines, titled = -(-len(images) // cols), -(-len(titles) // cols)
     widest = max(i.shape[1] / i.shape[0] for i in images)
-    fig, axes = plt.subplots(rows, cols, figsize=(cols * height * widest, rows * (height + (0.25 if len(titles) else 0))), squeeze=False, layout="constrained")
+    size = cols * height * widest + 0.8 * bool(rows), lines * height + 0.25 * titled
+    fig, axes = plt.subplots(lines, cols, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, images)):
         ax.imshow(image, cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
         if i < len(titles):
             ax.set_title(titles[i], fontsize=9)
+    for ax, name in zip(axes[:, 0], rows):
+        ax.text(-0.08, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=9)
     return fig
 
 
@@ -292,11 +294,14 @@ def _drawable(image):
 #| export
 # Box name: (x, y, width, height, label). One picture of the method, drawn in every chapter with that chapter's part lit.
 _BOXES = {
-    "degradation": (0.0, 2.1, 1.5, 0.8, "degraded\nface x"), "unet": (2.1, 1.2, 1.7, 2.2, "U-Net\nremoves the\ndegradation"),
+    "degradation": (0.0, 2.1, 1.5, 0.8, "degraded\nface x"),
+    "unet": (2.1, 1.2, 1.7, 2.2, "U-Net\nremoves the\ndegradation"),
     "latent": (4.8, 2.75, 1.5, 0.65, "codes w"), "csft": (4.8, 1.2, 1.5, 0.9, "scale α\nshift β"),
-    "stylegan2": (7.0, 1.2, 1.9, 2.2, "StyleGAN2\nthe prior"), "output": (9.6, 2.1, 1.5, 0.8, "restored\nface ŷ"), "pyramid": (2.1, 0.0, 1.7, 0.65, "pyramid\nof pictures"),
+    "stylegan2": (7.0, 1.2, 1.9, 2.2, "StyleGAN2\nthe prior"),
+    "output": (9.6, 2.1, 1.5, 0.8, "restored\nface ŷ"), "pyramid": (2.1, 0.0, 1.7, 0.65, "pyramid\nof pictures"),
 }
-_ARROWS = [("degradation", "unet", ""), ("unet", "latent", "F_latent"), ("unet", "csft", "F_spatial"), ("latent", "stylegan2", ""),
+_ARROWS = [("degradation", "unet", ""), ("unet", "latent", "F_latent"), ("unet", "csft", "F_spatial"),
+           ("latent", "stylegan2", ""),
            ("csft", "stylegan2", ""), ("stylegan2", "output", ""), ("unet", "pyramid", "")]
 
 
@@ -310,12 +315,15 @@ def draw_map(*lit):
     fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
     for name, (x, y, w, h, label) in _BOXES.items():
         on = name in lit
-        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc="#0072B2" if on else "#eeeeee", ec="#444444"))
-        ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=9, color="white" if on else "#222222")
+        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc="#0072B2" if on else "#eeeeee",
+                                    ec="#444444"))
+        ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=9,
+                color="white" if on else "#222222")
     for a, b, label in _ARROWS:
         (ax0, ay0, aw, ah, _), (bx, by, bw, bh, _) = _BOXES[a], _BOXES[b]
         down = b == "pyramid"
-        start = (ax0 + aw / 2, ay0 - 0.06) if down else (ax0 + aw + 0.06, (by if bh < ah else ay0) + min(ah, bh) / 2)
+        start = (ax0 + aw / 2, ay0 - 0.06) if down else (ax0 + aw + 0.06,
+                                                         (by if bh < ah else ay0) + min(ah, bh) / 2)
         end = (bx + bw / 2, by + bh + 0.06) if down else (bx - 0.06, start[1])
         ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="#444444"))
         ax.text((start[0] + end[0]) / 2, start[1] + 0.1, label, ha="center", fontsize=7)
@@ -328,8 +336,6 @@ def draw_map(*lit):
 # Two checks: the examples are reproducible and of the promised shape, and a misspelt part of the map is refused.
 
 # %%
-from fastcore.test import test_fail
-
 faces = example_faces(4, 64, seed=3)
 assert faces.shape == (4, 64, 64, 3) and faces.dtype == np.uint8
 assert (faces == example_faces(4, 64, seed=3)).all() and (faces != example_faces(4, 64, seed=4)).any()
@@ -358,6 +364,8 @@ test_fail(lambda: draw_map("unett"), exc=ValueError, contains="unett")
 # * Pixel losses alone give averages, and averages are blurred. A prior is needed to choose a sharp answer.
 # * GFP-GAN steers a pretrained StyleGAN2 with codes and with spatial feature maps, both read off the damaged face by a U-Net, in one forward pass.
 # * The answer is plausible, not certain. It repeats the training data's habits.
+#
+# Next: a restorer learns from pairs of a damaged and a clean face. @sec-degradation makes them.
 #
 # ## Exercises
 #

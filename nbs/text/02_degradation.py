@@ -4,7 +4,7 @@
 # > Clean faces are plentiful, damaged ones with their clean originals are not: so damage them yourself.
 #
 # **You will build** the function that turns a clean face into the damaged input of a training pair: blur, downsampling, noise, JPEG and colour changes, with all randomness
-# in one small record that can be stored and replayed. **Needs** the picture helpers of @sec-restoration, nothing else. **Runs in** about 15 s on a laptop CPU.
+# in one small record that can be stored and replayed. **Needs** the picture helpers of @sec-restoration, nothing else. **Runs in** about 12 s on a laptop CPU.
 
 # %%
 #| default_exp degradation
@@ -44,7 +44,7 @@ draw_map("degradation");
 # %% [markdown]
 # ## Why train on synthetic damage
 #
-# A restorer learns from pairs: a damaged face $\mathbf x$ and the clean face $\mathbf y$ it came from. Real damaged photos have no clean original. A *blind* restorer must also work
+# In @sec-restoration five numbers damaged the astronaut's photo. A restorer learns from many such pairs: a damaged face $\mathbf x$ and the clean face $\mathbf y$ it came from. Real damaged photos have no clean original. A *blind* restorer must also work
 # without being told what happened to the photo. Both problems have one answer: take clean faces, draw a random damage for each, and hope that
 # the mixture is broad enough to contain what happens to real photos [@li2018gfrnet; @li2020dfdnet]. GFP-GAN [@wang2021gfpgan] uses this model (Eq. 10 of the paper):
 #
@@ -54,8 +54,7 @@ draw_map("degradation");
 # (few pixels on the face). $\mathbf n_\delta$ is white Gaussian noise with standard deviation $\delta$ grey levels of 255 (a sensor in the dark). $[\,\cdot\,]_{\mathrm{JPEG}_q}$ stores
 # and reads the picture as a JPEG of quality $q$. The result is then enlarged to the size of $\mathbf y$, because the network of @fig-degradation-map wants input and output of one size.
 #
-# The model is a bet. Motion blur, scratches and a second round of compression are not in it. What a network has never seen in training it cannot be
-# expected to repair, and the authors name this gap as the reason for their failures. Every number in this chapter is therefore a decision about what the restorer will be good at.
+# The model is a bet. Motion blur, scratches and a second round of compression are not in it, and the authors name this gap as the reason for their failures. Every number in this chapter is a decision about what the restorer will be good at.
 #
 # The sections below build one operator of @eq-degradation each. They work on float32 pictures of shape $H\times W\times 3$, RGB in $[0,1]$. The whole takes and returns 8-bit pictures, like a camera.
 
@@ -122,7 +121,8 @@ test_fail(lambda: gaussian_kernel(1, size=4), exc=ValueError, contains="odd")
 #| fig-cap: "Kernels of 41 × 41 pixels, each scaled to its own maximum."
 #| fig-alt: "Four bright spots on black: a small round one, a large round one that reaches the border, an ellipse along x, the ellipse turned."
 settings = [(2, 2, 0), (10, 10, 0), (6, 2, 0), (6, 2, np.pi / 6)]
-show([gaussian_kernel(*s) for s in settings], [f"σ = {a}, {b}   θ = {t * 180 / np.pi:.0f}°" for a, b, t in settings], height=1.8);
+show([gaussian_kernel(*s) for s in settings],
+     [f"σ = {a}, {b}   θ = {t * 180 / np.pi:.0f}°" for a, b, t in settings], height=1.8);
 
 
 # %% [markdown]
@@ -143,7 +143,7 @@ assert width(gaussian_kernel(0.2)) < 0.01 and 8.8 < width(gaussian_kernel(10)) <
 
 
 # %% [markdown]
-# Two facts to remember. The mildest blur of the paper, $\sigma=0.2$, changes nothing: the neighbouring pixel is five sigmas away. The strongest, $\sigma = 10$, acts like 8.9.
+# The mildest blur of the paper, $\sigma=0.2$, changes nothing: the neighbouring pixel is five sigmas away. The strongest, $\sigma = 10$, acts like 8.9.
 #
 # ## Blur
 #
@@ -162,12 +162,16 @@ assert width(gaussian_kernel(0.2)) < 0.01 and 8.8 < width(gaussian_kernel(10)) <
 def fourier_blur(x, k):
     "y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border; k n×n, n odd, and the same after a half turn."
     (h, w), n = x.shape[:2], len(k)
-    rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))             # transforms are quick at sizes like 2^a 3^b 5^c
+    # transforms are quick at sizes like 2^a 3^b 5^c
+    rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))
     kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty((h, w, 3), np.float32)
-    kernel[:n, :n] = k                                                             # its centre is not at 0: the result moves by n // 2
+    # its centre is not at 0: the result moves by n // 2
+    kernel[:n, :n] = k
     cv2.dft(kernel, kernel)
-    for c in range(3):                                                             # all in one buffer: fresh memory costs more than the transforms
-        cv2.copyMakeBorder(cv2.extractChannel(x, c), n // 2, rows - h - n // 2, n // 2, columns - w - n // 2, cv2.BORDER_REFLECT_101, plane)
+    # all in one buffer: fresh memory costs more than the transforms
+    for c in range(3):
+        cv2.copyMakeBorder(cv2.extractChannel(x, c), n // 2, rows - h - n // 2, n // 2, columns - w - n // 2,
+                           cv2.BORDER_REFLECT_101, plane)
         cv2.dft(plane, plane)
         cv2.mulSpectrums(plane, kernel, 0, plane)
         cv2.idft(plane, plane, flags=cv2.DFT_SCALE | cv2.DFT_REAL_OUTPUT)
@@ -192,11 +196,15 @@ def reference_blur(x, kernel):
 
 
 for s in [(2.0, 2.0, 0.0), (2.5, 1.0, 0.0), (2.5, 1.0, 0.7)]:
-    for size in (11, 41):                                                      # two passes, the sum itself, and the Fourier transform
+    # two passes, the sum itself, and the Fourier transform
+    for size in (11, 41):
         assert levels(blur(x, *s, size=size), reference_blur(x, reference_kernel(*s, size))) < 1e-3
-        assert levels(fourier_blur(x, gaussian_kernel(*s, size)), cv2.filter2D(x, -1, gaussian_kernel(*s, size))) < 1e-3
-assert levels(blur(np.full_like(x, 0.7), 2.5, 1.0, 0.7), 0.7) < 1e-3           # flat stays flat, border included
-assert levels(blur(blur(x, 1.5), 2.0), blur(x, 2.5)) < 1                       # 1.5² + 2² = 2.5²: Gaussians add their squares
+        assert levels(fourier_blur(x, gaussian_kernel(*s, size)),
+                      cv2.filter2D(x, -1, gaussian_kernel(*s, size))) < 1e-3
+# flat stays flat, border included
+assert levels(blur(np.full_like(x, 0.7), 2.5, 1.0, 0.7), 0.7) < 1e-3
+# 1.5² + 2² = 2.5²: Gaussians add their squares
+assert levels(blur(blur(x, 1.5), 2.0), blur(x, 2.5)) < 1
 assert levels(blur(x, 0.2), x) < 0.01                                          # the mildest of the paper
 
 # %%
@@ -204,7 +212,8 @@ assert levels(blur(x, 0.2), x) < 0.01                                          #
 #| fig-cap: "Blur of growing σ; last, an ellipse at 45°. The eyes of a face of 128 pixels."
 #| fig-alt: "Five copies of a pair of eyes, from sharp to very blurred; the last one is smeared along a diagonal."
 sweep = [(0, 0, 0), (1, 1, 0), (2.5, 2.5, 0), (4, 4, 0), (4, 0.5, np.pi / 4)]
-show([blur(x, *s)[eyes] for s in sweep], [f"σ = {a}" if a == b else f"σ = {a}, {b}" for a, b, _ in sweep], height=1.1);
+show([blur(x, *s)[eyes] for s in sweep], [f"σ = {a}" if a == b else f"σ = {a}, {b}" for a, b, _ in sweep],
+     height=1.1);
 
 
 # %% [markdown]
@@ -232,7 +241,8 @@ def reference_resize(x, width, height):
         n = x.shape[axis]
         s = (np.arange(m) + 0.5) * n / m - 0.5
         i = np.floor(s).astype(int)
-        f = (s - i).reshape([-1 if a == axis else 1 for a in range(3)])        # share of the right (lower) neighbour
+        # share of the right (lower) neighbour
+        f = (s - i).reshape([-1 if a == axis else 1 for a in range(3)])
         left, right = (np.take(x, np.clip(j, 0, n - 1), axis) for j in (i, i + 1))
         x = left * (1 - f) + right * f
     return x
@@ -260,7 +270,8 @@ print(f"The alias keeps {spectrum[13]:.2f} of the wave's amplitude.")
 #| fig-alt: "Four ring patterns: the original; linear resize with false rings in the corners; area average with faint ones; blurred first, grey where the rings were too fine."
 v, u = np.mgrid[:96, :96] - 47.5
 plate = np.repeat((0.5 + 0.5 * np.cos(np.pi * (u**2 + v**2) / 192)).astype(np.float32)[..., None], 3, -1)
-pictures = [plate, resize(plate, 24, 24), cv2.resize(plate, (24, 24), interpolation=cv2.INTER_AREA), resize(blur(plate, 2.0), 24, 24)]
+pictures = [plate, resize(plate, 24, 24), cv2.resize(plate, (24, 24), interpolation=cv2.INTER_AREA),
+            resize(blur(plate, 2.0), 24, 24)]
 show(pictures, ["96 px", "linear, r = 4", "mean of 4 × 4", "blur σ = 2, then linear"], height=1.8);
 
 
@@ -346,7 +357,8 @@ show(noisy, [f"δ = {d}" for d in (0, 10, 20)] + ["δ = 20 after r = 4"], height
 #| export
 def to_uint8(x):
     "float in [0, 1] -> uint8, rounded, not truncated."
-    return cv2.addWeighted(x, 255, x, 0, 0, dtype=cv2.CV_8U).reshape(np.shape(x))    # 255 x + 0 x + 0: stops at 0 and 255, and makes no copies
+    # 255 x + 0 x + 0: stops at 0 and 255, and makes no copies
+    return cv2.addWeighted(x, 255, x, 0, 0, dtype=cv2.CV_8U).reshape(np.shape(x))
 
 
 def jpeg(img, q):
@@ -405,7 +417,8 @@ colour, luma = contrast_left(stripes((200, 100, 100), (100, 151, 100)), 0), cont
 print(f"Contrast left at q = 100: {colour:.2f} of the colour stripes, {luma:.2f} of the grey ones.")
 assert colour < 0.05 and luma > 0.95
 jumps = np.abs(np.diff(jpeg(face, 10).astype(float), axis=1)).mean((0, 2))
-assert jumps[7::8].mean() > 1.5 * np.delete(jumps, np.s_[7::8]).mean()         # jumps sit between blocks, after columns 7, 15, …
+# jumps sit between blocks, after columns 7, 15, …
+assert jumps[7::8].mean() > 1.5 * np.delete(jumps, np.s_[7::8]).mean()
 
 # %%
 #| label: fig-degradation-jpeg
@@ -432,7 +445,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)                  # shares of 
 
 def shift_colour(x, shift):
     "Add `shift`, three numbers in grey levels (of 255), to the channels of x, float32 H×W×3 in [0, 1]; clipped."
-    x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))       # four numbers: OpenCV's scalars have four channels
+    # four numbers: OpenCV's scalars have four channels
+    x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))
     return np.clip(x, 0, 1, out=x)
 
 
@@ -454,7 +468,8 @@ assert levels(to_gray(to_gray(x)), to_gray(x)) < 1e-3                          #
 #| fig-alt: "Five copies of a face: original, reddish, bluish, greenish, and grey."
 shifts = [(0, 0, 0), (20, 0, -20), (-20, 0, 20), (-20, 20, -20)]
 little = cv2.resize(x, (48, 48), interpolation=cv2.INTER_AREA)
-show([shift_colour(little, s) for s in shifts] + [to_gray(little)], [str(s) for s in shifts] + ["grey"], height=1.3);
+show([shift_colour(little, s) for s in shifts] + [to_gray(little)], [str(s) for s in shifts] + ["grey"],
+     height=1.3);
 
 # %% [markdown]
 # ## Colour jitter
@@ -503,14 +518,17 @@ def reference_jitter(x, jitter):
 
 
 assert_allclose(TF.rgb_to_grayscale(torch.eye(3)[:, :, None])[0, 0, 0], 0.2989)
-ends = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0.0, 1.5), "hue": (-0.1, 0.1)}    # the official ranges
+# the official ranges
+ends = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0.0, 1.5), "hue": (-0.1, 0.1)}
 for name in JITTER:
     for f in (*ends[name], 0.03):
         assert levels(jitter_colour(x, [(name, f)]), reference_jitter(x, [(name, f)])) < 0.1
-    assert levels(jitter_colour(x, [(name, 0 if name == "hue" else 1)]), x) < 0.01              # nothing asked, nothing done
+    # nothing asked, nothing done
+    assert levels(jitter_colour(x, [(name, 0 if name == "hue" else 1)]), x) < 0.01
 assert levels(jitter_colour(x, [("hue", 1 / 3)]), x[..., [2, 0, 1]]) < 0.01
 first, last = [("brightness", 1.5), ("contrast", 0.5)], [("contrast", 0.5), ("brightness", 1.5)]
-assert levels(jitter_colour(x, first), jitter_colour(x, last)) > 5                              # the order matters
+# the order matters
+assert levels(jitter_colour(x, first), jitter_colour(x, last)) > 5
 assert levels(jitter_colour(x, first), reference_jitter(x, first)) < 0.1
 test_fail(lambda: jitter_colour(x, [("gamma", 2)]), exc=ValueError, contains="gamma")
 
@@ -574,12 +592,15 @@ class DegradationParams:
 
 
 # %%
-p = DegradationParams(sigma_x=1.1, sigma_y=0.3, theta=0.1 + 0.2, r=2.5, delta=4.0, q=70, noise_seed=2**32 - 1, shift=(1.5, -2.0, 0.1), jitter=(("hue", 0.03), ("contrast", 1.2)))
-assert DegradationParams.from_json(p.to_json()) == p                           # bit for bit: 0.1 + 0.2 included
+p = DegradationParams(sigma_x=1.1, sigma_y=0.3, theta=0.1 + 0.2, r=2.5, delta=4.0, q=70, noise_seed=2**32 - 1,
+                      shift=(1.5, -2.0, 0.1), jitter=(("hue", 0.03), ("contrast", 1.2)))
+# bit for bit: 0.1 + 0.2 included
+assert DegradationParams.from_json(p.to_json()) == p
 assert {p: "usable as a key"}[DegradationParams.from_json(p.to_json())]
 test_fail(lambda: setattr(p, "r", 3.0), exc=FrozenInstanceError)
 test_fail(lambda: DegradationParams.from_json('{"sigma": 3}'), exc=ValueError, contains="sigma")
-for wrong in (dict(r=0), dict(delta=-1), dict(q=0), dict(sigma_x=math.nan), dict(shift=(1, 2)), dict(jitter=(("hue", 0.7),))):
+for wrong in (dict(r=0), dict(delta=-1), dict(q=0), dict(sigma_x=math.nan), dict(shift=(1, 2)),
+              dict(jitter=(("hue", 0.7),))):
     test_fail(lambda: DegradationParams(**wrong), exc=ValueError, contains=next(iter(wrong)))
 
 
@@ -614,7 +635,8 @@ class DegradationRanges:
     size: int = 512
 
     def __post_init__(self):
-        lowest, highest = dict(q=1, hue=-0.5), dict(q=100, hue=0.5)            # for the other pairs 0 and infinity
+        # for the other pairs 0 and infinity
+        lowest, highest = dict(q=1, hue=-0.5), dict(q=100, hue=0.5)
         for f in fields(self):
             v = getattr(self, f.name)
             if f.name.endswith("_prob") and not 0 <= v <= 1:
@@ -650,7 +672,8 @@ def pair(v):
 
 columns = [PAPER, OFFICIAL, SEVERE, EXTREME, PAPER.at(128), SEVERE.at(128), EXTREME.at(32)]
 rows = {f.name: [pair(getattr(c, f.name)) for c in columns] for f in fields(PAPER)}
-table = ["| | PAPER | OFFICIAL | SEVERE | EXTREME | PAPER.at(128) | SEVERE.at(128) | EXTREME.at(32) |", "|---|---|---|---|---|---|---|---|"]
+table = ["| | PAPER | OFFICIAL | SEVERE | EXTREME | PAPER.at(128) | SEVERE.at(128) | EXTREME.at(32) |",
+         "|---|---|---|---|---|---|---|---|"]
 Markdown("\n".join(table + [f"| {name} | " + " | ".join(v) + " |" for name, v in rows.items()]))
 
 # %% [markdown]
@@ -662,7 +685,8 @@ assert all(preset.at(512) == preset for preset in PRESETS.values()) and int(128 
 for size in (32, 64, 128, 256, 1024):
     a = PAPER.at(size)
     assert_allclose(np.array(a.sigma) / size, np.array(PAPER.sigma) / 512)     # the same share of the face
-    assert size / a.r[1] == min(size, 64)                                      # the same number of pixels left
+    # the same number of pixels left
+    assert size / a.r[1] == min(size, 64)
     assert (a.delta, a.q, OFFICIAL.at(size).r[0]) == (PAPER.delta, PAPER.q, 0.8)
 test_fail(lambda: replace(PAPER, sigma=(5, 2)), exc=ValueError, contains="sigma")
 test_fail(lambda: replace(PAPER, q=(0, 50)), exc=ValueError, contains="q is")
@@ -688,25 +712,30 @@ def sample_params(rng, ranges=PAPER):
     r, delta, q, seed = uniform("r"), uniform("delta"), int(uniform("q")), int(rng.integers(2**32))
     shift = tuple(float(v) for v in rng.uniform(-ranges.shift, ranges.shift, 3))
     jitter = tuple((JITTER[i], uniform(JITTER[i])) for i in rng.permutation(4))
-    aniso, shifted, gray, jittered = (bool(u < p) for u, p in zip(rng.random(4), (ranges.aniso_prob, ranges.shift_prob, ranges.gray_prob, ranges.jitter_prob)))
+    probs = ranges.aniso_prob, ranges.shift_prob, ranges.gray_prob, ranges.jitter_prob
+    aniso, shifted, gray, jittered = (bool(u < p) for u, p in zip(rng.random(4), probs))
     if not aniso:
         sigma_y, theta = sigma_x, 0.0
-    return DegradationParams(sigma_x, sigma_y, theta, ranges.kernel_size, r, delta, q, seed, shift if shifted else None, gray, jitter if jittered else ())
+    return DegradationParams(sigma_x, sigma_y, theta, ranges.kernel_size, r, delta, q, seed,
+                             shift if shifted else None, gray, jitter if jittered else ())
 
 
 # %%
 draws = [sample_params(np.random.default_rng(seed)) for seed in range(4000)]
 assert draws[3] == sample_params(np.random.default_rng(3)) != draws[4]
 values = {"σx": [d.sigma_x for d in draws], "σy of ellipses": [d.sigma_y for d in draws if d.sigma_y != d.sigma_x], "r": [d.r for d in draws],
-          "δ": [d.delta for d in draws], "θ of ellipses": [d.theta for d in draws if d.theta], "q": [d.q for d in draws]}
+          "δ": [d.delta for d in draws], "θ of ellipses": [d.theta for d in draws if d.theta],
+          "q": [d.q for d in draws]}
 bounds = dict(zip(values, (PAPER.sigma, PAPER.sigma, PAPER.r, PAPER.delta, (-np.pi, np.pi), PAPER.q)))
-for name, (low, high) in bounds.items():                                       # uniform, by Kolmogorov and Smirnov; q is an integer: centre it
+# uniform, by Kolmogorov and Smirnov; q is an integer: centre it
+for name, (low, high) in bounds.items():
     v = np.array(values[name]) + (0.5 if name == "q" else 0)
     assert low <= v.min() and v.max() <= high
     assert stats.kstest(v, "uniform", (low, high - low)).pvalue > 1e-3, name
 shares = [np.mean([bool(getattr(d, n)) for d in draws]) for n in ("theta", "shift", "gray", "jitter")]
 for share, prob in zip(shares, (0.5, 0.3, 0.01, 0.3)):
-    assert abs(share - prob) < 4 * np.sqrt(prob * (1 - prob) / len(draws))     # four standard errors of a coin
+    # four standard errors of a coin
+    assert abs(share - prob) < 4 * np.sqrt(prob * (1 - prob) / len(draws))
 print("shares of elliptic, shifted, grey, jittered:", *(f"{s:.3f}" for s in shares))
 print(f"σx above 5: {np.mean([d.sigma_x > 5 for d in draws]):.0%}, below 0.4: {np.mean([d.sigma_x < 0.4 for d in draws]):.0%}")
 
@@ -734,7 +763,8 @@ def draw(seed, ranges):
 
 for seed in range(100):
     a, b = draw(seed, PAPER), draw(seed, PAPER.at(128))
-    assert_allclose([b.sigma_x, b.sigma_y, (b.r - 1) / (2 - 1)], [a.sigma_x / 4, a.sigma_y / 4, (a.r - 1) / (8 - 1)])
+    assert_allclose([b.sigma_x, b.sigma_y, (b.r - 1) / (2 - 1)],
+                    [a.sigma_x / 4, a.sigma_y / 4, (a.r - 1) / (8 - 1)])
     assert replace(b, sigma_x=0, sigma_y=0, r=1, kernel_size=1) == replace(a, sigma_x=0, sigma_y=0, r=1, kernel_size=1)
     assert draw(seed, replace(PAPER, jitter_prob=0.0)) == replace(a, jitter=())
     assert draw(seed, replace(PAPER, shift_prob=0.0)) == replace(a, shift=None)
@@ -753,7 +783,8 @@ def degrade(img, params):
 
     Pure and deterministic: the same `img` and `params` give the same bytes. Order of steps as in the official data set.
     """
-    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3 and img.size):
+    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3
+            and img.size):
         raise ValueError(f"degrade needs uint8 H×W×3, got {getattr(img, 'dtype', type(img).__name__)} {getattr(img, 'shape', '')}")
     h, w = img.shape[:2]
     x = np.divide(img, 255, dtype=np.float32)
@@ -793,7 +824,8 @@ def reference_degrade(y, p):
 
 often = replace(SEVERE.at(128), shift_prob=0.5, gray_prob=0.2, jitter_prob=0.5)
 records = [sample_params(np.random.default_rng(seed), often) for seed in range(30)]
-for name, change, most, share in (("without JPEG and jitter", dict(q=None, jitter=()), 1, 1e-4), ("with JPEG", dict(jitter=()), 10, 1e-2), ("with all", {}, 10, 1e-2)):
+for name, change, most, share in (("without JPEG and jitter", dict(q=None, jitter=()), 1, 1e-4),
+                                  ("with JPEG", dict(jitter=()), 10, 1e-2), ("with all", {}, 10, 1e-2)):
     changed = [replace(p, **change) for p in records]
     error = np.stack([np.abs(degrade(face, p).astype(int) - reference_degrade(face, p)) for p in changed])
     assert error.max() <= most and (error > 0).mean() < share, (name, error.max(), (error > 0).mean())
@@ -827,7 +859,8 @@ bench = json.loads(Path("../figures/bench/degradation.json").read_text())
 rate, ratio, kilobytes = bench["images_per_second"]["cpu"], bench["ratio"]["cpu"], bench["kilobytes_a_file"]
 print(f"{bench['machine']['cpu']}, one of {bench['machine']['cores']} cores; {bench['config']['faces']} faces, images per second of processor time:")
 print(f"official, PNG as usual ({kilobytes['png']} kB a file): {rate['official']['png']:.0f}")
-for name, words in dict(png="PNG as usual", compressed="`prepare` with compression=3", prepared="`prepare`").items():
+for name, words in dict(png="PNG as usual", compressed="`prepare` with compression=3",
+                        prepared="`prepare`").items():
     print(f"ours, {words} ({kilobytes[name]} kB a file): {rate['ours'][name]:.0f}, {ratio[name]:.1f} times as many")
 assert ratio["png"] > 2 and ratio["prepared"] > 3
 
@@ -836,11 +869,15 @@ assert ratio["png"] > 2 and ratio["prepared"] > 3
 #| fig-cap: "Processor time for one item of the data set, by stage: the official one, ours on the same PNGs, and ours on the files that `prepare` writes."
 #| fig-alt: "Three horizontal bars made of coloured pieces. The official one is the longest, and blur is its longest piece. In ours blur and colour are short, and in the last one decoding has nearly gone."
 spent = bench["cpu_milliseconds_by_stage"]
-bars = {"official, PNG": spent["official"]["png"], "ours, same PNG": spent["ours"]["png"], "ours, prepared": spent["ours"]["prepared"]}
-pieces = {"read and decode": ("read and decode",), "blur": ("blur kernel", "blur"), "noise": ("noise",), "JPEG": ("JPEG",), "colour": ("colour",), "tensor, 8 bit": ("to tensor", "to 8 bit"), "resize, other": ("resize", "other")}
+bars = {"official, PNG": spent["official"]["png"], "ours, same PNG": spent["ours"]["png"],
+        "ours, prepared": spent["ours"]["prepared"]}
+pieces = {"read and decode": ("read and decode",), "blur": ("blur kernel", "blur"), "noise": ("noise",),
+          "JPEG": ("JPEG",), "colour": ("colour",), "tensor, 8 bit": ("to tensor", "to 8 bit"),
+          "resize, other": ("resize", "other")}
 fig, ax = plt.subplots(figsize=(7, 2.3), layout="constrained")
 left = np.zeros(len(bars))
-for (piece, stages), colour in zip(pieces.items(), ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#999999")):
+for (piece, stages), colour in zip(pieces.items(), ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73",
+                                                    "#56B4E9", "#999999")):
     v = np.array([sum(b.get(s, 0) for s in stages) for b in bars.values()])
     ax.barh(list(bars), v, left=left, color=colour, label=piece)
     left += v
@@ -852,8 +889,7 @@ fig.legend(loc="outside upper center", ncols=4, frameon=False);
 
 # %% [markdown]
 # In @fig-degradation-time blur and colour make the difference. OpenCV's general filter, which the official code calls for round and turned kernels alike, also turns to @eq-degradation-fourier for large kernels, but tile by tile and, for float pictures, in double precision. The official jitter goes through torchvision, which makes new tensors at
-# each step of its formulas. Memory counts: a program that asks the system for fresh megabytes again and again can spend more time on getting them than on filling them, which is why `fourier_blur` keeps to one buffer. What is left to us is decoding, the transforms and the drawing of Gaussian numbers, all done by libraries. No number of the result was traded for time:
-# the checks above compare with the plain sums.
+# each step of its formulas. Memory counts too: fresh megabytes can take longer to get than to fill, which is why `fourier_blur` keeps to one buffer. No number of the result was traded for time: the checks above compare with the plain sums.
 #
 # ## A batch on the GPU
 #
@@ -887,7 +923,8 @@ def _coded(x, table):
     waves[0] /= math.sqrt(2)
     blocks = (x - 128).unflatten(2, (-1, 8)).unflatten(1, (-1, 8))
     c = torch.einsum("ui,naibj,vj->naubv", waves, blocks, waves)
-    c = (8 * c).round() / 8                                                        # the library counts in eighths, and ties are common then:
+    # the library counts in eighths, and ties are common then:
+    c = (8 * c).round() / 8
     c = c.sign() * (c.abs() / table[:, None] + 0.5).floor() * table[:, None]       # away from zero
     return (torch.einsum("ui,naubv,vj->naibj", waves, c, waves) + 128.5001).floor().clip(0, 255).flatten(3).flatten(1, 2)
 
@@ -904,8 +941,10 @@ def jpeg_tensor(x, q):
     x = pad(x, (0, -w % 16, 0, h % 2), mode="replicate")
     r, g, b = x.unbind(1)
     y = 0.299 * r + 0.587 * g + 0.114 * b
-    colour = torch.stack([(b - y) / 1.772, (r - y) / 1.402], 1).add(128.4999).floor()     # halves are rounded down
-    even = torch.arange(x.shape[3] // 2, device=x.device) % 2 == 0                 # halves go down in even columns, up in odd ones
+    # halves are rounded down
+    colour = torch.stack([(b - y) / 1.772, (r - y) / 1.402], 1).add(128.4999).floor()
+    # halves go down in even columns, up in odd ones
+    even = torch.arange(x.shape[3] // 2, device=x.device) % 2 == 0
     colour = colour.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))
     colour = ((colour + torch.where(even, 1, 2)) / 4).floor()
     y, colour = (pad(v, (0, 0, 0, -v.shape[2] % 8), mode="replicate") for v in (y[:, None].round(), colour))
@@ -939,7 +978,8 @@ def _blur_batch(x, params):
     import torch
 
     n = max(p.kernel_size for p in params)
-    kernels = [np.pad(gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size), (n - p.kernel_size) // 2) for p in params]
+    kernels = [np.pad(gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size), (n - p.kernel_size) // 2)
+               for p in params]
     kernels = torch.as_tensor(np.stack(kernels), dtype=x.dtype, device=x.device)[:, None]
     x = torch.nn.functional.pad(x, [n // 2] * 4, mode="reflect")
     h, w = x.shape[2:]
@@ -1031,10 +1071,13 @@ def shrink(img):
 
 
 photo = astronaut()
-runs = {"PAPER at 512 px, then reduced": (photo, PAPER), "PAPER.at(128) at 128 px": (shrink(photo), PAPER.at(128)), "PAPER at 128 px, not scaled": (shrink(photo), PAPER)}
+runs = {"PAPER at 512 px, then reduced": (photo, PAPER),
+        "PAPER.at(128) at 128 px": (shrink(photo), PAPER.at(128)),
+        "PAPER at 128 px, not scaled": (shrink(photo), PAPER)}
 results = {}
 for name, (img, ranges) in runs.items():
-    only_detail = [replace(sample_params(np.random.default_rng(i), ranges), delta=0, q=None, shift=None, gray=False, jitter=()) for i in range(40)]
+    draws = [sample_params(np.random.default_rng(i), ranges) for i in range(40)]
+    only_detail = [replace(d, delta=0, q=None, shift=None, gray=False, jitter=()) for d in draws]
     results[name] = [shrink(degrade(img, d)) for d in only_detail]
 
 # %%
@@ -1047,14 +1090,17 @@ ax.loglog(range(1, 64), clean[1:], color="black", label="clean")
 curves = {name: np.mean([power(i) for i in images], 0) for name, images in results.items()}
 for (name, curve), colour, style in zip(curves.items(), ("#0072B2", "#E69F00", "#CC79A7"), ("-", "--", "-")):
     ax.loglog(range(1, 64), curve[1:], color=colour, linestyle=style, linewidth=2, label=name)
-ax.set(xlabel="periods per picture width", ylabel="power", xticks=[1, 2, 4, 8, 16, 32, 64], xticklabels=[1, 2, 4, 8, 16, 32, 64])
+ax.set(xlabel="periods per picture width", ylabel="power", xticks=[1, 2, 4, 8, 16, 32, 64],
+       xticklabels=[1, 2, 4, 8, 16, 32, 64])
 ax.legend();
 
 # %%
 wanted, scaled, unscaled = results.values()
-apart = [np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(wanted, other)]) for other in (scaled, unscaled)]
+apart = [np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(wanted, other)])
+         for other in (scaled, unscaled)]
 fine = np.arange(16, 64)
-left = [(fine * c[16:]).sum() / (fine * clean[16:]).sum() for c in curves.values()]          # a ring of radius f has about 2πf cells
+# a ring of radius f has about 2πf cells
+left = [(fine * c[16:]).sum() / (fine * clean[16:]).sum() for c in curves.values()]
 print(f"mean difference to the first: {apart[0]:.1f} and {apart[1]:.1f} grey levels")
 print("power left above 16 periods:", *(f"{share:.2f}" for share in left))
 assert apart[0] < 2.5 < 15 < apart[1] and left[2] < 0.03 < 0.1 < left[1] < left[0] < 0.2 and left[2] < left[1] / 10
@@ -1071,9 +1117,11 @@ assert apart[0] < 2.5 < 15 < apart[1] and left[2] < 0.03 < 0.1 < left[1] < left[
 #| label: fig-degradation-steps
 #| fig-cap: "The steps one after another for one draw."
 #| fig-alt: "Six copies of a face: clean, blurred, small, noisy, compressed and enlarged, with shifted colours."
-p = DegradationParams(0.7, 0.3, 0.6, 7, r=1.6, delta=10.0, q=50, noise_seed=3, shift=(14.0, -2.0, -18.0), jitter=(("saturation", 0.6), ("contrast", 0.8)))
+p = DegradationParams(0.7, 0.3, 0.6, 7, r=1.6, delta=10.0, q=50, noise_seed=3, shift=(14.0, -2.0, -18.0),
+                      jitter=(("saturation", 0.6), ("contrast", 0.8)))
 off = dict(delta=0.0, q=None, shift=None, jitter=())
-stages = {"y": dict(sigma_x=0, sigma_y=0, r=1, **off), "blur": dict(r=1, **off), "r = 1.6": off, "noise": off | dict(delta=p.delta), "JPEG": dict(shift=None, jitter=()), "colour: x": {}}
+stages = {"y": dict(sigma_x=0, sigma_y=0, r=1, **off), "blur": dict(r=1, **off), "r = 1.6": off,
+          "noise": off | dict(delta=p.delta), "JPEG": dict(shift=None, jitter=()), "colour: x": {}}
 small = example_faces(1, 48)[0]
 show([degrade(small, replace(p, **change)) for change in stages.values()], list(stages), height=1.4);
 
@@ -1102,6 +1150,7 @@ show([degrade(small, d) for d in twelve], titles, cols=6, height=1.5);
 # | brightness weights | not stated | 0.299 for grey, 0.2989 in jitter | 0.299 | below 0.1 grey levels |
 # | other face sizes | 512 only | numbers in the configuration | `at(size)` | same share of detail |
 # | randomness | not stated | global generators between the steps; worker seeds restart each epoch | one record per picture, from the caller's generator | replay, storage, fresh draws |
+# | where it runs | not stated | processor | processor, or the GPU for whole batches (`degrade_batch`) | several GPUs outrun one machine's cores |
 #
 # The last row hides a trap. As read in the official code, each worker process seeds its generators with the worker's number, and workers restart every epoch. So a worker repeats the *same sequence of damage* in every epoch, on other pictures because their order changes. Nothing fails, there is
 # only less variety than one believes. The remedy is a generator made from everything that should matter, such as `np.random.default_rng([seed, epoch, index])`.
@@ -1137,6 +1186,8 @@ show([degrade(small, d) for d in twelve], titles, cols=6, height=1.5);
 # - The Fourier transform makes long kernels cheap, and `degrade_batch` does the same damage on a GPU.
 # - Blur and reduction scale with the size of the face (`at`), noise and JPEG do not.
 # - Ranges decide what a restorer can do, and test sets with other ranges cannot be compared.
+#
+# Next: so far the faces were cut out already. @sec-faces finds them in photos and makes a folder of photos a set of pairs.
 #
 # ## Exercises
 #

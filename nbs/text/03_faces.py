@@ -3,7 +3,7 @@
 #
 # > A restorer that has only seen upright faces of one size must be handed upright faces of one size.
 #
-# **You will build** the way from a photo to the network's input: find the faces and five points in each, turn and scale each face to the framing of FFHQ without aliasing, and convert pixels to tensors and back.
+# **You will build** the way from a photo to the network's input: find faces and five points in each, turn and scale them to the framing of FFHQ without aliasing, convert pixels to tensors and back.
 # Then the way from a folder of photos to training pairs: boxes around eyes and mouth, a command that cuts out all faces, and a data set that damages them afresh in every epoch.
 # **Needs** the degradation of @sec-degradation. **Runs in** about 20 s on a laptop CPU.
 
@@ -43,7 +43,7 @@ from gfpgan_edu.degradation import SEVERE, DegradationParams
 from gfpgan_edu.examples import astronaut, draw_map, show
 
 # %% [markdown]
-# @fig-faces-map shows the place of this chapter: it makes the input of the network out of a photo. The way back, from the network's output into the photo, is @sec-photos.
+# @sec-degradation damaged faces that were cut out already. This chapter does the cutting (@fig-faces-map). The way back, from the network's output into the photo, is @sec-photos.
 
 # %%
 #| label: fig-faces-map
@@ -55,10 +55,10 @@ draw_map("degradation");
 # %% [markdown]
 # ## What a detector owes us
 #
-# GFP-GAN is trained on FFHQ [@karras2019stylegan], where every face is upright, has one size and looks at almost the same spot of the picture. The prior has never drawn a tilted face, and the U-Net has never seen one.
+# GFP-GAN is trained on FFHQ [@karras2019stylegan], where every face is upright, of one size and at one place. The prior has never drawn a tilted face, and the U-Net has never seen one.
 # So before anything is restored, somebody must say where the faces are, how large, and how turned. A box alone cannot tell the turn. Five points can: the two eyes, the tip of the nose, and the two corners of the mouth.
 #
-# Detectors come and go, so the package fixes only what it needs from one. A *protocol* in Python's sense is enough: anything that can be called with a picture and returns a list of `Face` is a detector, with no class to inherit from.
+# Detectors come and go, so the package fixes only a *protocol*: anything that can be called with a picture and returns a list of `Face` is a detector.
 
 # %%
 #| export
@@ -89,7 +89,7 @@ test_fail(lambda: setattr(here, "score", 0.5), exc=FrozenInstanceError)
 #
 # Our detector is MTCNN [@zhang2016mtcnn], a cascade of three small networks that looks at few places closely instead of at all places a little.
 #
-# 1. **P-Net** is fully convolutional and judges every 12 × 12 window of the picture. Faces are not 12 px wide, so it runs on a pyramid of smaller and smaller copies, and a window of a small copy is a large window of the photo.
+# 1. **P-Net** is fully convolutional and judges every 12 × 12 window. Faces are not 12 px wide, so it runs on a pyramid of smaller and smaller copies of the photo.
 # 2. **R-Net** gets the windows that P-Net liked, each shrunk to 24 × 24 px, and throws most of them away.
 # 3. **O-Net** gets the survivors at 48 × 48 px, gives the final verdict and box, and is the only one asked for the five points.
 #
@@ -104,26 +104,31 @@ test_fail(lambda: setattr(here, "score", 0.5), exc=FrozenInstanceError)
 @lru_cache(maxsize=1)
 def _mtcnn():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                                     # on import it asks for notebook widgets
+        # on import it asks for notebook widgets
+        warnings.simplefilter("ignore")
         from facenet_pytorch import MTCNN                                   # the weights are inside the wheel
     return MTCNN(keep_all=True, device="cpu", min_face_size=20)
 
 
 # %% [markdown]
-# To see the cascade work, a hook on each network records what goes in. The number of copies must be that of @eq-faces-pyramid, and the crowd must thin out from stage to stage.
+# A hook on each network records what goes in. The number of copies must be that of @eq-faces-pyramid, and the crowd must thin out from stage to stage.
 
 # %%
 few_colours = lambda image: image // 8 * 8                   # for drawing only: a smaller book
-torch.set_num_threads(1)                                     # small nets: quickest, and the same sums on every machine
+# small nets: quickest, and the same sums on every machine
+torch.set_num_threads(1)
 photo, net, seen = astronaut(), _mtcnn(), {"pnet": [], "rnet": [], "onet": []}
-hooks = [getattr(net, name).register_forward_hook(lambda m, i, o, kept=kept: kept.append((i[0], o))) for name, kept in seen.items()]
+hooks = [getattr(net, name).register_forward_hook(lambda m, i, o, kept=kept: kept.append((i[0], o)))
+         for name, kept in seen.items()]
 boxes, scores, points = net.detect(photo, landmarks=True)
 for h in hooks:
     h.remove()
 
-copies = 1 + int(np.log(12 / (512 * 12 / 20)) / np.log(0.709))     # the last i with 512 s_i >= 12, counted from 0
+# the last i with 512 s_i >= 12, counted from 0
+copies = 1 + int(np.log(12 / (512 * 12 / 20)) / np.log(0.709))
 assert len(seen["pnet"]) == copies
-windows = [sum((o[1][0, 1] >= 0.6).sum().item() for _, o in seen["pnet"]), *(sum(len(i) for i, _ in seen[k]) for k in ("rnet", "onet")), len(boxes)]
+windows = [sum((o[1][0, 1] >= 0.6).sum().item() for _, o in seen["pnet"]),
+           *(sum(len(i) for i, _ in seen[k]) for k in ("rnet", "onet")), len(boxes)]
 print(f"{copies} copies of the photo; windows after P-Net {windows[0]}, merged for R-Net {windows[1]}, for O-Net {windows[2]}, faces {windows[3]}")
 assert windows[0] > windows[1] > windows[2] > windows[3] == 1
 weights = {name: sum(p.numel() for p in getattr(net, name).parameters()) for name in seen}
@@ -149,13 +154,13 @@ plt.show()
 
 
 # %% [markdown]
-# In @fig-faces-cascade the fine copies answer at many small spots that look a little like a face; in the copy where the astronaut's face is about 12 px wide it becomes one bright spot. R-Net turns down most of the clothes and the background, but a fold of the orange suit still gets 0.90 from it. O-Net, with four times the pixels, is not fooled, and one face remains.
+# In @fig-faces-cascade the fine copy answers at many small spots; in the copy where the astronaut's face is about 12 px wide it becomes one bright spot. R-Net turns down most of the clothes and the background, but a fold of the orange suit still gets 0.90 from it. O-Net, with four times the pixels, is not fooled, and one face remains.
 #
 # ## Using it safely: rim, offset, large photos
 #
-# Three things stand between the raw detector and a result we can build on. Each was found by measuring, and each is checked below.
+# Three things stand between the raw detector and a result we can build on. Each is checked below.
 #
-# - **Faces at the border.** When a window reaches over the edge of the photo, the library cuts it off and stretches the rest to 48 × 48 px. The points of a stretched face come out in the wrong places. A black rim around the photo lets the window stay whole.
+# - **Faces at the border.** When a window reaches over the edge of the photo, the library stretches the rest to 48 × 48 px, and the points come out in the wrong places. A black rim around the photo lets the window stay whole.
 # - **A pixel too far.** The library counts pixels from 1 and starts its windows at whole pixels. Its points lie one pixel to the right of and below the truth, at every size of face.
 # - **Large photos.** P-Net's cost grows with the number of pixels. Photos above `longest` are searched in a smaller copy, and the coordinates mapped back.
 
@@ -170,11 +175,15 @@ def detect(image, min_score=0.9, longest=1600):
         raise ValueError(f"detect needs uint8 H×W×3, got {image.dtype} {image.shape}")
     h, w = image.shape[:2]
     k = min(1.0, longest / max(h, w))
-    small = image if k == 1 else cv2.resize(image, (max(1, round(w * k)), max(1, round(h * k))), interpolation=cv2.INTER_AREA)
-    if min(small.shape[:2]) < 24:                                           # smaller than any face that could be restored
+    small = image if k == 1 else cv2.resize(image, (max(1, round(w * k)), max(1, round(h * k))),
+                                            interpolation=cv2.INTER_AREA)
+    # smaller than any face that could be restored
+    if min(small.shape[:2]) < 24:
         return []
-    rim = min(small.shape[:2]) // 4                                         # black, so that windows may reach over the border
-    boxes, scores, points = _mtcnn().detect(cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT), landmarks=True)
+    # black, so that windows may reach over the border
+    rim = min(small.shape[:2]) // 4
+    boxes, scores, points = _mtcnn().detect(cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT),
+                                            landmarks=True)
     if boxes is None:
         return []
     scale = np.array([w / small.shape[1], h / small.shape[0]])
@@ -182,19 +191,21 @@ def detect(image, min_score=0.9, longest=1600):
     for box, score, five in zip(boxes, scores, points):
         if score is not None and score >= min_score:
             corners = (np.asarray(box, float).reshape(2, 2) - rim + 0.5) * scale - 0.5
-            five = (np.asarray(five, float) - rim - 1 + 0.5) * scale - 0.5  # - 1: the library's points lie one pixel too far right and down
+            # - 1: the library's points lie one pixel too far right and down
+            five = (np.asarray(five, float) - rim - 1 + 0.5) * scale - 0.5
             faces.append(Face(tuple(float(v) for v in corners.ravel()), float(score), five))
     return sorted(faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1]), reverse=True)
 
 
 # %% [markdown]
-# A photo whose pixels are each repeated 4 × 4 times and which is then searched at its old size gives the detector the very same picture. So its points must be the old ones under the map $p\mapsto 4(p+\frac12)-\frac12$, which a later section derives, with no tolerance to speak of.
-# Enlarged smoothly and searched at another size, the points may move by the detector's own noise, but not more.
+# A photo whose pixels are each repeated 4 × 4 times and which is then searched at its old size gives the detector the very same picture. So its points must be the old ones under the map $p\mapsto 4(p+\frac12)-\frac12$, which @eq-faces-halfpixel below explains.
+# Enlarged smoothly and searched at another size, they may move by the detector's own noise only.
 
 # %%
 face = detect(photo)[0]
 fourfold = lambda p: 4 * (p + 0.5) - 0.5
-assert_allclose(detect(photo.repeat(4, 0).repeat(4, 1), longest=512)[0].landmarks, fourfold(face.landmarks), atol=1e-4)
+assert_allclose(detect(photo.repeat(4, 0).repeat(4, 1), longest=512)[0].landmarks,
+                fourfold(face.landmarks), atol=1e-4)
 large = cv2.resize(photo, (2048, 2048), interpolation=cv2.INTER_CUBIC)
 moved = np.abs(detect(large, longest=1024)[0].landmarks - fourfold(face.landmarks)) / 4
 eyes = float(np.hypot(*(face.landmarks[1] - face.landmarks[0])))
@@ -205,24 +216,27 @@ test_fail(lambda: detect(photo / 255), exc=ValueError, contains="uint8")
 
 
 # %% [markdown]
-# The offset shows in a mirror. If the points of a picture $w$ pixels wide are right, then those of its mirror image are $x'=w-1-x$, so $x+x'$ must be $w-1$ on average. A constant offset of $b$ pixels makes it $w-1+2b$, whatever the size of the face; a network that errs in proportion to the face would show otherwise.
+# The offset shows in a mirror. If the points of a picture $w$ pixels wide are right, then those of its mirror image are $x'=w-1-x$, so $x+x'$ must be $w-1$ on average. A constant offset of $b$ pixels makes it $w-1+2b$, whatever the size of the face.
 
 # %%
 def mirror_offset(width, n=6, seed=0):
     "Mean of (x + x' - (w - 1)) / 2 over the five points of `n` shifted crops, the photo scaled so that the face is about `width` px wide."
     rng, k = np.random.default_rng(seed), width / 87
-    scaled, offsets = cv2.resize(photo, None, fx=k, fy=k, interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_CUBIC), []
+    scaled, offsets = cv2.resize(photo, None, fx=k, fy=k,
+                                 interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_CUBIC), []
     for dx, dy in rng.integers(0, 8, (n, 2)):
         crop = scaled[dy + int(20 * k):int(240 * k), dx + int(100 * k):int(350 * k)]
         a, b = (detect(c)[0].landmarks[:, 0] for c in (crop, np.ascontiguousarray(crop[:, ::-1])))
-        offsets.append(((a + b[[1, 0, 2, 4, 3]]) - (crop.shape[1] - 1)).mean() / 2)      # left and right change names in a mirror
+        # left and right change names in a mirror
+        offsets.append(((a + b[[1, 0, 2, 4, 3]]) - (crop.shape[1] - 1)).mean() / 2)
     return np.mean(offsets)
 
 
 offsets = {width: mirror_offset(width) for width in (40, 80, 160)}
 for width, v in offsets.items():
     print(f"face {width:3} px wide: points {abs(v):.1f} px off sideways, {abs(v + 1):.1f} px as the library counts")
-assert all(abs(v) < 0.35 for v in offsets.values())                                      # without the correction: 1
+# without the correction: 1
+assert all(abs(v) < 0.35 for v in offsets.values())
 
 
 # %% [markdown]
@@ -264,12 +278,12 @@ chart.legend(frameon=False);
 
 
 # %% [markdown]
-# @fig-faces-border shows that without the rim the error grows before the face is even cut: the detector's windows are wider than the box, and they touch the border first. With the rim the points stay put until a part of the face that matters is gone.
+# @fig-faces-border: without the rim the error grows before the face is even cut, since the detector's windows are wider than the box. With the rim the points stay put until a part of the face that matters is gone.
 #
 # ## How much damage it survives
 #
-# A restorer is for bad photos, and a face that is not found is not restored. So the detector's own limit is a limit of the whole method. It is easy to measure: damage the photo more and more, with several draws of the noise, and count.
-# The damage $d$ here is one number for all parts of @eq-degradation: a blur of $\sigma=0.6\,d$ px, shrinking by $r=d$, noise of $\delta=10$, JPEG at quality 60.
+# A face that is not found is not restored, so the detector's limit is a limit of the whole method. To measure it, damage the photo more and more, with several draws of the noise, and count.
+# Here one number $d$ sets all parts of @eq-degradation: a blur of $\sigma=0.6\,d$ px, shrinking by $r=d$, noise of $\delta=10$, JPEG at quality 60.
 
 # %%
 def damaged(d, seed):
@@ -288,7 +302,8 @@ for i, d in enumerate(damages):
             found[i, j] = np.abs(faces[0].landmarks + corner - face.landmarks).mean() / eyes
 rate = np.mean(~np.isnan(found), axis=1)
 for d, r, e in zip(damages, rate, found):
-    print(f"d = {d:2}: face {87 / d:4.1f} px wide, found in {int(r * draws)} of {draws}" + (f", error of the points {np.nanmean(e):.2f} eye distances" if r else ""))
+    off = f", error of the points {np.nanmean(e):.2f} eye distances" if r else ""
+    print(f"d = {d:2}: face {87 / d:4.1f} px wide, found in {int(r * draws)} of {draws}{off}")
 assert rate[0] == 1 and rate[-1] == 0 and np.nanmean(found[0]) < 0.05
 
 # %%
@@ -313,8 +328,8 @@ right.set(xlabel="damage d", ylabel="error, eye distances", xlim=left.get_xlim()
 
 
 # %% [markdown]
-# In @fig-faces-robust the detector is sure of the face down to a width of about 15 px and loses it at about 10. The second plot matters as much: long before the face is lost its points become vague, and a face that is aligned wrongly is restored wrongly.
-# A tenth of the eye distance is about 13 px in the 512 px picture that the network sees. Detectors trained on hard photos, such as the RetinaFace network of the official code, reach further; the protocol above is where one would be plugged in.
+# In @fig-faces-robust the detector is sure of the face down to a width of about 15 px and loses it at about 10. Long before that its points become vague, and a face that is aligned wrongly is restored wrongly:
+# a tenth of the eye distance is about 13 px in the 512 px picture that the network sees. Detectors trained on hard photos, such as the RetinaFace network of the official code, reach further; the protocol above is where one would be plugged in.
 #
 # ## Which rotation, scale and shift
 #
@@ -322,7 +337,7 @@ right.set(xlabel="damage d", ylabel="error, eye distances", xlim=left.get_xlim()
 #
 # $$\min_{a,b,t_x,t_y}\ \sum_{k=1}^{5}\left\lVert\begin{pmatrix}a&-b\\b&a\end{pmatrix}\begin{pmatrix}x_k\\y_k\end{pmatrix}+\begin{pmatrix}t_x\\t_y\end{pmatrix}-\begin{pmatrix}u_k\\v_k\end{pmatrix}\right\rVert^2$$ {#eq-similarity}
 #
-# Here $(x_k,y_k)$ are the points in the photo, $(u_k,v_k)$ the places they should take, and $(t_x,t_y)$ is the shift. No iteration and no singular value decomposition of a covariance is needed: ten rows, four columns, one least-squares solve. A mirror image is not of this form, so a face can never come out flipped.
+# Here $(x_k,y_k)$ are the points in the photo, $(u_k,v_k)$ the places they should take, and $(t_x,t_y)$ is the shift: ten rows, four columns, one least-squares solve. A mirror image is not of this form, so a face can never come out flipped.
 
 # %%
 #| export
@@ -349,8 +364,8 @@ def invert(matrix):
 
 
 # %% [markdown]
-# Three independent checks. Umeyama's closed form [@umeyama1991] as scikit-image has it solves the same problem by another road. So do complex numbers: a similarity of the plane is $w=\alpha z+\beta$, and the best $\alpha$ is a quotient of two sums.
-# And a property: turning and scaling the photo first must not change where the points land, so the answer must be the old one composed with the inverse of that turn.
+# Two independent checks: Umeyama's closed form [@umeyama1991] as scikit-image has it, and complex numbers, where a similarity is $w=\alpha z+\beta$ and the best $\alpha$ is a quotient of two sums.
+# And a property: turning and scaling the photo first must not change where the points land.
 
 # %%
 apply = lambda m, p: p @ m[:, :2].T + m[:, 2]
@@ -377,13 +392,14 @@ test_fail(lambda: similarity(src[:4], dst[:5]), exc=ValueError, contains="equal"
 #
 # $$p_S+\tfrac12=\left(p_{512}+\tfrac12\right)\frac{S}{512}$$ {#eq-faces-halfpixel}
 #
-# and not $p_S=p_{512}\,S/512$, which differs from it by $\frac12(1-S/512)$. For a network that sees 128 px this is a constant shift of three eighths of a pixel between the faces it was trained on and those it is handed.
+# and not $p_S=p_{512}\,S/512$, which differs from it by $\frac12(1-S/512)$: three eighths of a pixel at 128 px.
 # The places where the five points go are the mean positions over FFHQ that the official code uses; at another size they follow @eq-faces-halfpixel.
 
 # %%
 #| export
 # Where FFHQ alignment puts the five points at 512 px (means over FFHQ, as used with the official weights).
-FFHQ_512 = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043], [313.08905, 371.15118]])
+FFHQ_512 = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935],
+                     [201.26117, 371.41043], [313.08905, 371.15118]])
 
 
 def template(size=512):
@@ -392,7 +408,7 @@ def template(size=512):
 
 
 # %% [markdown]
-# Pixels decide who is right. Draw a soft dot at each of the five places in a 512 px picture, shrink the picture by averaging blocks, and ask where the dots' centres of mass are now.
+# Pixels decide who is right: draw a soft dot at each of the five places in a 512 px picture, shrink it by averaging blocks, and ask where the dots' centres of mass are now.
 
 # %%
 def centre_of_mass(picture):
@@ -409,14 +425,15 @@ for size in (256, 128, 64):
     print(f"{size:3} px: our template is off by {np.abs(measured - template(size)).max():.3f} px, plain scaling by {naive:.3f}")
     assert_allclose(measured, template(size), atol=0.002)
     assert_allclose(naive, 0.5 * (1 - size / 512), atol=0.002)
-assert round(0.1 * np.hypot(*(FFHQ_512[1] - FFHQ_512[0]))) == 13           # a tenth of the eye distance, in pixels of the 512 px picture
+# a tenth of the eye distance, in pixels of the 512 px picture
+assert round(0.1 * np.hypot(*(FFHQ_512[1] - FFHQ_512[0]))) == 13
 
 
 # %% [markdown]
 # ## Cut, but not with scissors
 #
-# With the matrix in hand, the aligned face is a resampling: for each of its pixels, look up the place in the photo and interpolate. That is right as long as the photo has no more pixels per face than the result. When a face 600 px wide becomes one of 64, interpolation reads a few photo pixels for each result pixel and skips the rest.
-# Detail that is finer than the new pixels does not vanish then; it comes back as false coarse patterns. This is aliasing, and the network would try to restore it.
+# With the matrix in hand, the aligned face is a resampling: for each of its pixels, look up the place in the photo and interpolate. When a face 600 px wide becomes one of 64, that reads a few photo pixels for each result pixel and skips the rest.
+# Finer detail comes back as false coarse patterns, the aliases of @sec-degradation. There they were wanted as damage; here the network would take them for the face.
 #
 # The remedy is to blur first. If we think of a pixel as a Gaussian of $\frac12$ px, a pixel of the result, seen in the photo, should have a width of $\frac12\cdot\frac1s$ for a map of scale $s<1$. Widths of successive blurs add as squares, so the blur that is missing has
 #
@@ -456,7 +473,7 @@ def align(image, landmarks, size=512):
 
 
 # %% [markdown]
-# Four checks. The points land on the template as closely as @eq-similarity allows: the sum of errors must be that of the fit. A plain colour stays that colour. Cutting out the part first changes nothing against blurring and warping the whole photo. And a photo that was turned by 25° and enlarged gives the same face, because the turn is undone.
+# Four checks. The points land on the template as closely as @eq-similarity allows: a second fit has nothing left to gain. A plain colour stays that colour. Cutting out the part first changes nothing against blurring and warping the whole photo. And a photo that was turned by 25° and enlarged gives the same face.
 
 # %%
 crop, matrix = align(photo, face.landmarks, 256)
@@ -466,7 +483,8 @@ assert_allclose(refit, [[1, 0, 0], [0, 1, 0]], atol=1e-6)                   # no
 assert (align(np.full((90, 120, 3), 77, np.uint8), face.landmarks - 100, 64)[0] == 77).all()
 
 assert_array_equal(_mirror(np.arange(-3, 8), 4), [3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1])
-for size, shift in ((32, 0), (64, 150), (64, -200), (300, 0)):              # shifted: the crop looks over an edge of the photo
+# shifted: the crop looks over an edge of the photo
+for size, shift in ((32, 0), (64, 150), (64, -200), (300, 0)):
     landmarks = face.landmarks + shift
     m = similarity(landmarks, template(size))
     sigma = 0.5 * np.sqrt(max(1 / np.linalg.det(m[:, :2]) - 1, 0))
@@ -486,10 +504,13 @@ assert change < 2 < shift
 # For aliasing the hardest picture is a set of stripes finer than the result can show. The honest answer is an even grey, so whatever contrast is left is false.
 
 # %%
-stripes = np.where((np.arange(1000) // 3) % 2, 255, 0).astype(np.uint8)[None, :, None].repeat(1000, 0).repeat(3, 2)    # 6 px a period
+# 6 px a period
+stripes = np.where((np.arange(1000) // 3) % 2, 255, 0).astype(np.uint8)[None, :, None].repeat(1000, 0).repeat(3, 2)
 c, d = np.cos(0.1), np.sin(0.1)
-points = (template(700) - 350) @ np.array([[c, d], [-d, c]]) + 500                                                    # a face of 700 px, turned by 0.1
-m = similarity(points, template(64))                                                                                  # scale 1:11
+# a face of 700 px, turned by 0.1
+points = (template(700) - 350) @ np.array([[c, d], [-d, c]]) + 500
+# scale 1:11
+m = similarity(points, template(64))
 bare = cv2.warpAffine(stripes, m, (64, 64), flags=cv2.INTER_CUBIC)
 ours = align(stripes, points, 64)[0]
 false = [p.astype(float).std() for p in (bare, ours)]
@@ -500,12 +521,14 @@ assert false[1] < 3 < 50 < false[0]
 #| label: fig-faces-alias
 #| fig-cap: "Fine stripes shrunk eleven times. Interpolation alone invents coarse stripes that are not there; low-passed first, the result is the even grey it should be. Right: the astronaut at 32 px, without and with the blur."
 #| fig-alt: "Stripes, false wavy stripes, an even grey square, a jagged small face and a smooth small face."
-small = [cv2.warpAffine(large, similarity(fourfold(face.landmarks), template(32)), (32, 32), flags=cv2.INTER_CUBIC), align(large, fourfold(face.landmarks), 32)[0]]
-show([stripes[:90, :90], bare, ours, *small], ["stripes (a part)", "interpolated", "blurred first", "interpolated", "blurred first"], height=1.45);
+landmarks = fourfold(face.landmarks)
+small = [cv2.warpAffine(large, similarity(landmarks, template(32)), (32, 32), flags=cv2.INTER_CUBIC), align(large, landmarks, 32)[0]]
+show([stripes[:90, :90], bare, ours, *small],
+     ["stripes (a part)", "interpolated", "blurred first", "interpolated", "blurred first"], height=1.45);
 
 
 # %% [markdown]
-# The middle pictures of @fig-faces-alias have the same input. Only the blur tells them apart. On the face the difference is milder, but the jagged edges on the left one are just the sort of damage a restorer is tempted to explain as a wrinkle.
+# In @fig-faces-alias only the blur tells the second picture from the third. On the face the difference is milder, but jagged edges are just what a restorer is tempted to explain as wrinkles.
 #
 # ## Pixels and tensors
 #
@@ -534,22 +557,25 @@ def to_images(x):
 
 # %%
 every = np.arange(256, dtype=np.uint8).reshape(16, 16)
-every = np.stack([every, every.T, 255 - every], 2)                          # all values in each channel, the channels different
+# all values in each channel, the channels different
+every = np.stack([every, every.T, 255 - every], 2)
 x = to_tensor(every)
 assert x.shape == (1, 3, 16, 16) and x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
 assert_array_equal(to_images(x)[0], every)                                  # exact for all 256 values
 assert x[0, 1, 2, 3] == every[2, 3, 1] / 127.5 - 1                          # one element, by hand
 assert_array_equal(to_images(torch.full((1, 3, 1, 1), 1.3))[0, 0, 0], [255] * 3)
-assert_array_equal(to_images(x.double() + 0.9 / 255)[0], every)             # noise below half a grey level is rounded away
+# noise below half a grey level is rounded away
+assert_array_equal(to_images(x.double() + 0.9 / 255)[0], every)
 x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 exact = 127.5 * (x + 1)
-assert abs(to_images(x).mean() - exact.mean()) < 0.02 and exact.floor().mean() - exact.mean() < -0.48     # rounded, cut off
+# rounded, cut off
+assert abs(to_images(x).mean() - exact.mean()) < 0.02 and exact.floor().mean() - exact.mean() < -0.48
 test_fail(lambda: to_tensor(every / 255), exc=ValueError, contains="uint8")
 
 # %% [markdown]
 # ## Eyes and mouth as boxes
 #
-# People look at eyes and mouths first, and see there at once when something is wrong. So the method gives each of these three parts a discriminator of its own in training, and each needs to know where its part is: a box in the aligned face.
+# People look at eyes and mouths first. So in training the method gives each of these three parts a discriminator of its own (@sec-discriminators), which needs a box in the aligned face.
 # The official boxes come from 68 points that FFHQ publishes for each of its pictures: the centre $c$ is the mean of the part's points and $h$ half the longer side of their bounding box, 16 px at least. Other pictures have no such points, but our detector gives five.
 # With $e_l,e_r$ the eyes, $m_l,m_r$ the corners of the mouth, $d=e_r-e_l$, and $d_\perp$ the same arrow turned by 90° to point at the mouth, we estimate, at 512 px,
 #
@@ -583,13 +609,17 @@ print(f"overlap (shared area / area of both) with the boxes of the 68 points on 
 for part in PARTS:
     ours, mean = measured["iou"][part], measured["iou_of_the_mean_boxes"][part]
     print(f"  {part:9}  median {ours['median']:.2f}, worst 5 % below {ours['worst_5_percent']:.2f}; the mean face's box: {mean['median']:.2f}, {mean['worst_5_percent']:.2f}")
+assert round((70 - 5) / (70 + 5), 2) == 0.87                # squares 70 px wide, 5 px apart
 assert all(measured["iou"][part]["median"] > 0.8 for part in PARTS)
 assert measured["iou_of_the_mean_boxes"]["mouth"]["median"] < 0.75 and measured["iou_of_the_mean_boxes"]["left_eye"]["median"] > 0.85
 
-c = face_components([[200, 240], [300, 240], [250, 300], [210, 360], [290, 360]], 512, dict(eye_down=0.03, eye_half=0.2, mouth_down=0.05, mouth_half=0.5))
-assert_allclose([c[part] for part in PARTS], [[200, 243, 20], [300, 243, 20], [250, 365, 40]])                   # by hand
+c = face_components([[200, 240], [300, 240], [250, 300], [210, 360], [290, 360]], 512,
+                    dict(eye_down=0.03, eye_half=0.2, mouth_down=0.05, mouth_half=0.5))
+# by hand
+assert_allclose([c[part] for part in PARTS], [[200, 243, 20], [300, 243, 20], [250, 365, 40]])
 a, b = 0.9 * np.cos(0.2), 0.9 * np.sin(0.2)
-turn = np.array([[a, -b, 40], [b, a, -30]])                                  # a face that is turned has its components turned
+# a face that is turned has its components turned
+turn = np.array([[a, -b, 40], [b, a, -30]])
 turned, straight = face_components(apply(turn, FFHQ_512), 512), face_components(FFHQ_512, 512)
 for part in PARTS:
     assert_allclose(turned[part][:2], apply(turn, np.array(straight[part][:2])), atol=1e-9)
@@ -597,8 +627,8 @@ for part in PARTS:
 
 
 # %% [markdown]
-# The printed overlap is the area that two boxes share, divided by the area that they cover together. An eye's box that is 70 px wide and misplaced by 5 px one way has an overlap of 0.87, so the medians mean errors of a few pixels, and the crops that a discriminator sees hold the same part.
-# The last two columns use one box for all faces, the mean. For FFHQ's own eyes it is better in the median than five points are: FFHQ was aligned with 68 points of the same kind, so its eyes are nearly always in one place. Mouths open and smile, and there the five points earn their keep.
+# The printed overlap is the area that two boxes share, divided by the area that they cover together. A box 70 px wide and misplaced by 5 px one way has an overlap of 0.87, so the medians mean errors of a few pixels.
+# The last two columns use one box for all faces, the mean. For FFHQ's own eyes it is better in the median: FFHQ was aligned with 68 points of the same kind, so its eyes are nearly always in one place. Mouths open and smile, and there the five points earn their keep.
 #
 # A box is larger than $h$ for the eyes, by $\rho=1.4$ ($\rho=1$ for the mouth), and lies at
 #
@@ -628,11 +658,14 @@ def component_boxes(landmarks, size):
 
 # %%
 known = {"left_eye": (100, 200, 20), "right_eye": (300, 210, 30), "mouth": (220, 380, 50)}
-assert_allclose(boxes_from_components(known, 512), [[73, 173, 128, 228], [259, 169, 342, 252], [171, 331, 270, 430]], atol=1e-4)     # 1.4 · 20 = 28, 1.4 · 30 = 42
+# 1.4 · 20 = 28, 1.4 · 30 = 42
+assert_allclose(boxes_from_components(known, 512),
+                [[73, 173, 128, 228], [259, 169, 342, 252], [171, 331, 270, 430]], atol=1e-4)
 for size in (512, 256, 64):
     for box, (x, _, _) in zip(boxes_from_components(known, size), known.values()):
         bar = np.exp(-((np.arange(512) - x) ** 2) / 200).reshape(size, -1).mean(1)
-        assert_allclose((bar * (np.arange(size) + 0.5)).sum() / bar.sum(), (box[0] + box[2]) / 2, atol=0.01)     # centres of pixels, from the edge
+        # centres of pixels, from the edge
+        assert_allclose((bar * (np.arange(size) + 0.5)).sum() / bar.sum(), (box[0] + box[2]) / 2, atol=0.01)
     assert_allclose(boxes_from_components(known, size) * 512 / size, boxes_from_components(known, 512))
 assert_allclose(component_boxes(template(100), 100) * 5.12, component_boxes(FFHQ_512, 512), rtol=1e-5)
 
@@ -643,8 +676,10 @@ assert_allclose(component_boxes(template(100), 100) * 5.12, component_boxes(FFHQ
 face512, matrix512 = align(photo, face.landmarks, 512)
 five, colours = apply(matrix512, face.landmarks), ("#56B4E9", "#E69F00", "#009E73")
 boxes512 = component_boxes(five, 512)
-fig, axes = plt.subplot_mosaic([["face", "mouth", "left_eye"], ["face", "mouth", "right_eye"]], figsize=(5.6, 2.5), width_ratios=(2, 1.6, 1), layout="constrained")
-axes["face"].imshow(few_colours(cv2.resize(face512, (100, 100), interpolation=cv2.INTER_AREA)), extent=(0, 512, 512, 0), interpolation="nearest")
+fig, axes = plt.subplot_mosaic([["face", "mouth", "left_eye"], ["face", "mouth", "right_eye"]],
+                               figsize=(5.6, 2.5), width_ratios=(2, 1.6, 1), layout="constrained")
+axes["face"].imshow(few_colours(cv2.resize(face512, (100, 100), interpolation=cv2.INTER_AREA)),
+                    extent=(0, 512, 512, 0), interpolation="nearest")
 axes["face"].scatter(*(five + 0.5).T, c="white", s=5)
 for part, (x0, y0, x1, y1), colour in zip(PARTS, boxes512, colours):
     axes["face"].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.8))
@@ -658,12 +693,12 @@ plt.show()
 
 
 # %% [markdown]
-# In @fig-faces-parts each crop holds its part, the eyes with their lids. Five points were enough.
+# In @fig-faces-parts each crop holds its part, the eyes with their lids.
 #
 # ## What a mirror does to the names
 #
-# In training every second picture, by chance, is mirrored, which doubles the number of faces for free. The boxes must follow: $x$ becomes $512-x$, as the official code has it (the pixel that $x$ goes to is $511-x$, so its boxes are one pixel of 512 beside the exact place; we keep that). And the eye that was on the left is on the right now, so the two change names.
-# There is a trap in these four lines. Code that swaps the entries of the *stored* table finds them swapped the next time it comes by, and mirrors them back while the picture is not. The function here cannot: it makes new values.
+# In training about every second picture is mirrored, which doubles the number of faces for free. The boxes must follow: $x$ becomes $512-x$, as in the official code (exact would be $511-x$; we keep its one pixel). And the eye that was on the left is on the right now, so the two change names.
+# Code that swaps the entries of the *stored* table finds them swapped the next time, and mirrors them back while the picture is not. The function here makes new values.
 
 # %%
 #| export
@@ -674,7 +709,7 @@ def mirror_components(components):
 
 
 # %% [markdown]
-# Three properties: a mirror image of a mirror image is the picture itself; the argument is as it was; and mirroring the five points first, by an exact mirror, gives the same up to the one pixel.
+# Three properties: mirroring twice changes nothing; the argument is as it was; and mirroring the five points first, exactly, gives the same up to the one pixel.
 
 # %%
 parts = face_components(five, 512)
@@ -684,21 +719,23 @@ for part in PARTS:
     assert_array_equal(frozen[part], parts[part])
 mirrored = np.stack([511 - five[:, 0], five[:, 1]], axis=1)[[1, 0, 2, 4, 3]]
 for part in PARTS:
-    assert_allclose(np.subtract(mirror_components(parts)[part], face_components(mirrored, 512)[part]), [1, 0, 0], atol=1e-9)
+    assert_allclose(np.subtract(mirror_components(parts)[part], face_components(mirrored, 512)[part]),
+                    [1, 0, 0], atol=1e-9)
 
 
 # %% [markdown]
 # ## The official file of landmarks
 #
-# Who trains on FFHQ itself can have the official centres and half lengths: a file `FFHQ_eye_mouth_landmarks_512.pth` with one entry for each picture, keyed by its number in eight digits. A `.pth` file is a pickle, and a pickle is a program: loading it carelessly runs whatever its author wrote.
-# PyTorch's `weights_only` mode interprets the pickle with a short list of allowed names. Numbers that numpy wrote are not on it, so we add exactly the functions that rebuild a numpy number and a numeric array, under the names that old and new numpy give them, and only for this one call.
+# Who trains on FFHQ itself can have the official centres and half lengths: a file `FFHQ_eye_mouth_landmarks_512.pth` with one entry for each picture, keyed by its number in eight digits. A `.pth` file is a program (@sec-weights): loading it carelessly runs whatever its author wrote.
+# PyTorch's `weights_only` mode allows a short list of names. Numbers that numpy wrote are not on it, so for this one call we add the functions that rebuild a numpy number and array, under their old and new names.
 
 # %%
 #| export
 def _numpy_parts():
     "What a pickle of numbers and numeric arrays may name, under the names of old and new numpy."
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-    functions = [(getattr(core, name), f"numpy.{package}.multiarray.{name}") for name in ("_reconstruct", "scalar") for package in ("core", "_core")]
+    functions = [(getattr(core, name), f"numpy.{package}.multiarray.{name}")
+                 for name in ("_reconstruct", "scalar") for package in ("core", "_core")]
     return [*functions, np.ndarray, np.dtype, *{type(np.dtype(c)) for c in "fdilqIBHL"}]
 
 
@@ -712,21 +749,24 @@ def read_official_landmarks(path):
     try:
         with torch.serialization.safe_globals(_numpy_parts()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:                                                  # damaged archives raise nearly anything
+    # damaged archives raise nearly anything
+    except Exception as e:
         named = re.search(r"GLOBAL (\S+)", str(e))
         reason = f"it holds {named[1]}, which is neither a number nor an array" if named else getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
         raise ValueError(f"{path}: refused as a file of landmarks ({reason})") from None
     try:
-        read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS} for key, item in content.items()}
+        read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS}
+                for key, item in content.items()}
     except Exception as e:
         raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} ({type(e).__name__}: {e})") from None
-    if bad := [n for n, parts in read.items() if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
+    if bad := [n for n, parts in read.items()
+               if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
         raise ValueError(f"{path}: number {bad[0]} is not three finite numbers a part, the last positive")
     return read
 
 
 # %% [markdown]
-# Two files: one as the official one is made, and one that would make a folder while it is being read. The first is read, the second refused with the name of what it tried to call, and nothing has happened.
+# Of two files, one as the official one is made and one that would make a folder while it is being read, the first is read and the second refused with the name of what it tried to call.
 
 # %%
 class Trojan:
@@ -739,16 +779,17 @@ good, bad = Path(work.name) / "good.pth", Path(work.name) / "bad.pth"
 torch.save({"00000007": {part: [np.float64(v) for v in parts[part]] for part in PARTS}}, good)
 torch.save({"00000007": parts | {"mouth": Trojan()}}, bad)
 assert read_official_landmarks(good) == {7: parts}
-test_fail(lambda: read_official_landmarks(bad), exc=ValueError, contains="bad.pth: refused as a file of landmarks (it holds")
+test_fail(lambda: read_official_landmarks(bad), exc=ValueError,
+          contains="bad.pth: refused as a file of landmarks (it holds")
 assert not (Path(work.name) / "owned").exists()
 
 # %% [markdown]
 # ## From photos to a folder of faces
 #
-# Training wants thousands of aligned faces, and computing them anew in every epoch would take longer than the training. So they are cut out once and kept as pictures, with a *manifest* beside them: one line of JSON for each face, with its source, its five points and its three components at 512 px.
-# A job over thousands of files meets everything that can go wrong. Some files are not pictures; some pictures have no face; some have several; two folders have a `1.jpg` each; and somewhere in the middle the machine is switched off. `prepare` collects the first kinds in its report, finds a free name for each face, and goes on from its manifest after the last.
+# Training wants thousands of aligned faces. They are cut out once and kept as pictures, with a *manifest* beside them: one line of JSON for each face, with its source, its five points and its three components at 512 px.
+# In a job over thousands of files some are not pictures, some have no face or several, two folders have a `1.jpg` each, and somewhere in the middle the machine is switched off. `prepare` reports the first kinds, finds a free name for each face, and goes on from its manifest after the last.
 #
-# For that the order of writing matters. First all faces of a photo are written, each under a temporary name and then renamed; then their lines go into the manifest at once. Each line tells how many faces its photo has, so a photo whose lines are incomplete, or cut off in the middle, is simply done again.
+# For that the order of writing matters. First all faces of a photo are written, each under a temporary name and then renamed; then their lines go into the manifest at once. Each line tells how many faces its photo has, so a photo whose lines are incomplete is done again.
 
 # %%
 #| export
@@ -772,7 +813,8 @@ def read_manifest(folder):
                     raise KeyError
                 entries.append(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
-            if n < len(lines):                                              # only a line that was never finished has no line end
+            # only a line that was never finished has no line end
+            if n < len(lines):
                 raise ValueError(f"{path}: line {n} is damaged") from None
     return entries
 
@@ -816,7 +858,8 @@ def _take_face(image, size, detector, path):
 def _entry(file, source, size, faces, landmarks):
     "One line of the manifest."
     parts = face_components(template(size) if landmarks is None else landmarks, size)
-    return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
+    return json.dumps(dict(file=file, source=source, faces=faces, size=size,
+                           landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
                            components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
 
 
@@ -825,7 +868,8 @@ def _entry(file, source, size, faces, landmarks):
 def _resume(out, size):
     "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
     path = out / MANIFEST
-    if not path.exists():                                                   # it is made before the first picture
+    # it is made before the first picture
+    if not path.exists():
         if any(p.suffix.lower() in SUFFIXES for p in out.iterdir()):
             raise ValueError(f"{out}: holds pictures of other origin; choose another folder")
         return []
@@ -850,7 +894,8 @@ def _sources(source, out):
     if base == inside:
         raise ValueError(f"{source}: the faces would fall among their sources; choose another folder")
     results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
-    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
+    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents
+                  and p.is_file())
 
 
 # %%
@@ -869,10 +914,13 @@ def _write_png(path, image, compression):
     "uint8 RGB -> PNG, atomically. A row is kept as its difference to the row above: quicker to read than a choice row by row, and not larger."
     from gfpgan_edu.pictures import PhotoError
 
-    filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE] if hasattr(cv2, "IMWRITE_PNG_FILTER") else []
+    filters = []
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):
+        filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE]
     part = path.with_name(f".gfpgan_edu-{os.getpid()}.part")
     try:
-        part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, compression, *filters])[1])
+        part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+                                      [cv2.IMWRITE_PNG_COMPRESSION, compression, *filters])[1])
         part.replace(path)
     except OSError as e:
         raise PhotoError(f"{path}: cannot be written ({e.strerror or e})") from e
@@ -883,7 +931,8 @@ def _write_png(path, image, compression):
 
 # %%
 #| export
-def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0, progress=True):
+def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0,
+            progress=True):
     """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
 
     aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is narrower (px) are left out; None: size / 4, enlarged
@@ -912,8 +961,10 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
                 continue
             files = [_first_free(path.stem, taken) for _ in kept]
             for file, (crop, _) in zip(files, kept):
-                _write_png(out / file, crop, compression)                   # first all pictures, then all their lines at once
-            manifest.write("".join(_entry(file, name, size, len(kept), points) for file, (_, points) in zip(files, kept)))
+                # first all pictures, then all their lines at once
+                _write_png(out / file, crop, compression)
+            manifest.write("".join(_entry(file, name, size, len(kept), points)
+                                   for file, (_, points) in zip(files, kept)))
             manifest.flush()
             report.faces, report.written = report.faces + len(found), report.written + len(kept)
             report.no_face += [path] * (not kept)
@@ -921,13 +972,15 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
 
 
 # %% [markdown]
-# The check makes such a folder, kills the job in its middle, and starts it again. Pictures and manifest must be the same, byte for byte, as those of a run that nobody disturbed.
+# The check kills such a job in its middle and starts it again. Pictures and manifest must be those of an undisturbed run, byte for byte.
 
 # %%
 source = Path(work.name) / "photos"
 (source / "more").mkdir(parents=True)
-wide = np.concatenate([photo[:300, 60:420], photo[:300, 420:60:-1]], axis=1)                             # two faces
-for name, image in (("eileen.png", photo), ("pair.png", wide), ("wall.png", photo[:90, :90]), ("more/eileen.png", photo[:, ::-1])):
+# two faces
+wide = np.concatenate([photo[:300, 60:420], photo[:300, 420:60:-1]], axis=1)
+for name, image in (("eileen.png", photo), ("pair.png", wide), ("wall.png", photo[:90, :90]),
+                    ("more/eileen.png", photo[:, ::-1])):
     cv2.imwrite(str(source / name), np.ascontiguousarray(image[..., ::-1]))
 (source / "noise.jpg").write_bytes(b"not a picture")
 
@@ -945,18 +998,21 @@ report = prepare(source, straight, 128, progress=False)
 test_fail(lambda: prepare(source, resumed, 128, detector=killed, progress=False), exc=KeyboardInterrupt)
 begun = len(read_manifest(resumed))
 again = prepare(source, resumed, 128, progress=False)
-assert {p.name: p.read_bytes() for p in resumed.iterdir()} == {p.name: p.read_bytes() for p in straight.iterdir()} and 0 < begun < report.written
-print(f"straight: {report.written} faces from {report.written - 1} photos; no face: {[p.name for p in report.no_face]}; unreadable: {[(p.name, why) for p, why in report.unreadable]}")
+held = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
+assert held(resumed) == held(straight) and 0 < begun < report.written
+print(f"straight: {report.written} faces from {report.written - 1} photos; no face: {[p.name for p in report.no_face]};",
+      f"unreadable: {[(p.name, why) for p, why in report.unreadable]}")
 print(f"killed after {begun} faces; then {again.skipped} photos skipped and {again.written} faces written")
 for e in read_manifest(straight):
-    print(f"{e['file']:15} from {e['source']:16} left eye at {[round(v) for v in e['landmarks'][0]]}, mouth's half length {e['components']['mouth'][2]:.0f}")
+    eye, half = [round(v) for v in e["landmarks"][0]], e["components"]["mouth"][2]
+    print(f"{e['file']:15} from {e['source']:16} left eye at {eye}, mouth's half length {half:.0f}")
 assert all(np.abs(np.array(e["landmarks"]) - template(128)).max() < 6 for e in read_manifest(straight))
 
 
 # %% [markdown]
-# Two photos called `eileen.png` gave two pictures, the manifest tells which is which, and the two bad files are in the report. Faces whose box is narrower than a quarter of the result are left out unless you say otherwise (`min_face`): enlarged more than about twice they are blurred, and a restorer would learn that blurred is good.
-# The pictures are PNGs without compression. A face is cut out once and read in every epoch, and unpacking a compressed PNG can take as long as all the damage of @sec-degradation (@fig-degradation-time shows both). Where the disc is small or far away, `compression=3` gives files less than half as large; no pixel changes.
-# A JPEG would be smaller still and quick to read, but it would change what the network is taught. The cell measures how much, on the aligned face, with the colours at full size.
+# Two photos called `eileen.png` gave two pictures, and the two bad files are in the report. Faces whose box is narrower than a quarter of the result are left out unless you say otherwise (`min_face`): enlarged more than about twice they are blurred, and a restorer would learn that blurred is good.
+# The pictures are PNGs without compression: a face is read in every epoch, and unpacking a compressed PNG takes a good part of the time of one item (@fig-degradation-time). Where the disc is small or far away, `compression=3` gives files less than half as large; no pixel changes.
+# A JPEG would be smaller still, but it would change what the network is taught. The cell measures how much, on the aligned face, with the colours at full size.
 
 # %%
 def stored(image, suffix, *options):
@@ -966,7 +1022,9 @@ def stored(image, suffix, *options):
 
 
 full = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_QUALITY]
-kinds = {"PNG, compression 0": (".png", cv2.IMWRITE_PNG_COMPRESSION, 0), "PNG, compression 3": (".png", cv2.IMWRITE_PNG_COMPRESSION, 3), "JPEG 98": (".jpg", *full, 98), "JPEG 95": (".jpg", *full, 95)}
+kinds = {"PNG, compression 0": (".png", cv2.IMWRITE_PNG_COMPRESSION, 0),
+         "PNG, compression 3": (".png", cv2.IMWRITE_PNG_COMPRESSION, 3), "JPEG 98": (".jpg", *full, 98),
+         "JPEG 95": (".jpg", *full, 95)}
 kept = {name: stored(face512, *how) for name, how in kinds.items()}
 for name, (size, loss) in kept.items():
     print(f"{name:18} {size:4.0f} kB, changes a value by {loss:.2f} levels on average")
@@ -974,12 +1032,12 @@ assert kept["PNG, compression 0"][1] == kept["PNG, compression 3"][1] == 0 < kep
 
 
 # %% [markdown]
-# Any other picture format is read too, in whatever size: `prepare` is a convenience, not a condition. For pictures that are aligned already, such as FFHQ's, `aligned=True` only resizes them and looks for the five points; where it finds none it takes those of the mean face and says so in the manifest.
+# For pictures that are aligned already, such as FFHQ's, `aligned=True` only resizes them and looks for the five points; where it finds none it takes those of the mean face and says so in the manifest.
 #
 # ## A folder as a data set
 #
-# Each training step needs a clean face $y$ and a damaged one $x$, and in every epoch the damage should be another. The usual way, a random generator in each worker process, makes a run depend on the number of workers, cannot be repeated after a restart, and repeats itself when workers start from the same seed in every epoch.
-# So chance comes from the place in the run, not from a process:
+# Each training step needs a clean face $y$ and a damaged one $x$, and in every epoch the damage should be another. The usual generator in each worker process makes a run depend on the number of workers, cannot be repeated after a restart, and repeats itself when workers start from the same seed in every epoch.
+# So chance comes from the place in the run:
 #
 # $$(\text{mirrored},\ \theta)=\mathrm{draw}\big(\mathrm{rng}(\text{seed},\ \text{epoch},\ \text{index})\big),\qquad x=\mathrm{degrade}_\theta(y)$$ {#eq-faces-draw}
 #
@@ -993,7 +1051,8 @@ def _find_components(folder, names, boxes):
         known = dict.fromkeys(names, face_components(FFHQ_512, 512))
     elif boxes == "manifest":
         known = {e["file"]: e["components"] for e in read_manifest(folder)}
-    else:                                                                   # by the number in the name, never by position
+    # by the number in the name, never by position
+    else:
         official, numbers = read_official_landmarks(boxes), {n: Path(n).stem for n in names}
         if odd := [n for n, stem in numbers.items() if not (stem.isascii() and stem.isdigit())]:
             raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, so the landmarks of {boxes} cannot be matched")
@@ -1008,7 +1067,8 @@ def _square(image, size, path):
     h, w = image.shape[:2]
     if h != w:
         raise ValueError(f"{path}: has {w}×{h} pixels; aligned faces are square")
-    return image if h == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
+    return image if h == size else cv2.resize(image, (size, size),
+                                              interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
 
 
 # %%
@@ -1018,7 +1078,8 @@ def _is_plain(png):
     at, kinds = 8, set()
     if png[:8] != b"\x89PNG\r\n\x1a\n" or png[24:26] != b"\x08\x02":       # bits in a channel, kind of colour
         return False
-    while at < len(png):                                                    # chunks: length, kind, content, checksum
+    # chunks: length, kind, content, checksum
+    while at < len(png):
         kinds.add(png[at + 4:at + 8])
         at += 12 + int.from_bytes(png[at:at + 4], "big")
     return kinds == {b"IHDR", b"IDAT", b"IEND"}
@@ -1033,7 +1094,8 @@ def _read_face(path):
             image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, image)
-    return read_image(path)                                                 # any other picture, and the one who says what is wrong
+    # any other picture, and the one who says what is wrong
+    return read_image(path)
 
 
 # %%
@@ -1078,7 +1140,8 @@ class FaceFolder:
 
     def draw(self, epoch, index):
         "What is done to a picture in an epoch: whether it is mirrored, and the record of its damage."
-        rng = np.random.default_rng([self.seed, int(epoch), range(len(self))[index]])        # -1 is the last; IndexError where there is none
+        # -1 is the last; IndexError where there is none
+        rng = np.random.default_rng([self.seed, int(epoch), range(len(self))[index]])
         return bool(rng.random() < 0.5) and self.flip, sample_params(rng, self.ranges)
 
     def __getitem__(self, key):
@@ -1099,26 +1162,31 @@ class FaceFolder:
 
 
 # %% [markdown]
-# If @eq-faces-draw is kept, neither the order of asking nor the past can matter, a new object gives the same, and other epochs differ. For the boxes there is a sharper test than looking: paint the three boxes of a black picture in red, green and blue. Mirrored or not, each returned box must hold one colour, and the eyes' colours change places exactly in the mirrored epochs.
+# If @eq-faces-draw is kept, the order of asking cannot matter, a new object gives the same, and other epochs differ. For the boxes, paint those of a black picture in red, green and blue: each returned box must hold one colour, and the eyes' colours change places exactly in the mirrored epochs.
 
 # %%
 data = FaceFolder(resumed, 64, SEVERE, seed=5)
-same = lambda a, b: all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in ("lq", "gt", "boxes", "index"))
+same = lambda a, b: all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k]))
+                        for k in ("lq", "gt", "boxes", "index"))
 first = {key: data[key] for key in [(0, 0), (0, 1), (1, 1), (7, 1)]}
 assert all(same(FaceFolder(resumed, 64, SEVERE, seed=5)[key], item) for key, item in reversed(first.items())) and same(data[1], first[0, 1])
 assert not same(first[0, 1], first[1, 1]) and not same(FaceFolder(resumed, 64, SEVERE, seed=6)[0, 1], first[0, 1])
 
 painted, canvas = Path(work.name) / "painted", np.zeros((256, 256, 3), np.uint8)
-for channel, (x0, y0, x1, y1) in enumerate(boxes_from_components(known, 256).round().astype(int)):            # known: far from symmetric
+# known: far from symmetric
+for channel, (x0, y0, x1, y1) in enumerate(boxes_from_components(known, 256).round().astype(int)):
     canvas[y0:y1, x0:x1, channel] = 255
 painted.mkdir()
 cv2.imwrite(str(painted / "1.png"), canvas[..., ::-1])
 torch.save({"00000001": known}, painted / "boxes.pth")
 planted, seen = FaceFolder(painted, 256, boxes=painted / "boxes.pth", degraded=False), []
-for epoch in [*range(12), *range(12)]:                                      # asked twice: nothing is remembered
+# asked twice: nothing is remembered
+for epoch in [*range(12), *range(12)]:
     item = planted[epoch, 0]
-    held = torch.stack([(item["gt"][:, y0:y1, x0:x1] > 0).float().mean((1, 2)) for x0, y0, x1, y1 in item["boxes"].round().int().tolist()])
-    seen.append(bool(held[0, 1] > 0.5))                                     # the left box holds the right eye's colour: mirrored
+    held = torch.stack([(item["gt"][:, y0:y1, x0:x1] > 0).float().mean((1, 2))
+                        for x0, y0, x1, y1 in item["boxes"].round().int().tolist()])
+    # the left box holds the right eye's colour: mirrored
+    seen.append(bool(held[0, 1] > 0.5))
     assert_allclose(held, np.eye(3)[[1, 0, 2]] if seen[-1] else np.eye(3), atol=0.08)
 assert seen[:12] == seen[12:] and 0 < sum(seen) < 24
 print(f"{sum(seen[:12])} of 12 epochs mirrored, the same ones when asked again")
@@ -1141,9 +1209,9 @@ for epoch, column in enumerate(axes.T):
 plt.show()
 
 # %% [markdown]
-# In @fig-faces-epochs the blue box is on the left eye of the picture, whichever way the face looks. No two damages are alike, and all of them can be had again by their three numbers.
+# In @fig-faces-epochs the blue box is on the left eye of the picture, whichever way the face looks. No two damages are alike, and each can be had again by its three numbers.
 #
-# Boxes come from the manifest, or from the mean face (`boxes="template"`) for an aligned folder without one, or from the official file, matched by the number in the file's name. A picture of another size is resized; one that cannot be read, or is not square, is an error that names it, also out of a worker process. Here the official file has entry 7, and the same face is wanted under three names.
+# Boxes come from the manifest, or from the mean face (`boxes="template"`), or from the official file, matched by the number in the file's name. A picture of another size is resized; one that cannot be read, or is not square, is an error that names it. Here the official file has entry 7, and the same face is wanted under three names.
 
 # %%
 numbered = Path(work.name) / "numbered"
@@ -1152,8 +1220,10 @@ for name in ("00007.png", "7_1.png", "8.png"):
     shutil.copy(resumed / "eileen.png", numbered / name)
 official = FaceFolder(numbered, 512, boxes=good, names=["00007.png"], flip=False)
 assert_allclose(official[0]["boxes"], boxes512, atol=1e-4)
-test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]), exc=ValueError, contains="8.png: no entry")
-test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["7_1.png"]), exc=ValueError, contains="not a number")       # int("7_1") is 71 for Python
+test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]), exc=ValueError,
+          contains="8.png: no entry")
+# int("7_1") is 71 for Python
+test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["7_1.png"]), exc=ValueError, contains="not a number")
 (numbered / "8.png").write_bytes(b"not a picture")
 test_fail(lambda: FaceFolder(numbered, 64, boxes="template")[2], exc=ValueError, contains="8.png: is not a picture")
 work.cleanup()
@@ -1161,7 +1231,7 @@ work.cleanup()
 # %% [markdown]
 # ## Put together
 #
-# The whole chapter on one photo that is tilted and damaged: detect, align at the sizes of three networks, and back to pictures through tensors. @fig-faces-together shows the result, with the template's five places drawn in.
+# The whole chapter on one photo that is tilted and damaged: detect, align at three sizes, and back to pictures through tensors (@fig-faces-together).
 
 # %%
 tilted = cv2.warpAffine(photo, cv2.getRotationMatrix2D((225, 130), -20, 1.0), (512, 512), borderMode=cv2.BORDER_REFLECT_101)[:300, 60:420]
@@ -1180,12 +1250,15 @@ assert off < 15
 #| fig-alt: "A tilted portrait with five dots, and three upright cut-outs of the face, 512, 128 and 64 pixels wide, each with five crosses on eyes, nose and mouth."
 fig, axes = plt.subplots(1, 4, figsize=(7, 2), layout="constrained", width_ratios=(1.2, 1, 1, 1))
 axes[0].imshow(few_colours(tilted[::2, ::2]), extent=(-0.5, 359.5, 299.5, -0.5), interpolation="nearest")
-axes[0].add_patch(plt.Rectangle(one.box[:2], one.box[2] - one.box[0], one.box[3] - one.box[1], fill=False, ec="#56B4E9", lw=1.5))
+axes[0].add_patch(plt.Rectangle(one.box[:2], one.box[2] - one.box[0], one.box[3] - one.box[1], fill=False,
+                                ec="#56B4E9", lw=1.5))
 axes[0].scatter(*one.landmarks.T, c="#56B4E9", s=6)
 axes[0].set_title("detected", fontsize=9)
 for ax, c in zip(axes[1:], again):
-    step = max(1, len(c) // 128)                                            # drawn at 128 px at most, to keep the book small
-    ax.imshow(few_colours(c[::step, ::step]), extent=(-0.5, len(c) - 0.5, len(c) - 0.5, -0.5), interpolation="nearest")
+    # drawn at 128 px at most, to keep the book small
+    step = max(1, len(c) // 128)
+    ax.imshow(few_colours(c[::step, ::step]), extent=(-0.5, len(c) - 0.5, len(c) - 0.5, -0.5),
+              interpolation="nearest")
     ax.scatter(*template(len(c)).T, c="#D55E00", s=25, marker="+")
     ax.set_title(f"aligned, {len(c)} px", fontsize=9)
 for ax in axes:
@@ -1193,7 +1266,7 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# The crosses sit on the eyes and the mouth at every size, although the photo was tilted by 20°. They are not exact: five points of a real face and five means over 70,000 faces do not fit on one another by a similarity, and least squares shares the error out.
+# The crosses sit on the eyes and the mouth at every size, although the photo was tilted by 20°. They are not exact: five points of a real face and five means over 70,000 faces are not similar figures, and least squares shares the error out.
 #
 # ## Paper, official code, ours
 #
@@ -1212,7 +1285,7 @@ plt.show()
 # | boxes below 512 px | 512 px only | size ratio cut to the integer 0: empty crops | boxes scale, @eq-faces-boxes | small networks can be trained whole |
 # | whose boxes | – | by position in a list that is not sorted | by file name or number | a picture never gets another one's boxes |
 # | mirroring | not told | stored boxes edited in place; $512-x$ | new values; $512-x$ | asked twice, the boxes still fit; one pixel beside the exact $511-x$, as there |
-# | pictures on the disc | – | PNG or a database of PNGs | PNG without compression by default, any format is read | decoding takes about as long as the damage, @fig-degradation-time |
+# | pictures on the disc | – | PNG or a database of PNGs | PNG without compression by default, any format is read | quicker to read, @fig-degradation-time |
 # | chance | – | one generator per worker, seeded alike in each epoch | @eq-faces-draw | the same for any number of workers, and after a restart |
 #
 # : Deviations in finding, aligning and serving faces {#tbl-faces-deviations}
@@ -1223,17 +1296,19 @@ plt.show()
 # - **Restored faces with strange eyes** are often wrongly aligned ones: look at the landmarks before blaming the network.
 # - **Faces invented where there are none.** Lower the score and you will restore patterns in a carpet.
 # - **Blue faces.** OpenCV's `imread` gives BGR. Everything here is RGB.
-# - **Boxes of somebody else.** The official data set takes its pictures in the order in which the disk lists them and looks their boxes up by *position*: picture number 7 in the list gets entry 7 of the file. On a disk that lists in another order, or in a folder that lacks a few faces, the discriminators of the eyes are shown ears and hair, and no message says so. Here the number in the name decides, and a name that is no number is an error.
-# - **Own pictures with the official file.** Its entries belong to FFHQ's pictures and to no others. For your own photos use `prepare`, which makes the boxes.
+# - **Boxes of somebody else.** The official data set takes its pictures in the order in which the disk lists them and looks their boxes up by *position*. On a disk that lists in another order, or in a folder that lacks a few faces, the discriminators of the eyes are shown ears and hair, and no message says so. Here the number in the name decides.
+# - **Boxes for your own pictures** are the most asked question on training (GFPGAN #12, #16, #91, #277). The entries of the official file belong to FFHQ's pictures and to no others; `prepare` makes yours.
 # :::
 #
 # ## Summary
 #
-# - A detector is any function from a picture to a list of `Face`; ours is MTCNN, three networks of half a million weights together, with two repairs, a rim and a shift by one pixel. On one face it is sure down to a width of about 15 px, and its points become vague before it fails.
-# - Alignment is a linear least-squares problem in four unknowns. Pixel centres, not pixel corners, carry the whole numbers, so sizes convert by @eq-faces-halfpixel. Shrinking needs a low-pass.
-# - Five points and four measured numbers give boxes of eyes and mouth that overlap the official ones by more than 0.8 in the median. They scale with the picture and are mirrored without touching what is stored.
+# - A detector is any function from a picture to a list of `Face`; ours is MTCNN, three small networks, with two repairs, a rim and a shift by one pixel. Its points become vague before it fails.
+# - Alignment is a linear least-squares problem in four unknowns. Pixel centres carry the whole numbers, so sizes convert by @eq-faces-halfpixel. Shrinking needs a low-pass.
+# - Five points and four measured numbers give boxes of eyes and mouth that overlap the official ones by more than 0.8 in the median.
 # - `prepare` turns photos into a folder of aligned faces with a manifest. It survives bad files and can be killed at any moment.
 # - `FaceFolder` is a pure function of seed, epoch and index: no number of workers and no restart changes a byte of the training data.
+#
+# Next: the data are there. @sec-layers begins the network with its smallest parts.
 #
 # ## Exercises
 #

@@ -21,9 +21,8 @@ from gfpgan_edu.examples import draw_map, example_faces, show
 from gfpgan_edu.faces import to_tensor
 
 # %% [markdown]
-# GFP-GAN [@wang2021gfpgan] is a U-Net, a StyleGAN2 generator and the branches between them. All three use the layers below, so @fig-layers-map lights all three boxes.
-# They are not specific to faces. They matter because the generator that serves as the prior was trained with them: a layer that scales its weights
-# differently, or filters differently when it doubles the size, computes another function from the same checkpoint.
+# @sec-degradation and @sec-faces made the network's input. Now the network: GFP-GAN [@wang2021gfpgan] is a U-Net, a StyleGAN2 generator and the branches between them. All three use the layers below, so @fig-layers-map lights all three boxes.
+# These layers matter because the prior was trained with them: a layer that scales its weights differently, or filters differently when it doubles the size, computes another function from the same checkpoint.
 
 # %%
 #| label: fig-layers-map
@@ -110,7 +109,8 @@ ax.legend();
 z = torch.linspace(-3, 3, 13, dtype=torch.float64)
 for g in (0.1, 1.0, SQRT2, 7.0):
     assert_close(F.leaky_relu(g * z, SLOPE), g * F.leaky_relu(z, SLOPE), rtol=1e-12, atol=0)
-assert not torch.allclose(F.leaky_relu(-1.0 * z, SLOPE), -1.0 * F.leaky_relu(z, SLOPE))   # fails for g < 0, so the sign matters
+# fails for g < 0, so the sign matters
+assert not torch.allclose(F.leaky_relu(-1.0 * z, SLOPE), -1.0 * F.leaky_relu(z, SLOPE))
 
 
 # %% [markdown]
@@ -164,7 +164,8 @@ with torch.no_grad():
 x = torch.randn(2, 5, 8, 8, dtype=torch.float64)
 textbook = F.leaky_relu(plain(x), 0.2) * 2**0.5
 assert_close(conv(x), textbook, rtol=1e-12, atol=1e-12)
-assert_close(conv(x, stride=2), textbook[:, :, ::2, ::2], rtol=1e-12, atol=1e-12)   # a stride only skips samples
+# a stride only skips samples
+assert_close(conv(x, stride=2), textbook[:, :, ::2, ::2], rtol=1e-12, atol=1e-12)
 
 
 # %% [markdown]
@@ -210,7 +211,8 @@ torch.manual_seed(0)
 layers = [(3, 1), (16, 1), (16, 3), (64, 3), (256, 3), (512, 3)]
 fan = np.array([cin * k**2 for cin, k in layers])
 equal, baked = (np.array([speed(*layer, flag) for layer in layers]) for flag in (True, False))
-np.testing.assert_allclose(equal, 0.002, rtol=0.15)                              # @eq-layers-speed; 15 %: 48 random weights at fan-in 3
+# @eq-layers-speed; 15 %: 48 random weights at fan-in 3
+np.testing.assert_allclose(equal, 0.002, rtol=0.15)
 np.testing.assert_allclose(baked, 0.002 * np.sqrt(fan) / SQRT2, rtol=0.15)
 print(f"fastest / slowest layer: equalised {equal.max() / equal.min():.1f}, baked {baked.max() / baked.min():.0f}; widest baked layer moves {baked[-1]:.0%} in one step")
 
@@ -239,7 +241,8 @@ ax.legend();
 shape = [(3, 16, 1), (16, 64, 3), (64, 3, 3)]
 
 def stack(equalized):
-    return nn.Sequential(*(EqualizedConv2d(*s, gain=SQRT2, activate=True, equalized=equalized) for s in shape)).double()
+    return nn.Sequential(*(EqualizedConv2d(*s, gain=SQRT2, activate=True, equalized=equalized)
+                           for s in shape)).double()
 
 def train(net, groups, steps=100):
     opt, losses = torch.optim.Adam(groups), []
@@ -278,7 +281,8 @@ assert (yb - ya).abs().mean() > 0.1 * ya.abs().mean()                           
 
 # %%
 rates = (0.0025, 0.01, 0.04, 0.16)
-final = np.array([[train(net, [dict(params=net.parameters(), lr=r)])[1][-10:].mean() for net in copies()] for r in rates])
+final = np.array([[train(net, [dict(params=net.parameters(), lr=r)])[1][-10:].mean() for net in copies()]
+                  for r in rates])
 best_equalised, best_baked = (rates[i] for i in final.argmin(0))
 assert best_equalised >= 4 * best_baked
 
@@ -343,7 +347,8 @@ def linear(**kwargs):
 x, base = torch.randn(4, 256, dtype=torch.float64), linear()
 assert_close(base(x), F.leaky_relu(F.linear(x, base.weight / 16, base.bias), 0.2) * 2**0.5, rtol=1e-6, atol=1e-6)
 for other in (linear(lr_mul=0.01), linear(equalized=False)):
-    assert_close(other(x), base(x), rtol=1e-5, atol=1e-5)                          # the same function at the start
+    # the same function at the start
+    assert_close(other(x), base(x), rtol=1e-5, atol=1e-5)
 for lr_mul in (1.0, 0.01):
     layer = linear(lr_mul=lr_mul)
     before = layer.weight.detach().clone()
@@ -436,7 +441,8 @@ for U, D, pad in [(1, 1, (2, 2)), (1, 2, (1, 1)), (2, 1, (2, 1)), (3, 2, (3, 0))
     ours = upfirdn(x, fir_kernel(taps), U, D, pad)[0, 1]
     for one_axis in (by_letter, by_scipy):
         rows = np.apply_along_axis(one_axis, 1, x[0, 1].numpy(), taps, U, D, pad)
-        np.testing.assert_allclose(ours, np.apply_along_axis(one_axis, 0, rows, taps, U, D, pad), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours, np.apply_along_axis(one_axis, 0, rows, taps, U, D, pad),
+                                   rtol=0, atol=1e-12)
 
 
 # %% [markdown]
@@ -473,7 +479,8 @@ class Resample(nn.Module):
         if mode not in ("fir", "bilinear"):
             raise ValueError(f"resample is {mode!r}, needs 'fir' or 'bilinear'")
         self.mode = mode
-        self.register_buffer("kernel", fir_kernel(), persistent=False)  # symmetric: correlation and convolution agree
+        # symmetric: correlation and convolution agree
+        self.register_buffer("kernel", fir_kernel(), persistent=False)
 
     def _depthwise(self, x, gain=1.0):
         return (self.kernel * gain).to(x).expand(x.shape[1], 1, *self.kernel.shape)
@@ -482,7 +489,8 @@ class Resample(nn.Module):
         return F.conv2d(x, self._depthwise(x, gain), padding=pad, groups=x.shape[1])
 
     def _strided(self, conv, x, gain=1.0):
-        return float32_on_cpu(lambda x: conv(x, self._depthwise(x, gain), stride=2, padding=1, groups=x.shape[1]))(x)
+        return float32_on_cpu(lambda x: conv(x, self._depthwise(x, gain), stride=2, padding=1,
+                                             groups=x.shape[1]))(x)
 
     def up(self, x):
         if self.mode == "bilinear":
@@ -491,7 +499,8 @@ class Resample(nn.Module):
 
     def down(self, x):
         if self.mode == "bilinear":
-            return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)  # the mean of each 2×2 block
+            # the mean of each 2×2 block
+            return F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
         return self._strided(F.conv2d, x)
 
 
@@ -521,7 +530,8 @@ for resample in (fir.up, fir.down):
         got, same = resample(narrow), resample(wide)
         half = slopes(resample, narrow.clone())
     assert got.dtype == torch.bfloat16 and torch.equal(got, resample(narrow))
-    assert_close(got.float(), resample(wide), rtol=2**-8, atol=0)                                  # half a step of 8 bits, no more
+    # half a step of 8 bits, no more
+    assert_close(got.float(), resample(wide), rtol=2**-8, atol=0)
     assert same.dtype == torch.float32 and torch.equal(same, resample(wide))
     for of_narrow, of_wide in zip(half, slopes(resample, wide.clone())):
         assert_close(of_narrow.float(), of_wide, rtol=2**-6, atol=2**-6 * of_wide.abs().max().item())
@@ -534,9 +544,11 @@ for resample in (fir.up, fir.down):
 # %%
 assert_close(bilinear.down(x), upfirdn(x, fir_kernel((1, 1)), down=2), rtol=0, atol=1e-12)
 assert_close(bilinear.down(x)[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean(), rtol=0, atol=1e-12)           # by hand
-assert_close(bilinear.up(x)[..., 1:-1, 1:-1], fir.up(x)[..., 1:-1, 1:-1], rtol=0, atol=1e-12)      # the same filter …
+# the same filter …
+assert_close(bilinear.up(x)[..., 1:-1, 1:-1], fir.up(x)[..., 1:-1, 1:-1], rtol=0, atol=1e-12)
 repeated = F.pad(x, (1, 1, 1, 1), mode="replicate")
-assert_close(bilinear.up(x), fir.up(repeated)[..., 2:-2, 2:-2], rtol=0, atol=1e-12)                # … with another border
+# … with another border
+assert_close(bilinear.up(x), fir.up(repeated)[..., 2:-2, 2:-2], rtol=0, atol=1e-12)
 white = torch.ones(1, 1, 8, 8, dtype=torch.float64)
 for name, y in dict(up=fir.up(white), down=fir.down(white)).items():
     print(f"FIR {name} of a white picture: centre {y[0, 0, 2, 2]:.3f}, edge {y[0, 0, 0, 2]:.3f}, corner {y[0, 0, 0, 0]:.3f}")
@@ -555,7 +567,9 @@ for name, y in dict(up=fir.up(white), down=fir.down(white)).items():
 
 # %%
 np.testing.assert_allclose(np.convolve(np.convolve([1, 1], [1, 1]), [1, 1]), [1, 3, 3, 1])
-ways = {"strided": (strided, 0, "#D55E00"), "bilinear": (bilinear.down, 1, "#E69F00"), "fir": (fir.down, 3, "#0072B2")}   # way, power of the cosine, colour
+# way, power of the cosine, colour
+ways = {"strided": (strided, 0, "#D55E00"), "bilinear": (bilinear.down, 1, "#E69F00"),
+        "fir": (fir.down, 3, "#0072B2")}
 
 def survives(down, f):
     "Amplitude of a wave of amplitude 1 after halving, away from the border."
@@ -592,11 +606,13 @@ low, high = (torch.fft.irfft(spectrum * m).expand(1, 1, 16, 4096) for m in (freq
 def power_ratio(down, x):
     return (down(x)[..., 2:-2, 2:-2].square().mean() / x.square().mean()).item()
 
-grid = (np.arange(4000) + 0.5) / 8000                                                # frequencies from 0 to 1/2
+# frequencies from 0 to 1/2
+grid = (np.arange(4000) + 0.5) / 8000
 for name, (down, power, _) in ways.items():
     kept, leaked = power_ratio(down, low), power_ratio(down, high)
     response = np.cos(np.pi * grid) ** (2 * power)
-    np.testing.assert_allclose([kept, leaked], [response[grid < 0.25].mean(), response[grid > 0.25].mean()], rtol=0.1, atol=0.003)
+    np.testing.assert_allclose([kept, leaked], [response[grid < 0.25].mean(), response[grid > 0.25].mean()],
+                               rtol=0.1, atol=0.003)
     print(f"{name:9} keeps {kept:4.0%} of the power that fits, lets {leaked:4.0%} of the rest alias")
 assert power_ratio(fir.down, high) < power_ratio(bilinear.down, high) / 8
 
@@ -613,7 +629,8 @@ def zone_plate(size=96):
 
 plate = zone_plate()
 t = torch.arange(48, dtype=torch.float64) - 23.5
-outside = (t[:, None] ** 2 + t**2).sqrt() > 48 * 0.42                              # well outside the circle of radius 48/√8
+# well outside the circle of radius 48/√8
+outside = (t[:, None] ** 2 + t**2).sqrt() > 48 * 0.42
 ghost = {name: way[0](plate)[0, 0][outside].std().item() for name, way in ways.items()}
 print({name: f"{g:.2f}" for name, g in ghost.items()})
 assert ghost["fir"] < ghost["bilinear"] / 2 < ghost["strided"] / 2
@@ -625,7 +642,8 @@ assert ghost["fir"] < ghost["bilinear"] / 2 < ghost["strided"] / 2
 panels = {"original, 96 px": plate, **{f"{name}, 48 px": way[0](plate) for name, way in ways.items()}}
 fig = plt.figure(figsize=(8.1, 2.2), dpi=100)
 for i, (title, image) in enumerate(panels.items()):
-    ax = fig.add_axes([i * 204 / 810, 0, 192 / 810, 192 / 220])                     # 192 screen pixels: a whole number per picture pixel
+    # 192 screen pixels: a whole number per picture pixel
+    ax = fig.add_axes([i * 204 / 810, 0, 192 / 810, 192 / 220])
     ax.imshow(image[0, 0], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_title(title, fontsize=9)
     ax.axis("off")
@@ -650,13 +668,17 @@ def seen_at(down, position, offset):
     row = down(x)[0, 0, 2]
     return ((2 * torch.arange(16) + offset) * row).sum().item() / row.sum().item() if row.sum() > 0 else math.nan
 
-positions = np.arange(10, 22)                                    # strided keeps pixel 2j, the others are centred on 2j + 1/2
-seen = {name: np.array([seen_at(way[0], p, 0.0 if name == "strided" else 0.5) for p in positions]) for name, way in ways.items()}
+# strided keeps pixel 2j, the others are centred on 2j + 1/2
+positions = np.arange(10, 22)
+seen = {name: np.array([seen_at(way[0], p, 0.0 if name == "strided" else 0.5) for p in positions])
+        for name, way in ways.items()}
 np.testing.assert_allclose(seen["fir"], positions, atol=1e-12)   # FIR: exactly where it is
 assert np.abs(seen["bilinear"] - positions).min() == 0.5         # bilinear: always half a pixel off
 assert np.isnan(seen["strided"][1::2]).all()                     # strided: gone every other time
-for way, *_ in ways.values():                                    # two pixels: exact for everybody, away from the border
-    assert_close(way(torch.roll(plate, 2, -1))[..., 3:-3], torch.roll(way(plate), 1, -1)[..., 3:-3], rtol=0, atol=1e-12)
+# two pixels: exact for everybody, away from the border
+for way, *_ in ways.values():
+    assert_close(way(torch.roll(plate, 2, -1))[..., 3:-3], torch.roll(way(plate), 1, -1)[..., 3:-3],
+                 rtol=0, atol=1e-12)
 
 # %%
 #| label: fig-layers-shift
@@ -664,7 +686,8 @@ for way, *_ in ways.values():                                    # two pixels: e
 #| fig-alt: "FIR lies on zero everywhere; bilinear swings between plus and minus half a pixel; strided has marks at even positions only."
 fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
 for (name, way), marker in zip(ways.items(), ("x", "s", "o")):
-    ax.plot(positions, seen[name] - positions, marker + "-", color=way[2], ms=8 if marker == "x" else 6, mew=2, label=name)
+    ax.plot(positions, seen[name] - positions, marker + "-", color=way[2], ms=8 if marker == "x" else 6,
+            mew=2, label=name)
 ax.set(xlabel="position of the line, px", ylabel="seen at − is at, px", xticks=positions, ylim=(-1, 1.3))
 ax.legend(ncols=3, loc="upper right");
 
@@ -695,7 +718,8 @@ print("size of the features:", " ".join(f"{s:.1f}" for s in sizes_seen))
 #| fig-cap: "A face of 128 px halved three times in the three ways, the FIR version doubled three times again, and one feature after six random layers."
 #| fig-alt: "The strided 16 px version is jagged, bilinear and FIR are smooth; the enlarged version is blurred with a grey frame; the feature shows edges of the face."
 show([face[0], *(s[0] for s, _ in pictures.values()), pictures["fir"][1][0], h[0, 0]],
-     ["face", *(f"{name}, 16 px" for name in pictures), "fir, back at 128 px", "a random feature"], cols=3, height=1.7);
+     ["face", *(f"{name}, 16 px" for name in pictures), "fir, back at 128 px", "a random feature"], cols=3,
+     height=1.7);
 
 # %% [markdown]
 # In @fig-layers-face the strided version picks single pixels, so hair and eyes break into blocks that belong to no feature of the face; the other two average. The frame that turns grey on the way up is the border of zeros, as 0 is mid-grey in $[-1,1]$.
@@ -712,6 +736,7 @@ show([face[0], *(s[0] for s, _ in pictures.values()), pictures["fir"][1][0], h[0
 # | FIR resampling | compiled `upfirdn2d` with a slow twin in PyTorch | strided and transposed depthwise convolutions; `upfirdn` as the reference | runs on every device, differentiable twice |
 # | halving beside a 1×1 convolution | filters at full size, then a strided convolution | filters only the samples that stay | a quarter of the work, equal results |
 # | border of FIR resampling | zeros | zeros | the weights were trained with it |
+# | resampling in bfloat16 on a CPU | no case for it | in float32 | many times quicker, and exact |
 # | a baked model in training | the clean models are offered for inference only | trains, at other speeds (@fig-layers-train) | it is the form in which v1.2 to v1.4 exist |
 #
 # : Layers: official code and ours. {#tbl-layers}
@@ -732,6 +757,8 @@ show([face[0], *(s[0] for s, _ in pictures.values()), pictures["fir"][1][0], h[0
 # * Adam moves every stored weight by about the learning rate. Storing weights of size 1 and scaling them at run time makes that the same relative speed in every layer; baking the scale in keeps the function and changes the speeds.
 # * Dropping every second sample turns fine waves into coarse ones for good. A filter before it prevents this: the taps 1, 3, 3, 1 pass an eighth of the aliased power that the taps 1, 1 pass.
 # * Enlarging is the same filter in both modes, up to a frame of one pixel.
+#
+# Next: @sec-unet makes the first network out of these layers.
 #
 # ## Exercises
 #

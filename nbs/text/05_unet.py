@@ -34,7 +34,7 @@ draw_map("unet", "pyramid");
 # %% [markdown]
 # ## What the module delivers
 #
-# The prior of GFP-GAN can paint faces, but it has never seen a damaged one. Something must look at the input first, see through blur, noise and JPEG blocks, and tell the prior two things: *which* face to paint and *where* its parts are.
+# The layers of @sec-layers now become the first of the two networks. The other one, the prior, can paint faces, but it has never seen a damaged one. Something must look at the input first, see through blur, noise and JPEG blocks, and tell the prior two things: *which* face to paint and *where* its parts are.
 # That is the degradation removal module, a U-Net [@ronneberger2015unet], lit in @fig-unet-map. The paper [@wang2021gfpgan] states it in one line, its Eq. 1:
 #
 # $$ F_{latent},\; F_{spatial} = \text{U-Net}(x). $$ {#eq-unet}
@@ -78,7 +78,8 @@ class DownBlock(nn.Module):
     def __init__(self, cin, cout, *, resample="fir", equalized=True):
         super().__init__()
         self.conv1 = EqualizedConv2d(cin, cin, gain=SQRT2, activate=True, equalized=equalized)
-        self.conv2 = EqualizedConv2d(cin, cout, gain=1.0, activate=True, equalized=equalized)  # √2 of the activation · 1/√2 of the sum
+        # √2 of the activation · 1/√2 of the sum
+        self.conv2 = EqualizedConv2d(cin, cout, gain=1.0, activate=True, equalized=equalized)
         self.skip = EqualizedConv2d(cin, cout, 1, bias=False, gain=1 / SQRT2, equalized=equalized)
         self.resample = Resample(resample)
 
@@ -118,7 +119,8 @@ x = torch.randn(2, 6, 16, 16, dtype=torch.float64)
 for resample in ("fir", "bilinear"):
     block = DownBlock(6, 10, resample=resample).double()
     for conv in (block.conv1, block.conv2):
-        nn.init.normal_(conv.bias)                                       # zeros would hide a wrong gain of the bias
+        # zeros would hide a wrong gain of the bias
+        nn.init.normal_(conv.bias)
     assert block(x).shape == (2, 10, 8, 8)
     assert_close(block(x), plain_down(block, x), rtol=1e-12, atol=1e-12)
 
@@ -148,7 +150,8 @@ class UpBlock(nn.Module):
         self.resample = Resample("bilinear")
 
     def forward(self, x):
-        return self.conv2(self.resample.up(self.conv1(x))) + self.resample.up(self.skip(x))  # a 1×1 convolution commutes with resizing (@eq-unet-swap)
+        # a 1×1 convolution commutes with resizing (@eq-unet-swap)
+        return self.conv2(self.resample.up(self.conv1(x))) + self.resample.up(self.skip(x))
 
 
 # %%
@@ -167,12 +170,14 @@ assert_close(block(x), plain_up(block, x), rtol=1e-12, atol=1e-12)
 
 # %%
 def multiplications(f, *args):
-    with FlopCounterMode(display=False) as counter:                       # counts a multiplication and an addition as 2
+    # counts a multiplication and an addition as 2
+    with FlopCounterMode(display=False) as counter:
         f(*args)
     return counter.get_total_flops() // 2
 
 twice = lambda z: F.interpolate(z, scale_factor=2, mode="bilinear")
-half = {s: n // 2 for s, n in widths(512).items()}                        # widths of the U-Net at 512 px, see below
+# widths of the U-Net at 512 px, see below
+half = {s: n // 2 for s, n in widths(512).items()}
 with torch.device("meta"):
     blocks = [(UpBlock(half[s // 2], half[s]), torch.empty(1, half[s // 2], s // 2, s // 2)) for s in half if s > 4]
     cheap = sum(multiplications(b.skip, x) for b, x in blocks)
@@ -214,7 +219,8 @@ class UNet(nn.Module):
         sizes = sorted(channels)                       # 4, 8, …, S
         eq = dict(equalized=equalized)
         self.first = EqualizedConv2d(3, channels[sizes[-1]], 1, gain=SQRT2, activate=True, **eq)
-        self.down = nn.ModuleList(DownBlock(channels[s], channels[s // 2], resample=resample, **eq) for s in sizes[:0:-1])
+        self.down = nn.ModuleList(DownBlock(channels[s], channels[s // 2], resample=resample, **eq)
+                                  for s in sizes[:0:-1])
         self.last = EqualizedConv2d(channels[4], channels[4], gain=SQRT2, activate=True, **eq)
         self.up = nn.ModuleList(UpBlock(channels[s // 2], channels[s], **eq) for s in sizes[1:])
         self.to_rgb = nn.ModuleList(EqualizedConv2d(channels[s], 3, 1, **eq) for s in sizes[1:])
@@ -272,7 +278,8 @@ for i, s in enumerate(sorted(half, reverse=True)):
         ax.plot(right + 1.8, y, "s", color="#E69F00", ms=7)                   # a head
     if s < 512:
         ax.annotate("", (right - edge, y), (i + edge, y), arrowprops=dict(arrowstyle="-|>", color="#888888"))
-for x, y, name, colour in [(0, 9.5, "encoder", "#0072B2"), (10, 1.05, "F_latent", "#D55E00"), (17.5, 9.5, "F_spatial", "#009E73"), (19.3, 9.3, "picture", "#E69F00")]:
+for x, y, name, colour in [(0, 9.5, "encoder", "#0072B2"), (10, 1.05, "F_latent", "#D55E00"),
+                           (17.5, 9.5, "F_spatial", "#009E73"), (19.3, 9.3, "picture", "#E69F00")]:
     ax.text(x, y, name, ha="center", color=colour, fontsize=9)
 ax.axis("off");
 
@@ -302,7 +309,8 @@ print({s: f"{count(net) / 1e6:.2f} M" for s, net in nets.items()})
 # code builds them, are facts and written into the next cell.
 
 # %%
-official = {"first": ("conv_body_first", 64), "down": ("conv_body_down", 4_368_848), "last": ("final_conv", 590_080),
+official = {"first": ("conv_body_first", 64), "down": ("conv_body_down", 4_368_848),
+            "last": ("final_conv", 590_080),
             "up": ("conv_body_up", 4_956_368), "to_rgb": ("toRGB", 3_045)}
 for ours, (theirs, parameters) in official.items():
     print(f"{ours:7} {count(getattr(nets[512], ours)):>10,}   {theirs:16} {parameters:>10,}")
@@ -326,7 +334,8 @@ assert main_path == 30
 h, s, w = torch.randn(1, 5, 8, 8), torch.randn(1, 5, 8, 8), torch.randn(7, 5, 3, 3)
 assert_close(F.conv2d(torch.cat([h, s], 1), torch.cat([w, w], 1)), F.conv2d(h + s, w), rtol=1e-4, atol=1e-4)
 
-with torch.device("meta"):                                                # first convolution and short path read 2c channels
+# first convolution and short path read 2c channels
+with torch.device("meta"):
     wide = [nn.ModuleList([EqualizedConv2d(2 * b.conv1.weight.shape[1], b.conv1.weight.shape[0]),
                            EqualizedConv2d(2 * b.skip.weight.shape[1], b.skip.weight.shape[0], 1, bias=False), b.conv2]) for b in nets[512].up]
 added, concatenated = count(nets[512]), count(nets[512]) - count(nets[512].up) + sum(map(count, wide))
@@ -350,7 +359,8 @@ print(f"U-Net at 512 px: added {added / 1e6:.1f} M, concatenated {concatenated /
 # %%
 def gradient(net, size, pick):
     "|d pick(net(x)) / dx|, summed over the colours: (size, size)."
-    x = torch.randn(1, 3, size, size, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, size, size, dtype=torch.float64, requires_grad=True,
+                    generator=torch.Generator().manual_seed(0))
     pick(net(x)).backward()
     return x.grad.abs().sum(1)[0]
 
@@ -361,7 +371,8 @@ def field(layers):
     return r
 
 torch.manual_seed(0)
-chains = {"fir": [(3, 1), (4, 1), (3, 2)], "bilinear": [(3, 1), (2, 2), (3, 1)]}  # convolution, filter, convolution
+# convolution, filter, convolution
+chains = {"fir": [(3, 1), (4, 1), (3, 2)], "bilinear": [(3, 1), (2, 2), (3, 1)]}
 for resample, chain in chains.items():
     blocks = nn.Sequential(DownBlock(3, 8, resample=resample), DownBlock(8, 8, resample=resample)).double()
     row = (gradient(blocks, 64, lambda y: y[0, 0, 8, 8]) > 0).any(0)
@@ -375,8 +386,10 @@ for resample, chain in chains.items():
 size = 128
 torch.manual_seed(0)
 unet = UNet({s: 8 for s in (4, 8, 16, 32, 64, 128)}).double()
-depth = 2 * len(unet.down) + 1 + 2 * len(unet.up)                        # its 3×3 convolutions on the main path
-chain = nn.Sequential(*(EqualizedConv2d(3 if i == 0 else 8, 8, gain=SQRT2, activate=True) for i in range(depth))).double()
+# its 3×3 convolutions on the main path
+depth = 2 * len(unet.down) + 1 + 2 * len(unet.up)
+chain = nn.Sequential(*(EqualizedConv2d(3 if i == 0 else 8, 8, gain=SQRT2, activate=True)
+                        for i in range(depth))).double()
 seen = {"U-Net": gradient(unet, size, lambda out: out[2][-1][0, :, 64, 64].sum()),
         f"{depth} convolutions": gradient(chain, size, lambda y: y[0, :, 64, 64].sum())}
 share = [(g > 0).double().mean().item() for g in seen.values()]
@@ -470,13 +483,14 @@ for size, curve, colour in zip((8, 16, 32), np.array(history).T, ("#0072B2", "#D
     ax.plot(curve, color=colour, label=f"{size} px")
 ax.axhline(before, color="#444444", ls="--")
 ax.set(yscale="log", xlabel="step", ylabel="mean absolute error")
+ax.set_yticks([0.2, 0.4, 0.6], ["0.2", "0.4", "0.6"]), ax.minorticks_off()
 ax.legend();
 
 # %%
 #| label: fig-unet-restored
 #| fig-cap: "Four of the eight faces: damaged, repaired by the tiny U-Net after 200 steps, true."
 #| fig-alt: "Three rows of four 32 px faces. The damaged ones are noisy, grey or tinted; the repaired ones have natural colours and smooth outlines but are softer than the true ones."
-show([*x[:4], *restored[:4], *y[:4]], ["damaged"] * 4 + ["repaired"] * 4 + ["true"] * 4, cols=4, height=1.2);
+show([*x[:4], *restored[:4], *y[:4]], rows=("damaged", "repaired", "true"), cols=4, height=1.2);
 
 # %% [markdown]
 # @fig-unet-loss and @fig-unet-restored show what the module is good at: tint and grey are gone, noise is down, outlines are right. They also show what it is not good at. The repaired faces stay soft, although the network was free to learn them by heart. Part of the reason is the wiring: the head at $s$ px
@@ -489,7 +503,8 @@ with torch.no_grad():
         cut = recursive(net, net.first(x), mute=level)[1:]
         changed = [not torch.equal(a, b) for a, b in zip(cut, full)]
         assert changed == [s > level for s in (8, 16, 32)]
-        print(f"without the skip of {level:2} px the features change at", [s for s, c in zip((8, 16, 32), changed) if c], "px")
+        print(f"without the skip of {level:2} px the features change at",
+              [s for s, c in zip((8, 16, 32), changed) if c], "px")
 
 # %% [markdown]
 # ## Put together
@@ -510,12 +525,12 @@ def busiest(f):
 # %%
 #| label: fig-unet-outputs
 #| fig-cap: "Everything the module delivers for one damaged face. Top: input and pictures of the heads. Bottom: one channel of each feature."
-#| fig-alt: "The damaged face, its 8, 16 and 32 px pictures, and grey maps of 4, 8, 16 and 32 px in which the outline of the head grows finer."
+#| fig-alt: "The damaged face, its 8, 16 and 32 px pictures, and grey maps of 4, 8, 16 and 32 px in which the place of the face shows ever more finely."
 show([unseen[0], *(p[0] for p in pyramid), busiest(latent), *(busiest(f) for f in spatial)],
      ["damaged", *(f"head, {s} px" for s in (8, 16, 32)), "F_latent, 4 px", *(f"F_spatial, {s} px" for s in (8, 16, 32))], cols=4, height=1.6);
 
 # %% [markdown]
-# In @fig-unet-outputs the maps become finer from left to right. At 32 px one sees the outline of the head, the hair and the collar; at 16 and 8 px only its sides and its lower end; at 4 px hardly a place is left, but sixteen cells of many channels are enough to say which face it is.
+# In @fig-unet-outputs the maps become finer from left to right. At 32 px the face stands apart from the hair around it; at 16 and 8 px a blot marks its place; at 4 px hardly a place is left, but sixteen cells of many channels are enough to say which face it is.
 # The network has 24 channels and knows eight pictures; the official one has 256 at these sizes and has seen 70,000 faces. What its features are used for is the subject of @sec-csft and @sec-gfpgan.
 #
 # ## Paper, official code, ours
@@ -550,6 +565,8 @@ show([unseen[0], *(p[0] for p in pyramid), busiest(latent), *(busiest(f) for f i
 # * A 1×1 convolution and a resize commute, so the cheaper order is taken.
 # * Skips are additive: concatenation with tied kernels, at fewer parameters. Widths and depth give the official counts exactly.
 # * Every output pixel sees the whole input, which a chain of as many convolutions does not. The module removes damage; it does not invent detail.
+#
+# Next: detail is the job of the prior, @sec-stylegan2.
 #
 # ## Exercises
 #

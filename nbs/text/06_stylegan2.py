@@ -5,7 +5,7 @@
 #
 # **You will build** the StyleGAN2 generator [@karras2020stylegan2] in plain PyTorch: modulated convolutions, noise inputs, RGB skips, the mapping network, truncation, style mixing, and the hook through which GFP-GAN steers it. Then you look at what a trained one draws.
 # **Needs** the equalised layers and the FIR resampling of @sec-layers.
-# **Runs in** about 15 s on a laptop CPU.
+# **Runs in** about 10 s on a laptop CPU.
 
 # %%
 #| default_exp stylegan2
@@ -22,6 +22,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.faces import to_tensor
 from gfpgan_edu.layers import fir_kernel, upfirdn
 from gfpgan_edu.weights import load_prior
 
@@ -36,7 +37,7 @@ from torch import nn
 from gfpgan_edu.layers import SLOPE, SQRT2, EqualizedLinear, Resample
 
 # %% [markdown]
-# @fig-stylegan2-map shows where this chapter sits. The prior receives codes from one side and scales and shifts from the other. Its output is the restored face.
+# The U-Net of @sec-unet removes damage and leaves the face soft. Detail is the prior's job (@fig-stylegan2-map). It receives codes from one side and scales and shifts from the other, and its output is the restored face.
 
 # %%
 #| label: fig-stylegan2-map
@@ -56,11 +57,6 @@ draw_map("stylegan2");
 # Here $y_1,\dots,y_n$ are the faces that fit the input equally well and $c$ is any answer. The second term does not depend on $c$, so $c=\bar y$ wins. A mean of sharp pictures is not sharp.
 
 # %%
-def to_tensor(pictures):
-    "uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
-
-
 def lean(fig):
     "Show a figure in 96 colours: a smaller book."
     fig.savefig(drawn := io.BytesIO(), bbox_inches="tight", pad_inches=0.02), plt.close(fig)
@@ -69,23 +65,29 @@ def lean(fig):
 
 
 def sheet(pictures, cols, rows=(), tops=()):
-    "Show (n, 3, h, w), values in -1 … 1, pixel by pixel on one sheet, with names for rows and columns."
+    "Show (n, 3, h, w), values in -1 … 1, on one sheet, each pixel as large as 640 in a row allow, with names for rows and columns."
+    pictures = F.interpolate(pictures, scale_factor=max(1, 640 // (cols * pictures.shape[3])))
     _, _, h, w = pictures.shape
-    tiles = pictures.unflatten(0, (-1, cols)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)      # (R, C, 3, h, w) -> (R·h, C·w, 3)
+    tiles = pictures.unflatten(0, (-1, cols)).permute(0, 3, 1, 4, 2)      # (R, C, 3, h, w) -> (R, h, C, w, 3)
+    tiles = tiles.flatten(2, 3).flatten(0, 1)                             # (R·h, C·w, 3)
     fig = plt.figure(figsize=(cols * w / 100, len(tiles) / 100), dpi=100)
     ax = fig.add_axes([0, 0, 1, 1])
     ax.imshow((tiles / 2 + 0.5).clamp(0, 1), interpolation="nearest")
-    ax.set_xticks([w * (i + 0.5) for i in range(len(tops))], tops), ax.set_yticks([h * (i + 0.5) for i in range(len(rows))], rows)
+    ax.set_xticks([w * (i + 0.5) for i in range(len(tops))], tops)
+    ax.set_yticks([h * (i + 0.5) for i in range(len(rows))], rows)
     ax.xaxis.tick_top(), ax.tick_params(length=0), ax.spines[:].set_visible(False)
     lean(fig)
 
 
-torch.set_num_threads(1)                                          # quickest for small nets, and the same sums on every machine
+# quickest for small nets, and the same sums on every machine
+torch.set_num_threads(1)
 
 candidates = to_tensor(example_faces(16, 64))
 mean = candidates.mean(0)
-for c in (candidates[3], torch.zeros(3, 64, 64)):                 # any other answer pays its distance to the mean
-    assert_close((c - candidates).square().mean(), (c - mean).square().mean() + (mean - candidates).square().mean(), rtol=1e-5, atol=0)
+# any other answer pays its distance to the mean
+for c in (candidates[3], torch.zeros(3, 64, 64)):
+    assert_close((c - candidates).square().mean(),
+                 (c - mean).square().mean() + (mean - candidates).square().mean(), rtol=1e-5, atol=0)
 
 edges = lambda x: x.diff(dim=-1).abs().mean().item()
 print(f"mean edge strength: one candidate {edges(candidates[0]):.2f}, the average {edges(mean):.2f}")
@@ -134,8 +136,10 @@ def widths(size, channel_multiplier=1.0, narrow=1.0):
 
 
 # %%
-assert widths(512) == {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32}            # the paper's prior
-assert widths(512, 2) == {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}        # the released clean models
+# the paper's prior
+assert widths(512) == {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32}
+# the released clean models
+assert widths(512, 2) == {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}
 assert widths(64, narrow=1 / 16) == {4: 32, 8: 32, 16: 32, 32: 32, 64: 16}
 test_fail(lambda: widths(96), exc=ValueError, contains="power of two")
 test_fail(lambda: widths(1024, narrow=1 / 16), exc=ValueError, contains="width at 1024 px is 1")
@@ -167,9 +171,11 @@ def modulated_weight(weight, s, demodulate=True):
 g = torch.Generator().manual_seed(0)
 weight, s = torch.randn(3, 2, 3, 3, generator=g), torch.tensor([[1.0, 0.0], [2.0, -1.0]])
 kernels = modulated_weight(weight, s, demodulate=False)
-assert_close(kernels[1, 2, 1], -weight[2, 1], rtol=0, atol=0)                                    # by hand: sample 1, input channel 1
+# by hand: sample 1, input channel 1
+assert_close(kernels[1, 2, 1], -weight[2, 1], rtol=0, atol=0)
 x = torch.randn(1, 2, 8, 8, generator=g)
-assert_close(F.conv2d(x, kernels[0]), F.conv2d(x[:, :1], weight[:, :1]), rtol=1e-5, atol=1e-6)   # s = (1, 0): channel 1 is out
+# s = (1, 0): channel 1 is out
+assert_close(F.conv2d(x, kernels[0]), F.conv2d(x[:, :1], weight[:, :1]), rtol=1e-5, atol=1e-6)
 
 # %%
 #| label: fig-stylegan2-style
@@ -179,8 +185,10 @@ axis = torch.linspace(-1, 1, 48)
 bars = torch.sin(12 * axis).expand(48, 48)
 rings = torch.sin(14 * (axis[:, None] ** 2 + axis**2).sqrt())
 styles = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.7, 0.7]])
-drawn = [F.conv2d(torch.stack([bars, rings])[None], k)[0, 0] for k in modulated_weight(torch.ones(1, 2, 1, 1), styles)]
-lean(show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles], vmin=-1.5, vmax=1.5, height=1.5))
+drawn = [F.conv2d(torch.stack([bars, rings])[None], k)[0, 0]
+         for k in modulated_weight(torch.ones(1, 2, 1, 1), styles)]
+lean(show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles],
+          vmin=-1.5, vmax=1.5, height=1.5))
 
 # %% [markdown]
 # In @fig-stylegan2-style nothing but $s$ changes. A style selects among the patterns that the channels carry. It cannot say *where*: the same two numbers hold at every position. That limit is the reason for @sec-csft.
@@ -205,22 +213,28 @@ weight = torch.randn(cout, cin, 3, 3, generator=g) / math.sqrt(cin * 9)
 style = 1 + 0.5 * torch.randn(1, cin, generator=g)
 white = torch.randn(1, cin, 64, 64, generator=g)
 smooth = upfirdn(white, fir_kernel(), pad=(1, 2))
-smooth = smooth / smooth.std()                                           # unit variance again, but neighbours agree
+# unit variance again, but neighbours agree
+smooth = smooth / smooth.std()
 scales = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def stds(x, demodulate):
     "Standard deviation of each output channel for each strength of the style, (5, cout)."
-    return np.array([F.conv2d(x, modulated_weight(weight, style * c, demodulate)[0]).std((0, 2, 3)).numpy() for c in scales])
+    return np.array([F.conv2d(x, modulated_weight(weight, style * c, demodulate)[0]).std((0, 2, 3)).numpy()
+                     for c in scales])
 
 
-std = {"not demodulated": stds(white, False), "demodulated": stds(white, True), "demodulated, smooth input": stds(smooth, True)}
+std = {"not demodulated": stds(white, False), "demodulated": stds(white, True),
+       "demodulated, smooth input": stds(smooth, True)}
 for name, v in std.items():
     print(f"{name:26} channels at the weakest style {v[0].min():.2f} to {v[0].max():.2f}, at the strongest {v[-1].min():.2f} to {v[-1].max():.2f}")
-np.testing.assert_allclose(std["demodulated"], 1, atol=0.05)                                          # the promise of the derivation
-np.testing.assert_allclose(std["not demodulated"], np.outer(scales, std["not demodulated"][2]), rtol=1e-4)   # proportional to the style
+# the promise of the derivation
+np.testing.assert_allclose(std["demodulated"], 1, atol=0.05)
+# proportional to the style
+np.testing.assert_allclose(std["not demodulated"], np.outer(scales, std["not demodulated"][2]), rtol=1e-4)
 assert_close(modulated_weight(weight, style).square().sum((2, 3, 4)), torch.ones(1, cout), rtol=1e-5, atol=0)
-assert std["demodulated, smooth input"].std() > 5 * std["demodulated"].std()                          # where the assumption fails
+# where the assumption fails
+assert std["demodulated, smooth input"].std() > 5 * std["demodulated"].std()
 
 # %%
 #| label: fig-stylegan2-demod
@@ -256,7 +270,8 @@ class ModulatedConv2d(nn.Module):
     Input-scaling form: scale x by s, one shared convolution, scale the result by d (@eq-demod). `up=True` doubles the size.
     """
 
-    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir", gain=1.0, equalized=True):
+    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir", gain=1.0,
+                 equalized=True):
         super().__init__()
         self.weight_gain = 1 / math.sqrt(cin * kernel**2) if equalized else 1.0
         self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * (1.0 if equalized else 1 / math.sqrt(cin * kernel**2)))
@@ -270,7 +285,8 @@ class ModulatedConv2d(nn.Module):
         x, pad = x * s[:, :, None, None], weight.shape[-1] // 2
         if self.up and self.resample.mode == "fir":
             y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)    # 2h + 1
-            y = self.resample.smooth(y, pad=1, gain=4.0)                   # 2h; 4 replaces the zeros that the stride put in
+            # 2h; 4 replaces the zeros that the stride put in
+            y = self.resample.smooth(y, pad=1, gain=4.0)
         else:
             y = F.conv2d(self.resample.up(x) if self.up else x, weight, padding=pad)
         if not self.demodulate:
@@ -289,10 +305,12 @@ def grouped(layer, x, w):
     b, cout, cin, k, _ = kernel.shape
     if layer.up and layer.resample.mode == "fir":
         kernel = kernel.transpose(1, 2).reshape(b * cin, cout, k, k)
-        y = upfirdn(F.conv_transpose2d(x.reshape(1, b * cin, *x.shape[2:]), kernel, stride=2, groups=b), 4 * fir_kernel(), pad=(1, 1))
+        y = upfirdn(F.conv_transpose2d(x.reshape(1, b * cin, *x.shape[2:]), kernel, stride=2, groups=b),
+                    4 * fir_kernel(), pad=(1, 1))
     else:
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False) if layer.up else x
-        y = F.conv2d(x.reshape(1, b * cin, *x.shape[2:]), kernel.reshape(b * cout, cin, k, k), padding=k // 2, groups=b)
+        y = F.conv2d(x.reshape(1, b * cin, *x.shape[2:]), kernel.reshape(b * cout, cin, k, k),
+                     padding=k // 2, groups=b)
     return y.reshape(b, cout, *y.shape[2:]) * layer.gain
 
 
@@ -308,13 +326,17 @@ for up, mode in ((False, "fir"), (True, "fir"), (True, "bilinear")):
             assert got.shape == (b, 4, side, side)
             assert_close(got, want, rtol=0, atol=1e-10)
             worst = max(worst, (got - want).abs().max().item())
-assert worst > 0                                                          # two computations, not one compared with itself
+# two computations, not one compared with itself
+assert worst > 0
 
-s = layer.modulation(w)                                                   # one element by hand: sample 1, channel 2, pixel (3, 3)
+# one element by hand: sample 1, channel 2, pixel (3, 3)
+s = layer.modulation(w)
 layer.up = False
-by_hand = sum(layer.weight[2, i, p, q] * layer.weight_gain * s[1, i] * x[1, i, 2 + p, 2 + q] for i in range(6) for p in range(3) for q in range(3))
+by_hand = sum(layer.weight[2, i, p, q] * layer.weight_gain * s[1, i] * x[1, i, 2 + p, 2 + q] for i in range(6)
+              for p in range(3) for q in range(3))
 assert_close(layer(x, w)[1, 2, 3, 3], by_hand * SQRT2, rtol=1e-10, atol=1e-12)
-assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2, rtol=0, atol=1e-12)   # limit: s starts at 1
+# limit: s starts at 1
+assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2, rtol=0, atol=1e-12)
 
 
 # %% [markdown]
@@ -339,7 +361,8 @@ class StyleConv(nn.Module):
 
     def __init__(self, cin, cout, style_dim, *, up=False, resample="fir", equalized=True):
         super().__init__()
-        self.conv = ModulatedConv2d(cin, cout, 3, style_dim, up=up, resample=resample, gain=SQRT2, equalized=equalized)
+        self.conv = ModulatedConv2d(cin, cout, 3, style_dim, up=up, resample=resample, gain=SQRT2,
+                                    equalized=equalized)
         self.noise_strength = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(cout))
         self.bias_gain = SQRT2 if equalized else 1.0       # the activation's √2, moved inside
@@ -426,7 +449,8 @@ class ToRGB(nn.Module):
 layer = ToRGB(6, 8).double()
 layer.bias.data.normal_()
 image = torch.randn(2, 3, 4, 4).double()
-by_hand = torch.einsum("bihw,bi,ji->bjhw", x, layer.conv.modulation(w), layer.conv.weight[:, :, 0, 0] / math.sqrt(6)) + layer.bias.view(1, 3, 1, 1)
+matrix = layer.conv.weight[:, :, 0, 0] / math.sqrt(6)
+by_hand = torch.einsum("bihw,bi,ji->bjhw", x, layer.conv.modulation(w), matrix) + layer.bias.view(1, 3, 1, 1)
 assert_close(layer(x, w), by_hand, rtol=0, atol=1e-12)
 assert_close(layer(x, w, image), by_hand + upfirdn(image, 4 * fir_kernel(), up=2, pad=(2, 1)), rtol=0, atol=1e-12)
 
@@ -449,7 +473,8 @@ class Mapping(nn.Module):
     def __init__(self, style_dim=512, n_mlp=8, *, lr_mul=0.01, equalized=True):
         super().__init__()
         self.layers = nn.ModuleList(
-            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True, equalized=equalized) for _ in range(n_mlp))
+            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True, equalized=equalized)
+            for _ in range(n_mlp))
 
     def forward(self, z):
         z = z * (z.square().mean(-1, keepdim=True) + 1e-8).rsqrt()
@@ -462,12 +487,14 @@ class Mapping(nn.Module):
 torch.manual_seed(3)
 mapping = Mapping(64, 8).double().requires_grad_(False)
 z = torch.randn(1000, 64).double()
-t = z.numpy() / np.sqrt((z.numpy() ** 2).mean(1, keepdims=True))                 # @eq-stylegan2-mapping once more, in numpy
+# @eq-stylegan2-mapping once more, in numpy
+t = z.numpy() / np.sqrt((z.numpy() ** 2).mean(1, keepdims=True))
 for layer in mapping.layers:
     t = t @ layer.weight.numpy().T * 0.01 / np.sqrt(64) + layer.bias.numpy() * 0.01
     t = np.sqrt(2) * np.where(t > 0, t, 0.2 * t)
 np.testing.assert_allclose(mapping(z).numpy(), t, atol=1e-7)
-assert_close(mapping(5 * z), mapping(z), rtol=0, atol=1e-6)                      # the length of z does not matter
+# the length of z does not matter
+assert_close(mapping(5 * z), mapping(z), rtol=0, atol=1e-6)
 assert z.mean(0).abs().max() < 0.15 and mapping(z).mean(0).abs().max() > 1       # z is centred, w is not
 
 # %%
@@ -554,7 +581,8 @@ class Synthesis(nn.Module):
     def forward(self, w, noise="fixed", modulate=None):
         if w.ndim != 3 or w.shape[1:] != (self.n_codes, self.style_dim):
             raise ValueError(f"w is {tuple(w.shape)}, needs (b, {self.n_codes}, {self.style_dim})")
-        b = w.shape[0]                                     # len(w) would fix the batch when the net is exported
+        # len(w) would fix the batch when the net is exported
+        b = w.shape[0]
         n = lambda i: layer_noise(getattr(self, f"noise{i}"), noise, b)
         h = self.convs[0](self.constant.expand(b, -1, -1, -1), w[:, 0], n(0))
         image = self.to_rgbs[0](h, w[:, 1])
@@ -574,7 +602,8 @@ class Synthesis(nn.Module):
 def shares(net, w):
     "Each RGB layer's own picture at full size, and the output: @eq-stylegan2-levels."
     own = []
-    hooks = [t.conv.register_forward_hook(lambda m, i, y, t=t: own.append(y + t.bias[:, None, None])) for t in net.to_rgbs]
+    hooks = [t.conv.register_forward_hook(lambda m, i, y, t=t: own.append(y + t.bias[:, None, None]))
+             for t in net.to_rgbs]
     out = net(w)
     for h in hooks:
         h.remove()
@@ -591,7 +620,8 @@ own, out = shares(net, w)
 assert net.n_codes == 10 == 2 * math.log2(64) - 2 and len(own) == 5 and out.shape == (2, 3, 64, 64)
 assert_close(sum(own), out, rtol=1e-5, atol=1e-5)
 grad, = torch.autograd.grad(out[1].sum(), w)
-assert (grad[1] != 0).any(-1).all() and not grad[0].any()           # every own code matters, the neighbour's never
+# every own code matters, the neighbour's never
+assert (grad[1] != 0).any(-1).all() and not grad[0].any()
 test_fail(lambda: net(w[:, :8]), exc=ValueError, contains="needs (b, 10, 64)")
 
 # %% [markdown]
@@ -599,18 +629,23 @@ test_fail(lambda: net(w[:, :8]), exc=ValueError, contains="needs (b, 10, 64)")
 
 # %%
 styles, hooks = {}, []
-names = ["4 px conv", "4 px RGB"] + [f"{s} px {part}" for s in (8, 16, 32, 64) for part in ("conv up", "conv", "RGB")]
-layers = [net.convs[0], net.to_rgbs[0]] + [m for k in range(4) for m in (net.convs[2 * k + 1], net.convs[2 * k + 2], net.to_rgbs[k + 1])]
+names = ["4 px conv", "4 px RGB"] + [f"{s} px {part}" for s in (8, 16, 32, 64)
+                                     for part in ("conv up", "conv", "RGB")]
+layers = [net.convs[0], net.to_rgbs[0]] + [m for k in range(4)
+                                           for m in (net.convs[2 * k + 1], net.convs[2 * k + 2],
+                                                     net.to_rgbs[k + 1])]
 for name, layer in zip(names, layers):
     hooks.append(layer.conv.modulation.register_forward_hook(lambda m, i, s, name=name: styles.update({name: s})))
 net(w)
 for h in hooks:
     h.remove()
-reaches = np.array([(torch.autograd.grad(styles[n].sum(), w, retain_graph=True)[0] != 0).any(-1).any(0).numpy() for n in names])
+reaches = np.array([(torch.autograd.grad(styles[n].sum(), w, retain_graph=True)[0] != 0).any(-1).any(0).numpy()
+                    for n in names])
 
 codes_of = {n: list(np.flatnonzero(r)) for n, r in zip(names, reaches)}
 assert all(len(c) == 1 for c in codes_of.values())                                     # one code per layer
-for k, s in enumerate((8, 16, 32, 64)):                                                # block k: i, i+1, i+2 with i = 2k + 1
+# block k: i, i+1, i+2 with i = 2k + 1
+for k, s in enumerate((8, 16, 32, 64)):
     assert [codes_of[f"{s} px {part}"] for part in ("conv up", "conv", "RGB")] == [[2 * k + 1], [2 * k + 2], [2 * k + 3]]
     assert codes_of[f"{s // 2} px RGB"] == codes_of[f"{s} px conv up"]                 # the shared one
 
@@ -652,11 +687,14 @@ def mix(w1, w2, crossover):
 class StyleGAN2(nn.Module):
     """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and `synthesis` can be called alone."""
 
-    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir", equalized=True):
+    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir",
+                 equalized=True):
         super().__init__()
-        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier, narrow=narrow, resample=resample, equalized=equalized)
+        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier,
+                           narrow=narrow, resample=resample, equalized=equalized)
         self.mapping = Mapping(style_dim, n_mlp, equalized=equalized)
-        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample, equalized=equalized)
+        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample,
+                                   equalized=equalized)
 
     def codes(self, w):
         "w (b, style_dim) -> the same code for every layer, (b, n_codes, style_dim)."
@@ -682,15 +720,20 @@ torch.manual_seed(5)
 gan = StyleGAN2(64, 64, 4, narrow=1 / 8).requires_grad_(False)
 z1, z2 = torch.randn(2, 1, 64)
 same = dict(rtol=0, atol=1e-5)
-assert_close(gan(z1, mix_with=z2, crossover=0), gan(z2), **same)                           # limit: all from the second
-assert_close(gan(z1, mix_with=z2, crossover=10), gan(z1), **same)                          # limit: all from the first
+# limit: all from the second
+assert_close(gan(z1, mix_with=z2, crossover=0), gan(z2), **same)
+# limit: all from the first
+assert_close(gan(z1, mix_with=z2, crossover=10), gan(z1), **same)
 test_fail(lambda: gan(z1, mix_with=z2, crossover=11), exc=ValueError, contains="crossover is 11")
 test_fail(lambda: gan(z1, mix_with=z2), exc=ValueError, contains="crossover is None")
-first, mixed = shares(gan.synthesis, gan.codes(gan.mapping(z1)))[0], shares(gan.synthesis, mix(*(gan.codes(gan.mapping(v)) for v in (z1, z2)), 6))[0]
-assert all(torch.equal(a, b) for a, b in zip(first[:3], mixed[:3])) and not torch.equal(first[3], mixed[3])   # 6 codes: up to 16 px
+w1, w2 = (gan.codes(gan.mapping(v)) for v in (z1, z2))
+first, mixed = (shares(gan.synthesis, w)[0] for w in (w1, mix(w1, w2, 6)))
+# 6 codes: up to 16 px
+assert all(torch.equal(a, b) for a, b in zip(first[:3], mixed[:3])) and not torch.equal(first[3], mixed[3])
 w_mean = gan.mean_w(2048, torch.Generator().manual_seed(0))
 assert_close(w_mean[0], gan.mapping(torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))).mean(0), **same)
-assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=w_mean), **same)              # one mean picture for all
+# one mean picture for all
+assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=w_mean), **same)
 
 # %% [markdown]
 # ## The hook that a restorer uses
@@ -715,7 +758,8 @@ def bump(level):
 
 
 changes = [(gan.synthesis(w, modulate=bump(k)) - plain).abs().amax((0, 1)) for k in range(4)]
-rows, cols = np.nonzero(changes[3].numpy())                         # at 64 px only one 3×3 convolution follows
+# at 64 px only one 3×3 convolution follows
+rows, cols = np.nonzero(changes[3].numpy())
 assert (rows.min(), rows.max(), cols.min(), cols.max()) == (31, 33, 31, 33) and len(rows) == 9
 touched = [(c > 0).float().mean().item() for c in changes]
 print("share of pixels touched:", [f"{t:.2g}" for t in touched])
@@ -725,7 +769,8 @@ assert touched == sorted(touched, reverse=True) and touched[2] < 0.25
 #| label: fig-stylegan2-hook
 #| fig-cap: "Change of the picture when the hook adds a bump at the centre of one level's feature (black: none)."
 #| fig-alt: "Four bright spots at the centre, from most of the picture down to three by three pixels."
-lean(show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)], cmap="magma", vmin=0, vmax=1, height=1.7))
+lean(show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)], cmap="magma", vmin=0,
+          vmax=1, height=1.7))
 
 
 # %% [markdown]
@@ -741,7 +786,8 @@ def by_hand(size, d=512, n_mlp=8, cm=1):
     "Parameters of StyleGAN2, from the list of layers."
     w = widths(size, cm)
     affine = lambda c: d * c + c                                                 # A and b of @eq-modulate
-    conv = lambda a, b: 9 * a * b + affine(a) + 1 + b                            # kernel, style, noise strength, bias
+    # kernel, style, noise strength, bias
+    conv = lambda a, b: 9 * a * b + affine(a) + 1 + b
     rgb = lambda a: 3 * a + affine(a) + 3
     blocks = {4: 16 * w[4] + conv(w[4], w[4]) + rgb(w[4])}
     blocks |= {s: conv(w[s // 2], w[s]) + conv(w[s], w[s]) + rgb(w[s]) for s in sorted(w)[1:]}
@@ -776,10 +822,12 @@ prior = load_prior().requires_grad_(False)
 n_codes = prior.synthesis.n_codes
 z = torch.randn(64, prior.config["style_dim"], generator=torch.Generator().manual_seed(0))
 samples = prior(z)
-distances = lambda x: torch.pdist(x.flatten(1), p=1) / x[0].numel()                 # mean |difference| of every two pictures
+# mean |difference| of every two pictures
+distances = lambda x: torch.pdist(x.flatten(1), p=1) / x[0].numel()
 print(f"mean distance of two samples {distances(samples).mean():.2f}, of the closest two {distances(samples).min():.2f} (pixels in -1 … 1)")
 assert distances(samples).min() > 0.05                                              # no two alike
-assert_close(prior(z[37:38])[0], samples[37], rtol=0, atol=1e-3)                    # a sample does not depend on its neighbours
+# a sample does not depend on its neighbours
+assert_close(prior(z[37:38])[0], samples[37], rtol=0, atol=1e-3)
 
 # %%
 #| label: fig-stylegan2-samples
@@ -801,10 +849,13 @@ psis = (1, 0.7, 0.4, 0, -0.5)
 truncated = {psi: prior(z[:6], truncation=psi, w_mean=w_mean) for psi in psis}
 variety = {psi: distances(pictures).mean().item() for psi, pictures in truncated.items()}
 print("mean distance of two pictures:", ", ".join(f"{v:.2f} at ψ = {psi}" for psi, v in variety.items()))
-assert torch.equal(truncated[1], prior(z[:6])) and variety[0] < 1e-4                       # limits: untouched; one face for all
-assert all(variety[a] > variety[b] for a, b in zip(psis, psis[1:4]))                       # variety shrinks with ψ
+# limits: untouched; one face for all
+assert torch.equal(truncated[1], prior(z[:6])) and variety[0] < 1e-4
+# variety shrinks with ψ
+assert all(variety[a] > variety[b] for a, b in zip(psis, psis[1:4]))
 opposite = prior.synthesis(prior.codes(1.5 * w_mean - 0.5 * prior.mapping(z[:6])))
-assert_close(truncated[-0.5], opposite, rtol=0, atol=1e-3)                                 # @eq-truncation, multiplied out
+# @eq-truncation, multiplied out
+assert_close(truncated[-0.5], opposite, rtol=0, atol=1e-3)
 
 # %%
 #| label: fig-stylegan2-psi
@@ -831,7 +882,8 @@ A, B = codes[:4], codes[8:12]
 mixed = torch.stack([prior.synthesis(mix(a.expand_as(B), B, 4)) for a in A])               # (4, 4, 3, 64, 64)
 own, crossed = (shares(prior.synthesis, v)[0] for v in (A[:1], mix(A[:1], B[:1], 4)))
 assert all(torch.equal(own[k], crossed[k]) for k in (0, 1)) and not any(torch.equal(own[k], crossed[k]) for k in range(2, len(own)))
-assert_close(prior.synthesis(mix(A, A, 4)), prior.synthesis(A), rtol=0, atol=0)            # a face mixed with itself
+# a face mixed with itself
+assert_close(prior.synthesis(mix(A, A, 4)), prior.synthesis(A), rtol=0, atol=0)
 
 # %%
 #| label: fig-stylegan2-mix
@@ -855,7 +907,8 @@ for name, group in groups.items():
     replaced[name] = prior.synthesis(v)
     change = replaced[name] - before
     print(f"{name:6} codes replaced: pixels change by {change.abs().mean():.2f}, the average colour by {change.mean((2, 3)).abs().mean():.2f}")
-assert sorted(i for g in groups.values() for i in range(n_codes)[g]) == list(range(n_codes))      # every code in one group
+# every code in one group
+assert sorted(i for g in groups.values() for i in range(n_codes)[g]) == list(range(n_codes))
 
 # %%
 #| label: fig-stylegan2-groups
@@ -889,30 +942,38 @@ def slerp(a, b, t):
 unit = z / z.square().mean(1, keepdim=True).sqrt()
 start, end, times = unit[:32], unit[32:], torch.linspace(0, 1, 7)
 ends = prior.mapping(start), prior.mapping(end)
-paths = {"z": torch.stack([prior.mapping(slerp(start, end, t)) for t in times]), "w": torch.stack([torch.lerp(*ends, t) for t in times])}    # (7, 32, d)
+# (7, 32, d)
+paths = {"z": torch.stack([prior.mapping(slerp(start, end, t)) for t in times]),
+         "w": torch.stack([torch.lerp(*ends, t) for t in times])}
 paths = {name: truncate(path, w_mean, 0.7) for name, path in paths.items()}
 frames = {name: torch.stack([prior.synthesis(prior.codes(w[:16])) for w in path]) for name, path in paths.items()}
 
 # %%
 length, middle, walked = {}, {}, {}
 for name, path in paths.items():
-    length[name] = path.diff(dim=0).norm(dim=2).sum(0) / (path[-1] - path[0]).norm(dim=1)                   # 1: straight
+    # 1: straight
+    length[name] = path.diff(dim=0).norm(dim=2).sum(0) / (path[-1] - path[0]).norm(dim=1)
     middle[name] = ((path[3] - w_mean).square().sum() / (path[[0, -1]] - w_mean).square().sum(2).mean(0).sum()).sqrt()
-    steps = frames[name].diff(dim=0).abs().mean((2, 3, 4))                                                  # in pixels, (6, 16)
+    # in pixels, (6, 16)
+    steps = frames[name].diff(dim=0).abs().mean((2, 3, 4))
     walked[name] = steps.sum(0).mean()
     print(f"path in {name}: {length[name].mean():.2f} × the straight line in w, middle at {middle[name]:.2f}; "
           f"in pixels {walked[name]:.2f} long, longest step {(steps.amax(0) / steps.mean(0)).mean():.1f} × the mean step")
 assert_close(paths["z"][[0, -1]], paths["w"][[0, -1]], rtol=0, atol=1e-4)                   # the same ends
-assert_close(prior.mapping((start + end) / 2), prior.mapping(slerp(start, end, 0.5)), rtol=1e-3, atol=1e-3)      # only the direction of z counts
+# only the direction of z counts
+assert_close(prior.mapping((start + end) / 2), prior.mapping(slerp(start, end, 0.5)), rtol=1e-3, atol=1e-3)
 assert_close(length["w"], torch.ones(32), rtol=1e-4, atol=0)
-assert length["z"].min() > 1.02 and abs(middle["w"] - 0.5**0.5) < 0.1 and middle["z"] > middle["w"]      # bent; the corner is cut
-assert walked["w"] < walked["z"]                                                            # the shorter way is the calmer film
+# bent; the corner is cut
+assert length["z"].min() > 1.02 and abs(middle["w"] - 0.5**0.5) < 0.1 and middle["z"] > middle["w"]
+# the shorter way is the calmer film
+assert walked["w"] < walked["z"]
 
 # %%
 #| label: fig-stylegan2-paths
 #| fig-cap: "From one face to another in six equal steps of t, along the great circle in z and along the line in w; two pairs, ψ = 0.7."
 #| fig-alt: "Four rows of seven faces that change gradually; the rows in w change more directly."
-sheet(torch.cat([frames[name][:, i] for i in (0, 1) for name in ("z", "w")]), 7, rows=["z", "w"] * 2, tops=[f"t = {k}/6" for k in range(7)])
+sheet(torch.cat([frames[name][:, i] for i in (0, 1) for name in ("z", "w")]), 7, rows=["z", "w"] * 2,
+      tops=[f"t = {k}/6" for k in range(7)])
 
 # %% [markdown]
 # Every picture of @fig-stylegan2-paths is one face, none a double exposure of two: there is something between the faces. In $z$ the film takes a detour and comes past looks that neither end has. In $w$ it goes more directly, and its middle looks a little more like the mean face of @fig-stylegan2-psi.
@@ -929,7 +990,8 @@ own, picture = shares(prior.synthesis, w)
 sums = torch.cat(own).cumsum(0)                                      # 4 px; 4 + 8 px; …
 assert_close(sums[-1], prior(z[:1], truncation=0.7, w_mean=w_mean)[0], rtol=0, atol=1e-3)
 assert_close(sums[-1], picture[0], rtol=0, atol=1e-3)
-print("standard deviation of the shares:", ", ".join(f"{share.std():.2f} at {4 * 2**k} px" for k, share in enumerate(own)))
+print("standard deviation of the shares:", ", ".join(f"{share.std():.2f} at {4 * 2**k} px"
+                                                     for k, share in enumerate(own)))
 
 # %%
 #| label: fig-stylegan2-levels
@@ -977,7 +1039,8 @@ with torch.no_grad():
     difference = (twin(w) - plain).std() / plain.std()
 print(f"same weights, other resampling: pictures differ by {difference:.1f} of their own standard deviation")
 assert difference > 0.3
-assert torch.equal(gan.synthesis(w, noise="random"), plain)                 # noise strength starts at 0: nothing to see yet
+# noise strength starts at 0: nothing to see yet
+assert torch.equal(gan.synthesis(w, noise="random"), plain)
 gan.synthesis.convs[6].noise_strength.fill_(0.2)
 assert not torch.equal(gan.synthesis(w, noise="random"), gan.synthesis(w, noise="random"))
 assert torch.equal(gan.synthesis(w, noise="fixed"), gan.synthesis(w, noise="fixed"))
@@ -990,6 +1053,8 @@ assert torch.equal(gan.synthesis(w, noise="fixed"), gan.synthesis(w, noise="fixe
 # * The picture is the sum of the RGB shares of all levels; $2\log_2S-2$ codes steer the layers, and neighbours share them.
 # * Truncation, mixing and paths are arithmetic on codes. Coarse codes set pose and outline, fine ones colour; the straight path in $w$ is the short one.
 # * A code acts everywhere at once. The hook `modulate` acts at a place, and GFP-GAN is built on that.
+#
+# Next: @sec-csft acts through the hook.
 #
 # ## Exercises
 #

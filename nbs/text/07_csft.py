@@ -5,7 +5,7 @@
 #
 # **You will build** the two equations by which GFP-GAN steers its prior: the spatial feature transform and its channel-split form, and the small networks that predict the scales and shifts.
 # **Needs** the equalised convolution of @sec-layers and the prior with its hook from @sec-stylegan2. The last section borrows the U-Net of @sec-unet.
-# **Runs in** about 20 s on a laptop CPU.
+# **Runs in** about 25 s on a laptop CPU.
 
 # %%
 #| default_exp csft
@@ -17,7 +17,8 @@ from fastcore.test import test_fail
 from torch.testing import assert_close
 
 from gfpgan_edu.examples import draw_map, example_faces, show
-from gfpgan_edu.stylegan2 import StyleGAN2, Synthesis, widths
+from gfpgan_edu.faces import to_tensor
+from gfpgan_edu.stylegan2 import StyleGAN2, widths
 from gfpgan_edu.unet import UNet
 
 # %%
@@ -28,7 +29,7 @@ from torch import nn
 from gfpgan_edu.layers import SQRT2, EqualizedConv2d
 
 # %% [markdown]
-# In @fig-csft-map the U-Net sends two things to the prior: codes, and a pair of maps $\alpha,\beta$ for each resolution. This chapter is about the maps.
+# @sec-stylegan2 left a hook in the prior. In @fig-csft-map the U-Net sends two things to that prior: codes, and a pair of maps $\alpha,\beta$ for each resolution. This chapter makes the maps and hangs them on the hook.
 
 # %%
 #| label: fig-csft-map
@@ -45,16 +46,19 @@ draw_map("csft");
 # The cell compares the two kinds of influence on an untrained 64 px prior. One number of one code is changed, and then one position of one feature.
 
 # %%
-torch.set_num_threads(1)                                              # quickest for small nets, and the same sums on every machine
+# quickest for small nets, and the same sums on every machine
+torch.set_num_threads(1)
 torch.manual_seed(0)
 prior = StyleGAN2(64, 64, 2, narrow=1 / 8).requires_grad_(False)
 w = prior.codes(prior.mapping(torch.randn(1, 64)))
 plain = prior.synthesis(w)
 
 other = w.clone()
-other[:, 5, 0] += 1                                                   # one number of the code of the 32 px block
+# one number of the code of the 32 px block
+other[:, 5, 0] += 1
 spot = torch.ones(1, 1, 32, 32)
-spot[..., 20, 12] = 2                                                 # twice the feature at one position, block k = 2 is 32 px
+# twice the feature at one position, block k = 2 is 32 px
+spot[..., 20, 12] = 2
 by_code = (prior.synthesis(other) - plain).abs().amax((0, 1))
 by_place = (prior.synthesis(w, modulate=lambda h, k: h * spot if k == 2 else h) - plain).abs().amax((0, 1))
 share = lambda d: (d > 0).float().mean().item()
@@ -71,7 +75,8 @@ assert styles < 0.02 * 3 * 512**2
 #| label: fig-csft-reach
 #| fig-cap: "Where the picture of an untrained prior changes: after one number of a code, and after one position of a feature (black: nowhere)."
 #| fig-alt: "Left a map that is bright in many places, right a map with one small bright spot."
-show([by_code / by_code.max(), by_place / by_place.max()], ["one number of a code", "one position of a feature"], cmap="magma", vmin=0, vmax=1, height=2.2);
+show([by_code / by_code.max(), by_place / by_place.max()],
+     ["one number of a code", "one position of a feature"], cmap="magma", vmin=0, vmax=1, height=2.2);
 
 
 # %% [markdown]
@@ -104,11 +109,14 @@ def sft(f, alpha, beta):
 g = torch.Generator().manual_seed(1)
 f, alpha, beta = (torch.randn(2, 4, 5, 6, generator=g) for _ in range(3))
 loop = np.empty(f.shape, dtype="float32")
-for i in np.ndindex(*f.shape):                                                       # independent: one number at a time
+# independent: one number at a time
+for i in np.ndindex(*f.shape):
     loop[i] = alpha[i].item() * f[i].item() + beta[i].item()
 np.testing.assert_allclose(sft(f, alpha, beta).numpy(), loop, rtol=1e-5, atol=1e-6)
-assert torch.equal(sft(f, torch.ones_like(f), torch.zeros_like(f)), f)               # limit: scale 1, shift 0 changes nothing
-assert torch.equal(sft(f, torch.zeros_like(f), beta), beta)                          # limit: scale 0 replaces the prior
+# limit: scale 1, shift 0 changes nothing
+assert torch.equal(sft(f, torch.ones_like(f), torch.zeros_like(f)), f)
+# limit: scale 0 replaces the prior
+assert torch.equal(sft(f, torch.zeros_like(f), beta), beta)
 test_fail(lambda: sft(f, alpha[:, :1], beta), exc=ValueError, contains="alpha is (2, 1, 5, 6), needs (2, 4, 5, 6)")
 test_fail(lambda: sft(f, alpha, beta[..., :1, :1]), exc=ValueError, contains="beta is")
 
@@ -120,7 +128,8 @@ y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), inde
 stripes = torch.sin(14 * (x + y))[None, None]
 disc = lambda cx, cy, r: (((x - cx) ** 2 + (y - cy) ** 2).sqrt() < r).float()[None, None]
 a, b = 1 - disc(-0.4, -0.2, 0.45), disc(0.4, 0.2, 0.45)
-show([t[0, 0] for t in (stripes, a, b, sft(stripes, a, b))], ["F", "α", "β", "α ⊙ F + β"], vmin=-1.2, vmax=2, height=1.8);
+show([t[0, 0] for t in (stripes, a, b, sft(stripes, a, b))], ["F", "α", "β", "α ⊙ F + β"], vmin=-1.2, vmax=2,
+     height=1.8);
 
 
 # %% [markdown]
@@ -149,34 +158,42 @@ f = torch.randn(2, 8, 4, 4, generator=g)
 alpha, beta = torch.randn(2, 2, 4, 4, 4, generator=g)
 out = cs_sft(f, alpha, beta)
 assert torch.equal(cs_sft(f, torch.ones_like(alpha), torch.zeros_like(beta)), f)            # limit: identity
-assert torch.equal(out[:, :4], f[:, :4])                                                    # the kept half, bit for bit
-assert_close(out[1, 6, 2, 3], alpha[1, 2, 2, 3] * f[1, 6, 2, 3] + beta[1, 2, 2, 3], rtol=1e-6, atol=1e-7)    # one element by hand
+# the kept half, bit for bit
+assert torch.equal(out[:, :4], f[:, :4])
+# one element by hand
+assert_close(out[1, 6, 2, 3], alpha[1, 2, 2, 3] * f[1, 6, 2, 3] + beta[1, 2, 2, 3], rtol=1e-6, atol=1e-7)
 ones, zeros = torch.ones_like(alpha), torch.zeros_like(beta)
-assert torch.equal(out, sft(f, torch.cat([ones, alpha], 1), torch.cat([zeros, beta], 1)))   # Eq. 4 is Eq. 3 with half of it fixed
-test_fail(lambda: cs_sft(f, alpha[:, :2], beta), exc=ValueError, contains="alpha is (2, 2, 4, 4), needs (2, 4, 4, 4)")
+# Eq. 4 is Eq. 3 with half of it fixed
+assert torch.equal(out, sft(f, torch.cat([ones, alpha], 1), torch.cat([zeros, beta], 1)))
+test_fail(lambda: cs_sft(f, alpha[:, :2], beta), exc=ValueError,
+          contains="alpha is (2, 2, 4, 4), needs (2, 4, 4, 4)")
 
 # %% [markdown]
 # The transform should also be *local*. A change of the condition at one pixel may show at that pixel only, in the second half of the channels only. The next check asks this of every pixel at once, through the derivative of the output with respect to the condition.
 
 # %%
 one = f[:1].double()
-jacobian = torch.autograd.functional.jacobian(lambda a: cs_sft(one, a, beta[:1].double()), alpha[:1].double())[0, :, :, :, 0]   # (8, 4, 4 | 4, 4, 4)
+# (8, 4, 4 | 4, 4, 4)
+jacobian = torch.autograd.functional.jacobian(lambda a: cs_sft(one, a, beta[:1].double()), alpha[:1].double())[0, :, :, :, 0]
 expected = torch.zeros_like(jacobian)
 for c, i, j in np.ndindex(4, 4, 4):
-    expected[4 + c, i, j, c, i, j] = one[0, 4 + c, i, j]              # d out / d alpha = F, at the same channel and pixel, else 0
+    # d out / d alpha = F, at the same channel and pixel, else 0
+    expected[4 + c, i, j, c, i, j] = one[0, 4 + c, i, j]
 assert_close(jacobian, expected, rtol=0, atol=0)
 
 changed = alpha.clone()
 changed[0, :, 1, 2] += 1
 where = cs_sft(f, changed, beta) != out
-assert where[0, 4:, 1, 2].all() and where.sum() == 4                  # four channels of one pixel of one sample
+# four channels of one pixel of one sample
+assert where[0, 4:, 1, 2].all() and where.sum() == 4
 
 # %%
 #| label: fig-csft-local
 #| fig-cap: "Absolute change of the eight channels after the scale was changed at one pixel: kept half above, transformed half below."
 #| fig-alt: "Eight small maps; the four above are black, the four below have one bright pixel at the same place."
 delta = (cs_sft(f, changed, beta) - out)[0].abs()
-show(list(delta), [f"channel {c}" for c in range(8)], cols=4, cmap="magma", vmin=0, vmax=delta.max().item(), height=1.1);
+show(list(delta), [f"channel {c}" for c in range(8)], cols=4, cmap="magma", vmin=0, vmax=delta.max().item(),
+     height=1.1);
 
 
 # %% [markdown]
@@ -220,13 +237,16 @@ start = {std: head(std * feature) for std in (0.0, 0.1, 0.5, 1.0)}
 for std, (a, b) in start.items():
     print(f"F_spatial std {std:.1f}:  alpha {a.mean():.1f} ± {a.std():.2f},  beta {abs(b.mean()):.1f} ± {b.std():.2f}")
 a0, b0 = start[0.0]
-assert torch.equal(a0, torch.ones_like(a0)) and torch.equal(b0, torch.zeros_like(b0))     # limit: no feature, no modulation
+# limit: no feature, no modulation
+assert torch.equal(a0, torch.ones_like(a0)) and torch.equal(b0, torch.zeros_like(b0))
 a1, b1 = start[1.0]
-assert_close(start[0.1][0] - 1, 0.1 * (a1 - 1), rtol=1e-3, atol=1e-5)                     # the deviation is proportional to the feature
+# the deviation is proportional to the feature
+assert_close(start[0.1][0] - 1, 0.1 * (a1 - 1), rtol=1e-3, atol=1e-5)
 assert_close(start[0.1][1], 0.1 * b1, rtol=1e-3, atol=1e-5)
 assert abs(a1.mean() - 1) < 0.1 and abs(b1.mean()) < 0.1 and 0.7 < a1.std() < 1.3 and 0.7 < b1.std() < 1.3
 
-conv = torch.nn.functional.conv2d                                                         # independent: plain functions, copied weights
+# independent: plain functions, copied weights
+conv = torch.nn.functional.conv2d
 first, last = head.scale[0].weight * (2 / (32 * 9)) ** 0.5, head.scale[1].weight * (1 / (32 * 9)) ** 0.5
 hidden = torch.nn.functional.leaky_relu(conv(feature, first, padding=1), 0.2)
 assert_close(a1, conv(hidden, last, padding=1) + 1, rtol=1e-4, atol=1e-4)
@@ -238,7 +258,8 @@ assert_close(a1, conv(hidden, last, padding=1) + 1, rtol=1e-4, atol=1e-4)
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.5), layout="constrained", sharey=True)
 for std, colour in ((0.1, "#0072B2"), (0.5, "#E69F00"), (1.0, "#D55E00")):
     for ax, values, name in zip(axes, start[std], ("α", "β")):
-        ax.hist(values.flatten().numpy(), bins=np.linspace(-4, 5, 120), density=True, histtype="step", color=colour, label=f"std of F_spatial {std}")
+        ax.hist(values.flatten().numpy(), bins=np.linspace(-4, 5, 120), density=True, histtype="step",
+                color=colour, label=f"std of F_spatial {std}")
         ax.set_xlabel(name)
 axes[1].legend(fontsize=8), axes[0].set_ylabel("density");
 
@@ -303,7 +324,8 @@ def finest_share(transform, w, condition):
 def depends(transform):
     "Whether the finest share depends on (the first code, the condition)."
     v, condition = w.clone().requires_grad_(), torch.ones(1, 1, 1, 1, requires_grad=True)
-    by_w, by_condition = torch.autograd.grad(finest_share(transform, v, condition).square().sum(), (v, condition), allow_unused=True)
+    by_w, by_condition = torch.autograd.grad(finest_share(transform, v, condition).square().sum(),
+                                             (v, condition), allow_unused=True)
     return bool(by_w[:, 0].any()), by_condition is not None and bool(by_condition.any())
 
 
@@ -357,13 +379,17 @@ def steer(level, keep=True):
 
 halved, filled = (prior.synthesis(w, modulate=steer(2, keep)) for keep in (True, False))
 second = {}
-hook = prior.synthesis.convs[6].register_forward_hook(lambda m, i, y: second.update({len(second): y}))   # the convolution behind the hook
+# the convolution behind the hook
+hook = prior.synthesis.convs[6].register_forward_hook(lambda m, i, y: second.update({len(second): y}))
 prior.synthesis(w), prior.synthesis(w, modulate=steer(2))
 hook.remove()
 before, after, mask = features["before"], features["after"], face_mask(32)
-assert torch.equal(after[:, :32], before[:, :32])                                        # kept half: bit for bit
-assert torch.equal((after != before).any(1, keepdim=True), mask > 0)                     # the rest: changed where the mask is, only there
-assert (second[0] != second[1]).flatten(2).any(2).all()                                  # one convolution later every channel knows
+# kept half: bit for bit
+assert torch.equal(after[:, :32], before[:, :32])
+# the rest: changed where the mask is, only there
+assert torch.equal((after != before).any(1, keepdim=True), mask > 0)
+# one convolution later every channel knows
+assert (second[0] != second[1]).flatten(2).any(2).all()
 
 # %%
 #| label: fig-csft-steer
@@ -371,7 +397,8 @@ assert (second[0] != second[1]).flatten(2).any(2).all()                         
 #| fig-alt: "A face mask, an abstract pattern, two patterns in which the face shape appears, and four feature maps of which only the last shows the face."
 pictures = [face_mask(64)[0].expand(3, -1, -1) * 2 - 1, *(t[0] / 3 for t in (plain, halved, filled))]
 maps = [t[0, c] for c in (3, 40) for t in (before, after)]
-names = ["mask", "plain", "half", "full", "kept, before", "kept, after", "transformed, before", "transformed, after"]
+names = ["mask", "plain", "half", "full", "kept, before", "kept, after", "transformed, before",
+         "transformed, after"]
 show(pictures + maps, names, cols=4, vmin=-2, vmax=2.5, height=1.7);
 
 # %% [markdown]
@@ -393,7 +420,7 @@ show(pictures + maps, names, cols=4, vmin=-2, vmax=2.5, height=1.7);
 # %%
 torch.manual_seed(3)
 tiny = StyleGAN2(32, 512, 2, narrow=1 / 8).requires_grad_(False)
-target = torch.from_numpy(example_faces(1, 32)).permute(0, 3, 1, 2) / 127.5 - 1
+target = to_tensor(example_faces(1, 32))
 start_w = tiny.codes(tiny.mean_w(256, torch.Generator().manual_seed(0))).clone()
 
 
@@ -419,14 +446,17 @@ def fit(target, levels=(), spatial=True, steps=150):
 
 
 # %%
-routes = {"codes": fit(target), "α, β constant": fit(target, (0, 1, 2), spatial=False), "α, β at 8 px": fit(target, (0,)),
+routes = {"codes": fit(target), "α, β constant": fit(target, (0, 1, 2), spatial=False),
+          "α, β at 8 px": fit(target, (0,)),
           "α, β at 16 px": fit(target, (1,)), "α, β everywhere": fit(target, (0, 1, 2))}
 final = {name: errors[-1] for name, (_, errors, _) in routes.items()}
 for name, (_, errors, n) in routes.items():
     print(f"{name:16} {n:6,} numbers, squared error {max(final[name], 1e-3):.1g}{' or less' if final[name] < 1e-3 else ''}")
 assert [r[2] for r in routes.values()] == [4096, 192, 4096, 16384, 86016]
-assert all(abs(r[1][0] - routes["codes"][1][0]) < 1e-5 for r in routes.values())        # all start from the same picture
-assert final["α, β at 8 px"] < 0.9 * final["codes"] < 0.9 * final["α, β constant"]      # same count of numbers, better with a place
+# all start from the same picture
+assert all(abs(r[1][0] - routes["codes"][1][0]) < 1e-5 for r in routes.values())
+# same count of numbers, better with a place
+assert final["α, β at 8 px"] < 0.9 * final["codes"] < 0.9 * final["α, β constant"]
 assert final["α, β at 16 px"] < 0.3 * final["codes"] and final["α, β everywhere"] < 0.01 * final["codes"]
 
 # %%
@@ -453,7 +483,8 @@ show([target[0], *(r[0] for r in routes.values())], ["face", *routes], height=1.
 # %%
 noise = 0.4 * torch.randn(1, 3, 32, 32, generator=g)
 noisy_fits = {"codes": fit(target + noise)[0], "α, β everywhere": fit(target + noise, (0, 1, 2))[0]}
-kept_noise = {name: ((out - routes[name][0]) * noise[0]).sum().item() / noise.square().sum().item() for name, out in noisy_fits.items()}
+kept_noise = {name: ((out - routes[name][0]) * noise[0]).sum().item() / noise.square().sum().item()
+              for name, out in noisy_fits.items()}
 print("share of the noise that reaches the output:", {k: f"{v:.1f}" for k, v in kept_noise.items()})
 assert kept_noise["codes"] < 0.3 and kept_noise["α, β everywhere"] > 0.95
 
@@ -476,7 +507,7 @@ torch.manual_seed(4)
 prior_widths = widths(64, narrow=1 / 8)
 unet = UNet({s: c // 2 for s, c in prior_widths.items()})
 heads = nn.ModuleList(ConditionHead(c // 2, c // 2) for s, c in prior_widths.items() if s > 4)
-face = torch.from_numpy(example_faces(1, 64)).permute(0, 3, 1, 2) / 127.5 - 1
+face = to_tensor(example_faces(1, 64))
 _, spatial, _ = unet(face)
 conditions = [head(f) for head, f in zip(heads, spatial)]
 assert [tuple(a.shape) for a, b in conditions] == [(1, 32, 8, 8), (1, 32, 16, 16), (1, 32, 32, 32), (1, 16, 64, 64)]
@@ -502,10 +533,12 @@ for (a, b), f in zip(conditions, spatial):
 with torch.no_grad():
     grey = lambda m: (m - m.min()) / (m.max() - m.min())
     maps = [grey(a[0, 0]) for a, b in conditions]
-    show([face[0], *maps, *(restore(t)[0] / 3 for t in (0, 0.3, 1))], ["input"] + [f"α, {m.shape[-1]} px" for m in maps] + [f"t = {t}" for t in (0, 0.3, 1)], cols=4, height=1.8);
+    show([face[0], *maps, *(restore(t)[0] / 3 for t in (0, 0.3, 1))],
+         ["input"] + [f"α, {m.shape[-1]} px" for m in maps] + [f"t = {t}" for t in (0, 0.3, 1)], cols=4,
+         height=1.8);
 
 # %% [markdown]
-# Even with random weights the outline of the face is visible in the finest scale map of @fig-csft-face, and it leaves its trace in the picture at $t=1$. Position is preserved by construction. Training, in a later part of the book, has to turn the trace into a face.
+# Even with random weights the outline of the face is visible in the finest scale map of @fig-csft-face, and it leaves its trace in the picture at $t=1$. Position is preserved by construction. Training (@sec-train-restorer) has to turn the trace into a face.
 
 # %% [markdown]
 # ## Paper, official code, ours
@@ -543,6 +576,8 @@ with torch.no_grad():
 # * CS-SFT (@eq-cssft) does so for the second half of the channels; the first half passes bit for bit and costs nothing.
 # * An untrained condition head is centred at scale 1 and shift 0, with a spread that is not small.
 # * With a frozen prior, maps fit a face that codes cannot fit, and they fit noise just as well.
+#
+# Next: all parts are there, and @sec-gfpgan puts them together.
 #
 # ## Exercises
 #

@@ -5,7 +5,7 @@
 #
 # **You will build** the complete generator of GFP-GAN [@wang2021gfpgan] from the parts of the last three chapters, one configuration object
 # that describes the paper's model, the released models and a tiny one, and all the variants of the paper's ablation study.
-# **Needs** @sec-unet, @sec-stylegan2 and @sec-csft. **Runs in** about 20 s on a laptop CPU.
+# **Needs** @sec-unet, @sec-stylegan2 and @sec-csft. **Runs in** about 25 s on a laptop CPU.
 
 # %%
 #| default_exp gfpgan
@@ -30,7 +30,7 @@ from gfpgan_edu.stylegan2 import NOISE_MODES
 from gfpgan_edu.weights import load_weights
 
 # %% [markdown]
-# @fig-gfpgan-map shows the method. This chapter owns the arrows: what goes from where to where, in which shape.
+# The last three chapters built the boxes of @fig-gfpgan-map. This one owns the arrows: what goes from where to where, in which shape.
 
 # %%
 #| label: fig-gfpgan-map
@@ -130,7 +130,8 @@ class GFPGANConfig(_Presets):
             if not _fits(value := getattr(self, name), hint):
                 raise ValueError(f"{name} is {value!r}, needs {_NEEDS.get(hint) or get_args(hint)}")
         widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible sizes and widths
-        for name, most in (("style_dim", 16384), ("n_mlp", 100)):                # a slip of the finger would fill the memory
+        # a slip of the finger would fill the memory
+        for name, most in (("style_dim", 16384), ("n_mlp", 100)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs at most {most}")
         if self.prior_share > 1:
@@ -157,11 +158,15 @@ class GFPGANConfig(_Presets):
 # stored in (in the header of a weights file, @sec-weights, and beside a training run).
 
 # %%
-for bad, field in [(dict(size=500), "size"), (dict(size=512.0), "size"), (dict(narrow=True), "narrow"), (dict(n_mlp=None), "n_mlp"), (dict(sft="quarter"), "sft"),
-                   (dict(w=["one"]), "w"), (dict(use_prior=1), "use_prior"), (dict(narrow=float("nan")), "narrow"), (dict(narrow="1"), "narrow"),
-                   (dict(narrow=1 / 512), "narrow"), (dict(n_mlp=10**9), "n_mlp"), (dict(size=1024, channel_multiplier=1 / 16), "1024 px")]:
+for bad, field in [(dict(size=500), "size"), (dict(size=512.0), "size"), (dict(narrow=True), "narrow"),
+                   (dict(n_mlp=None), "n_mlp"), (dict(sft="quarter"), "sft"),
+                   (dict(w=["one"]), "w"), (dict(use_prior=1), "use_prior"),
+                   (dict(narrow=float("nan")), "narrow"), (dict(narrow="1"), "narrow"),
+                   (dict(narrow=1 / 512), "narrow"), (dict(n_mlp=10**9), "n_mlp"),
+                   (dict(size=1024, channel_multiplier=1 / 16), "1024 px")]:
     test_fail(lambda: GFPGANConfig(**bad), exc=ValueError, contains=field)
-test_fail(lambda: GFPGANConfig.from_dict({"size": 64, "chanel_multiplier": 2}), exc=ValueError, contains="chanel_multiplier")
+test_fail(lambda: GFPGANConfig.from_dict({"size": 64, "chanel_multiplier": 2}), exc=ValueError,
+          contains="chanel_multiplier")
 test_fail(lambda: GFPGANConfig().replace(size=48), exc=ValueError, contains="size")
 test_fail(lambda: setattr(GFPGANConfig(), "size", 64), contains="size")
 
@@ -270,14 +275,16 @@ def by_hand(net, x, noise=True):
     h = syn.convs[0](syn.constant.repeat(b, 1, 1, 1), w[:, 0], eps[0])
     image, seen = syn.to_rgbs[0](h, w[:, 1]), []
     for k, f in enumerate(spatial):
-        i = 2 * k + 1                                    # codes i, i + 1 for the convolutions, i + 2 for the colours
+        # codes i, i + 1 for the convolutions, i + 2 for the colours
+        i = 2 * k + 1
         h = syn.convs[i](h, w[:, i], eps[i])
         keep, mod = h[:, : h.shape[1] // 2], h[:, h.shape[1] // 2:]
         alpha, beta = net.heads[k].scale(f), net.heads[k].shift(f)
         h = syn.convs[i + 1](torch.cat([keep, alpha * mod + beta], 1), w[:, i + 1], eps[i + 1])
         rgb = syn.to_rgbs[k + 1](h, w[:, i + 2])
         image = rgb + syn.to_rgbs[k + 1].resample.up(image)
-        seen.append(dict(spatial=f, pyramid=pyramid[k], alpha=alpha, beta=beta, before=mod, after=alpha * mod + beta, rgb=rgb, image=image))
+        seen.append(dict(spatial=f, pyramid=pyramid[k], alpha=alpha, beta=beta, before=mod,
+                         after=alpha * mod + beta, rgb=rgb, image=image))
     return image, seen
 
 
@@ -309,8 +316,9 @@ test_fail(lambda: net(x[:, :, :32, :32]), exc=ValueError, contains="(b, 3, 64, 6
 # This is no restoration, but a test that the gradients do their work, and it gives the maps something to show.
 
 # %%
-face = torch.from_numpy(example_faces(1, 64)[0]).permute(2, 0, 1)[None] / 127.5 - 1
-degraded = F.interpolate(F.avg_pool2d(face, 4), size=64, mode="bilinear")    # a quarter of the resolution, and back
+face = to_tensor(example_faces(1, 64))
+# a quarter of the resolution, and back
+degraded = F.interpolate(F.avg_pool2d(face, 4), size=64, mode="bilinear")
 targets = [F.avg_pool2d(face, 64 // s) for s in (8, 16, 32, 64)]
 
 torch.manual_seed(0)
@@ -323,7 +331,8 @@ for step in range(200):
     loss = error + sum(F.l1_loss(p, t) for p, t in zip(pyramid, targets))
     first = error.item() if step == 0 else first
     optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
-assert error < 0.2 * first and error < 0.9 * F.l1_loss(degraded, face)    # it learns, and returns more than it was given
+# it learns, and returns more than it was given
+assert error < 0.2 * first and error < 0.9 * F.l1_loss(degraded, face)
 
 
 # %% [markdown]
@@ -393,7 +402,8 @@ up = memory.decoder.synthesis.to_rgbs[1].resample.up
 with torch.no_grad():
     codes = memory.to_w(memory.unet(degraded)[0].flatten(1)).unflatten(1, (-1, 64))
     syn = memory.decoder.synthesis
-    total = syn.to_rgbs[0](syn.convs[0](syn.constant, codes[:, 0], syn.noise0), codes[:, 1])    # the 4×4 picture
+    # the 4×4 picture
+    total = syn.to_rgbs[0](syn.convs[0](syn.constant, codes[:, 0], syn.noise0), codes[:, 1])
     for s in seen:
         total = up(total) + s["rgb"]
     assert_close(total, memory(degraded)[0], rtol=1e-4, atol=1e-4)
@@ -406,7 +416,8 @@ with torch.no_grad():
 # addition as two operations and ignores what is linear in the number of pixels (biases, activations, noise, the modulation itself).
 
 # %%
-PARTS = {"U-Net, down": ("unet.first", "unet.down", "unet.last"), "U-Net, up": ("unet.up",), "pyramid": ("unet.to_rgb",), "codes": ("to_w",),
+PARTS = {"U-Net, down": ("unet.first", "unet.down", "unet.last"), "U-Net, up": ("unet.up",),
+         "pyramid": ("unet.to_rgb",), "codes": ("to_w",),
          "scale and shift": ("heads",), "mapping": ("decoder.mapping",), "prior": ("decoder.synthesis",)}
 
 
@@ -419,9 +430,13 @@ def measure(config):
     count = {name.removeprefix("GFPGAN."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     table = {}
     for part, names in PARTS.items():
-        called = [n for n in count if n in names or n.rpartition(".")[0] in names and n.rpartition(".")[2].isdigit()]    # a list's members
-        table[part] = [sum(p.numel() for n in names for p in net.get_submodule(n).parameters()), sum(count[n] for n in called)]
-    table["prior"][1] -= table["scale and shift"][1]     # the heads run inside the synthesis network's forward pass
+        # a list's members
+        called = [n for n in count if n in names or n.rpartition(".")[0] in names
+                  and n.rpartition(".")[2].isdigit()]
+        table[part] = [sum(p.numel() for n in names for p in net.get_submodule(n).parameters()),
+                       sum(count[n] for n in called)]
+    # the heads run inside the synthesis network's forward pass
+    table["prior"][1] -= table["scale and shift"][1]
     return net, table
 
 
@@ -443,8 +458,10 @@ def shapes(*tensors):
 
 latent, spatial, pyramid = paper.unet(torch.empty(1, 3, 512, 512, device="meta"))
 alphas = [head(f)[0] for head, f in zip(paper.heads, spatial)]
-output = {"U-Net, down": shapes(latent), "U-Net, up": shapes(*spatial), "pyramid": shapes(*pyramid), "codes": shapes(torch.empty(1, 16, 512)),
-          "scale and shift": shapes(*alphas) + " (two)", "mapping": "not run", "prior": shapes(torch.empty(1, 3, 512, 512))}
+output = {"U-Net, down": shapes(latent), "U-Net, up": shapes(*spatial), "pyramid": shapes(*pyramid),
+          "codes": shapes(torch.empty(1, 16, 512)),
+          "scale and shift": shapes(*alphas) + " (two)", "mapping": "not run",
+          "prior": shapes(torch.empty(1, 3, 512, 512))}
 print(f"{'':16}{'output, paper':30}{'parameters':>12}{'GFLOP':>8}{'clean: parameters':>20}{'GFLOP':>8}")
 for part, (n, f) in [*table.items(), ("sum", (parameters, work))]:
     n2, f2 = clean_table.get(part, (clean_parameters, clean_work))
@@ -467,7 +484,8 @@ for row, (column, total) in enumerate([(0, parameters), (1, work)]):
         share = 100 * values[column] / total
         ax.barh(row, share, left=start, color=colour, label=part if row == 0 else None)
         if share > 5:
-            ax.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center", color="white", fontsize=9)
+            ink = "black" if colour in ("#56B4E9", "#E69F00") else "white"
+            ax.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center", color=ink, fontsize=9)
         start += share
 ax.set(yticks=[0, 1], yticklabels=["parameters", "operations"], xlim=(0, 100), xlabel="share (%)"), ax.invert_yaxis()
 fig.legend(loc="outside upper center", ncols=7, fontsize=8, frameon=False, columnspacing=1, handlelength=1);
@@ -492,10 +510,13 @@ C = {s: n // 2 for s, n in widths(512).items()}          # U-Net channels at 4, 
 up_skip = sum(2 * C[s // 2] * C[s] * (s**2 - (s // 2) ** 2) for s in C if s > 4)
 fir_skip = sum(2 * 16 * C[s] * ((s - 1) ** 2 - (s // 2) ** 2) for s in C if s > 4)      # 16 taps
 fir_rgb = sum(2 * 16 * 3 * (s**2 - (s // 2) ** 2) for s in C if s > 4)
-demodulation = sum(2 * m.weight.shape[0] * m.weight.shape[1] for m in paper.modules() if getattr(m, "demodulate", False))
+demodulation = sum(2 * m.weight.shape[0] * m.weight.shape[1] for m in paper.modules()
+                   if getattr(m, "demodulate", False))
 assert work == 91_283_141_632 - up_skip - fir_skip - fir_rgb + demodulation == 90_130_723_840
 
-fir_official = sum(2 * 16 * (C[s] * (s + 1) ** 2 + C[s] * (s - 1) ** 2 + 2 * C[s] * s**2 + 3 * s**2) for s in C if s > 4)   # down: main, skip; prior: feature, RGB
+# down: main, skip; prior: feature, RGB
+fir_official = sum(2 * 16 * (C[s] * (s + 1) ** 2 + C[s] * (s - 1) ** 2 + 2 * C[s] * s**2 + 3 * s**2)
+                   for s in C if s > 4)
 assert fir_official == 1_084_290_048
 print(f"saved: up-block skips {up_skip / 1e6:.0f} M, filters under a stride {fir_skip / 1e6:.0f} M, RGB sums {fir_rgb / 1e6:.1f} M; added: {demodulation / 1e6:.1f} M")
 
@@ -522,10 +543,12 @@ print(f"saved: up-block skips {up_skip / 1e6:.0f} M, filters under a stride {fir
 half, full, none = (random_net(sft=kind) for kind in ("half", "full", "none"))
 state = half.state_dict()
 for k in range(4):
-    for kind, rest in (("scale", 1.0), ("shift", 0.0)):   # maps for the first half of the channels: α = 1, β = 0
+    # maps for the first half of the channels: α = 1, β = 0
+    for kind, rest in (("scale", 1.0), ("shift", 0.0)):
         name = f"heads.{k}.{kind}.1"
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-        state |= {f"{name}.weight": torch.cat([torch.zeros_like(weight), weight]), f"{name}.bias": torch.cat([torch.full_like(bias, rest), bias])}
+        state |= {f"{name}.weight": torch.cat([torch.zeros_like(weight), weight]),
+                  f"{name}.bias": torch.cat([torch.full_like(bias, rest), bias])}
 full.load_state_dict(state)
 assert_close(full(x)[0], half(x)[0], rtol=1e-5, atol=1e-5)
 
@@ -540,7 +563,8 @@ assert_close(none(x)[0], half(x)[0], rtol=1e-5, atol=1e-5)   # … until they ar
 # %%
 one, many = random_net(w="one"), random_net()
 state = one.state_dict()
-many.load_state_dict(state | {"to_w.weight": state["to_w.weight"].repeat(10, 1), "to_w.bias": state["to_w.bias"].repeat(10)})
+many.load_state_dict(state | {"to_w.weight": state["to_w.weight"].repeat(10, 1),
+                              "to_w.bias": state["to_w.bias"].repeat(10)})
 assert_close(many(x)[0], one(x)[0], rtol=1e-5, atol=1e-5)
 
 alone = random_net(use_prior=False)
@@ -550,7 +574,8 @@ assert torch.equal(image, pyramid[-1]) and torch.equal(image, one(x)[1][-1])
 test_fail(alone.freeze_prior, exc=ValueError, contains="no prior")
 
 # %%
-for name, changes in {"paper": {}, "full": dict(sft="full"), "none": dict(sft="none"), "one code": dict(w="one"), "no prior": dict(use_prior=False)}.items():
+for name, changes in {"paper": {}, "full": dict(sft="full"), "none": dict(sft="none"),
+                      "one code": dict(w="one"), "no prior": dict(use_prior=False)}.items():
     with torch.device("meta"):
         variant = GFPGAN(GFPGANConfig.paper().replace(**changes))
     print(f"{name:9} {sum(p.numel() for p in variant.parameters()) / 1e6:5.1f} M parameters")
@@ -563,8 +588,10 @@ for name, changes in {"paper": {}, "full": dict(sft="full"), "none": dict(sft="n
 # The next cell pulls each output back through each variant and records for which share of a part's parameter tensors the gradient is not zero.
 
 # %%
-ROUTES = {"U-Net, down": ("unet.first", "unet.down", "unet.last"), "U-Net, up": ("unet.up",), "pyramid layers": ("unet.to_rgb",), "codes": ("to_w",),
-          "scale and shift": ("heads",), "prior, synthesis": ("decoder.synthesis",), "prior, mapping": ("decoder.mapping",)}
+ROUTES = {"U-Net, down": ("unet.first", "unet.down", "unet.last"), "U-Net, up": ("unet.up",),
+          "pyramid layers": ("unet.to_rgb",), "codes": ("to_w",),
+          "scale and shift": ("heads",), "prior, synthesis": ("decoder.synthesis",),
+          "prior, mapping": ("decoder.mapping",)}
 
 
 def reached(net, output, x):
@@ -580,7 +607,8 @@ def reached(net, output, x):
 
 
 routes = {}
-for label, changes, frozen in [("paper", {}, False), ("prior frozen", {}, True), ("full", dict(sft="full"), False), ("none", dict(sft="none"), False),
+for label, changes, frozen in [("paper", {}, False), ("prior frozen", {}, True),
+                               ("full", dict(sft="full"), False), ("none", dict(sft="none"), False),
                                ("one code", dict(w="one"), False), ("no prior", dict(use_prior=False), False)]:
     for output in ("image", "pyramid"):
         net = random_net(**changes).requires_grad_(True)
@@ -593,15 +621,19 @@ for label, changes, frozen in [("paper", {}, False), ("prior frozen", {}, True),
 fig, ax = plt.subplots(figsize=(8, 3.1), layout="constrained")
 for col, (key, shares) in enumerate(routes.items()):
     for row, share in enumerate(shares.values()):
-        ax.scatter(col + col // 2 * 0.4, row, s=90, ec="#0072B2" if share is not None else "#cccccc", fc="#cccccc" if share is None else "#0072B2" if share == 1 else "#56B4E9" if share else "white")
-ax.set(yticks=range(len(ROUTES)), yticklabels=ROUTES, xticks=[c + c // 2 * 0.4 for c in range(len(routes))], xlim=(-0.6, 13.6))
+        ax.scatter(col + col // 2 * 0.4, row, s=90, ec="#0072B2" if share is not None else "#cccccc",
+                   fc="#cccccc" if share is None else "#0072B2" if share == 1 else "#56B4E9" if share else "white")
+ax.set(yticks=range(len(ROUTES)), yticklabels=ROUTES, xticks=[c + c // 2 * 0.4 for c in range(len(routes))],
+       xlim=(-0.6, 13.6))
 ax.set_xticklabels([output for _, output in routes], fontsize=8), ax.invert_yaxis(), ax.spines[:].set_visible(False), ax.tick_params(length=0)
 for col, (label, _) in enumerate(list(routes)[::2]):
     ax.text(2.4 * col + 0.5, -0.75, label, ha="center", fontsize=9, fontweight="bold")
 
 # %%
-partial = {(*key, part): share for key, shares in routes.items() for part, share in shares.items() if share not in (None, 0, 1)}
-assert partial == {("no prior", "image", "pyramid layers"): 1 / 4}                      # the image is the last of four pyramid pictures
+partial = {(*key, part): share for key, shares in routes.items() for part, share in shares.items()
+           if share not in (None, 0, 1)}
+# the image is the last of four pyramid pictures
+assert partial == {("no prior", "image", "pyramid layers"): 1 / 4}
 silent = {key: [part for part, share in shares.items() if share == 0] for key, shares in routes.items()}
 prior = ["prior, synthesis", "prior, mapping"]
 assert silent["paper", "image"] == silent["full", "image"] == silent["one code", "image"] == ["pyramid layers", "prior, mapping"]
@@ -636,9 +668,12 @@ def noise_outputs(net, x):
 with torch.no_grad():
     net = random_net()
     fixed, random, zero = noise_outputs(net, x).values()
-    assert torch.equal(fixed, net(x)[0]) and not torch.equal(random, net(x, noise="random")[0])      # repeatable, and not
-    assert torch.equal(noise_outputs(net, x)["random"], random)                                      # a seed repeats it
-    for i in range(9):                                       # fixed noise reads the stored maps, and nothing else
+    # repeatable, and not
+    assert torch.equal(fixed, net(x)[0]) and not torch.equal(random, net(x, noise="random")[0])
+    # a seed repeats it
+    assert torch.equal(noise_outputs(net, x)["random"], random)
+    # fixed noise reads the stored maps, and nothing else
+    for i in range(9):
         getattr(net.decoder.synthesis, f"noise{i}").zero_()
     assert torch.equal(net(x)[0], zero)
     for conv in net.decoder.synthesis.convs:
@@ -652,19 +687,21 @@ test_fail(lambda: net(x, noise="none"), exc=ValueError, contains="'none'")
 
 # %%
 #| label: fig-gfpgan-noise
-#| fig-cap: "The memorised face with the stored noise, two fresh draws, no noise, and the standard deviation of each pixel over 32 draws (white: 0.1 of the range from -1 to 1)."
+#| fig-cap: "The memorised face with the stored noise, two fresh draws, no noise, and the standard deviation of each pixel over 32 draws (white: 0.1, where pixels run from -1 to 1)."
 #| fig-alt: "Five small pictures: four versions of the same face that differ slightly, and a dark map of the variation."
 with torch.no_grad():
     torch.manual_seed(0)
     draws = torch.cat([memory(degraded, noise="random")[0] for _ in range(32)])
     stored, zero = (memory(degraded, noise=mode)[0][0] for mode in ("fixed", "zero"))
-assert F.l1_loss(stored, face[0]) < F.l1_loss(draws, face.expand_as(draws))                # it learned its own maps by heart
-show([stored, draws[0], draws[1], zero, draws.std(0).mean(0)], ["fixed", "random", "random again", "zero", "deviation"], height=1.6, vmin=0, vmax=0.1);
+# it learned its own maps by heart
+assert F.l1_loss(stored, face[0]) < F.l1_loss(draws, face.expand_as(draws))
+show([stored, draws[0], draws[1], zero, draws.std(0).mean(0)],
+     ["fixed", "random", "random again", "zero", "deviation"], height=1.6, vmin=0, vmax=0.1);
 
 # %% [markdown]
 # ## Two pictures from one network {#sec-gfpgan-share}
 #
-# In a pass the network draws the face twice. The prior draws $\hat y$, trained to look real. The last level of the pyramid (@sec-unet) is the U-Net's own picture $u$, trained by an $\ell_1$ loss to be right on average: dull, but it invents nothing. Their errors differ, so a mean of the two is nearer to the truth than one would think:
+# In a pass the network draws the face twice. The prior draws $\hat y$, trained to look real. The last level of the pyramid (@sec-unet) is the U-Net's own picture $u$, trained by an $\ell_1$ loss to be right on average: dull, but it invents nothing. Their errors differ, so a mean of the two can be nearer to the truth than either:
 #
 # $$ y_\lambda = \lambda\,\hat y + (1-\lambda)\,u, \qquad 0 < \lambda \le 1 . $$ {#eq-gfpgan-share}
 #
@@ -675,7 +712,8 @@ net, mixed = random_net(), random_net(prior_share=0.25)                       # 
 (plain, pyramid), (mixture, _) = net(x), mixed(x)
 assert_close(mixture, 0.25 * plain + 0.75 * pyramid[-1])
 assert (mixture - plain).abs().max() > 0.1
-assert torch.equal(mixed.train()(x)[0], plain)                                  # the losses see the prior's picture
+# the losses see the prior's picture
+assert torch.equal(mixed.train()(x)[0], plain)
 test_fail(lambda: net.config.replace(prior_share=1.5), exc=ValueError, contains="prior_share")
 
 # %% [markdown]
@@ -724,7 +762,8 @@ def draw(net, w, maps):
 
 
 restorer = load_weights("bundled").requires_grad_(False)
-restorer.config = restorer.config.replace(prior_share=1)                                      # the maps steer the prior's picture: all of it, nothing of the U-Net's own
+# the maps steer the prior's picture alone
+restorer.config = restorer.config.replace(prior_share=1)
 size, n_levels = restorer.config.size, len(restorer.heads)
 sharp = torch.cat([F.adaptive_avg_pool2d(to_tensor(example_faces(n, s)), size) for n, s in ((1, 128), (11, 64))])
 damage = DegradationParams(sigma_x=1, sigma_y=1, r=2.5, delta=8, q=60)
@@ -734,17 +773,22 @@ damaged = to_tensor(np.stack([degrade(picture, damage) for picture in to_images(
 w, maps = conditions(restorer, damaged)
 whole, alone = draw(restorer, w, maps), draw(restorer, w, [None] * n_levels)
 without = [draw(restorer, w, maps[:k] + [None] + maps[k + 1:]) for k in range(n_levels)]
-assert_close(whole, restorer(damaged)[0], rtol=0, atol=1e-4)                                  # nothing replaced: the network itself
+# nothing replaced: the network itself
+assert_close(whole, restorer(damaged)[0], rtol=0, atol=1e-4)
 neutral = [(torch.ones_like(alpha), torch.zeros_like(beta)) for alpha, beta in maps]
-assert_close(draw(restorer, w, neutral), alone, rtol=0, atol=1e-4)                            # None is α = 1, β = 0
-assert_close(restorer.decoder.synthesis(w), alone, rtol=0, atol=0)                            # all dropped: the prior's own picture for these codes
-assert all((y - whole).abs().mean() > 1e-4 for y in without)                                  # no level is idle
+# None is α = 1, β = 0
+assert_close(draw(restorer, w, neutral), alone, rtol=0, atol=1e-4)
+# all dropped: the prior's own picture for these codes
+assert_close(restorer.decoder.synthesis(w), alone, rtol=0, atol=0)
+# no level is idle
+assert all((y - whole).abs().mean() > 1e-4 for y in without)
 
 # %%
 #| label: fig-gfpgan-drop
 #| fig-cap: "Three faces, the astronaut's first: sharp, damaged, restored; then restored without the maps of one level; last without any maps, the prior's own picture for the codes."
 #| fig-alt: "Three rows of small faces; the columns show how the restored face changes as maps are left out."
-columns = {"sharp": sharp, "damaged": damaged, "restored": whole, **{f"no {8 * 2**k} px": y for k, y in enumerate(without)}, "no maps": alone}
+columns = {"sharp": sharp, "damaged": damaged, "restored": whole,
+           **{f"no {8 * 2**k} px": y for k, y in enumerate(without)}, "no maps": alone}
 show([y[i] for i in range(3) for y in columns.values()], list(columns), cols=len(columns), height=1.0);
 
 
@@ -772,22 +816,30 @@ def bands(d):
 
 
 flat, checks = torch.ones(1, 3, size, size), (torch.arange(size) + torch.arange(size)[:, None]).expand(1, 3, -1, -1) % 2 * 2.0 - 1
-np.testing.assert_allclose(bands(flat), [1] + [0] * n_levels)                                 # limits: the coarsest …
-np.testing.assert_allclose(bands(checks), [0] * n_levels + [1])                               # … and the finest pattern
+# limits: the coarsest …
+np.testing.assert_allclose(bands(flat), [1] + [0] * n_levels)
+# … and the finest pattern
+np.testing.assert_allclose(bands(checks), [0] * n_levels + [1])
 
 # %%
-next_face = lambda t: t.roll(1, 0)                                                            # B is the row before A
+# B is the row before A
+next_face = lambda t: t.roll(1, 0)
 w_b, maps_b, whole_b = next_face(w), [tuple(map(next_face, m)) for m in maps], next_face(whole)
 put = lambda k, m: draw(restorer, w, maps[:k] + [m] + maps[k + 1:])
-swapped = {f"{8 * 2**k} px": put(k, maps_b[k]) for k in range(n_levels)} | {"codes": draw(restorer, w_b, maps), "all maps": draw(restorer, w, maps_b)}
-assert all(torch.equal(put(k, maps[k]), whole) for k in range(n_levels))                      # a level swapped with itself
-assert_close(draw(restorer, w_b, maps_b), whole_b, rtol=0, atol=1e-4)                         # codes and all maps: the other restoration
+swapped = {f"{8 * 2**k} px": put(k, maps_b[k]) for k in range(n_levels)}
+swapped |= {"codes": draw(restorer, w_b, maps), "all maps": draw(restorer, w, maps_b)}
+# a level swapped with itself
+assert all(torch.equal(put(k, maps[k]), whole) for k in range(n_levels))
+# codes and all maps: the other restoration
+assert_close(draw(restorer, w_b, maps_b), whole_b, rtol=0, atol=1e-4)
 split = {}
 for name, y in [*((f"no {8 * 2**k} px", y) for k, y in enumerate(without)), ("no maps", alone), *swapped.items()]:
     split[name] = bands(y - whole)
     assert_close(split[name].sum(), (y - whole).square().mean().item(), rtol=1e-3, atol=0)    # nothing lost
     from_a, from_b = ((y - t).abs().mean().item() for t in (whole, whole_b))
     print(f"{name:9} change {from_a:.2f}" + (f", distance to B {from_b:.2f}" if name in swapped else ""))
+    # only the finest maps make it B
+    assert name not in swapped or (from_b < from_a) == (name in (f"{size} px", "all maps"))
 spread = lambda y: (y - next_face(y)).abs().mean()
 print(f"A to B: {spread(whole):.2f} restored, {spread(alone):.2f} by codes alone, {spread(damaged):.2f} damaged")
 
@@ -808,7 +860,8 @@ ax.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
 for (row, col), v in np.ndenumerate(share):
     ax.text(col, row, f"{v:.0f}", ha="center", va="center", fontsize=9, color="white" if v > 55 else "black")
 ax.axhline(n_levels + 0.5, color="white", lw=4), ax.tick_params(length=0)
-ax.set_yticks(range(len(split)), [n if n.startswith("no") else f"{n} of B" for n in split]), ax.set_xticks(range(n_levels + 1), [f"{4 * 2**k} px" for k in range(n_levels + 1)]);
+ax.set_yticks(range(len(split)), [n if n.startswith("no") else f"{n} of B" for n in split])
+ax.set_xticks(range(n_levels + 1), [f"{4 * 2**k} px" for k in range(n_levels + 1)]);
 
 # %% [markdown]
 # @fig-gfpgan-swap and the printed distances answer the question of the heading. With the finest maps of $B$ the picture is nearer to $B$ than to $A$, whatever the other levels and the codes say; with the codes of $B$ it remains $A$. The codes are meant to find the prior's closest face. In a small net they find little: the maps are the shorter way to a smaller loss.
@@ -822,12 +875,13 @@ ax.set_yticks(range(len(split)), [n if n.startswith("no") else f"{n} of B" for n
 # | latent mapping | an MLP, several linear layers | one linear layer with $L \cdot 512$ outputs | one linear layer | loads the official weights |
 # | codes | $\mathcal W$ | one code per layer, used directly (`different_w`, `input_is_latent`) | `w="per_layer"`; `"one"` as a variant | both can be compared |
 # | mapping network of the prior | – | in the file, never run | the same | the prior can still draw on its own |
-# | where the maps act | at each resolution scale | after the first convolution of each block from 8 px on, none at 4 px | the same | |
+# | where the maps act | at each resolution scale | after the first convolution of each block from 8 px on, none at 4 px | the same | the weights fit |
+# | result | the prior's picture | the same | mixed with the U-Net's own by `prior_share`; 1 unless the weights say otherwise | a smaller error (@eq-gfpgan-share) |
 # | prior during training | pretrained | loaded and frozen by the v1 configuration | `freeze_prior()`, to be called | explicit, and a test can see it |
 # | noise in restoration | not stated | fresh on every call, unless `randomize_noise=False` | stored maps, unless asked | the same photo gives the same picture |
 # | 1×1 skip of an up-block | – | enlarge, then convolve | convolve, then enlarge | the same function, 0.94 GFLOP less |
 # | the three released families | – | three classes in six files | one class, `resample` and `equalized` | every family can be trained and converted |
-# | mistakes in a configuration | – | unknown keys of the class are a TypeError, impossible sizes fail somewhere | a ValueError that names the field | |
+# | mistakes in a configuration | – | unknown keys of the class are a TypeError, impossible sizes fail somewhere | a ValueError that names the field | found before the training, not after |
 #
 # : The generator in the paper, in the official code and here. {#tbl-gfpgan-deviations}
 
@@ -835,7 +889,7 @@ ax.set_yticks(range(len(split)), [n if n.startswith("no") else f"{n} of B" for n
 # ## What users trip over {#sec-gfpgan-trips}
 #
 # ::: {.callout-warning}
-# - **The range.** The network takes and returns RGB in $[-1, 1]$. Fed with $[0, 1]$, as many pipelines do, it does not fail: it returns a grey, flat face. The package converts at the edge (@sec-photos).
+# - **The range.** The network takes and returns RGB in $[-1, 1]$. Fed with $[0, 1]$, as many pipelines do, it does not fail: it returns a grey, flat face (ComfyUI #3594 is one report). The package converts at the edge (@sec-photos).
 # - **The same photo, another picture.** The official code draws fresh noise on every call. Compare two installations with fixed noise only.
 # - **The fidelity weight.** The official tool has an option `weight`. It hands it to the generator, whose classes for v1 to v1.4 accept and ignore it. There is no such knob inside GFP-GAN; blending with the input is done outside.
 # - **Another size.** The architecture works at any power of two, the released weights only at 512 px: noise maps, codes and blocks belong to one size.
@@ -855,6 +909,8 @@ assert F.l1_loss(wrong, face) > 1.5 * F.l1_loss(right, face)
 # - The prior's synthesis network runs as it always did; after the first convolution of each block from 8 px up, half of its channels are scaled and shifted by maps made of the U-Net's features.
 # - The variants of the ablation are special cases of each other, and the checks use that. Maps and codes of two faces can be exchanged level by level, which shows what each of them carries.
 # - The image loss reaches everything but the pyramid layers and the mapping network; the pyramid loss reaches the U-Net only.
+#
+# Next: a network is its weights. @sec-weights stores them, fetches them and reads those of the official code.
 #
 # ## Exercises
 #

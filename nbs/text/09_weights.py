@@ -26,10 +26,11 @@ from fastcore.test import test_fail
 from torch.testing import assert_close
 
 from gfpgan_edu.examples import draw_map, example_faces, show
+from gfpgan_edu.faces import to_tensor
 from gfpgan_edu.layers import Resample
 
 # %% [markdown]
-# @fig-weights-map shows which parts carry weights. At 512 px these are 285 tensors, in the narrow model as in the wide one.
+# The network of @sec-gfpgan is complete, and its weights make it worth anything. @fig-weights-map shows which parts carry some: at 512 px 285 tensors, in the narrow model as in the wide one.
 
 # %%
 #| label: fig-weights-map
@@ -87,7 +88,8 @@ class Attack:
 
 
 # %%
-folder = Path(tempfile.mkdtemp())
+work = tempfile.TemporaryDirectory()
+folder = Path(work.name)
 marker, bad_file = folder / "marker.txt", folder / "GFPGANv9.pth"
 torch.save({"params_ema": {"conv_body_first.weight": Attack(marker)}}, bad_file)
 
@@ -124,15 +126,18 @@ def save(net, path, dtype=None, **metadata):
 
     Further keyword arguments are kept as strings in the header. Weights that are not finite, or become so in `dtype`, are a WeightsError.
     """
-    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone() for k, v in net.state_dict().items()}
+    state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone()
+             for k, v in net.state_dict().items()}
     for k, v in state.items():
         if not torch.isfinite(v).all():
             raise WeightsError(f"{path}: not written, {k} holds NaN or infinity in {v.dtype}")
     config = net.config if isinstance(net.config, dict) else net.config.to_dict()
-    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__, "config": json.dumps(config)}
+    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__,
+                                                         "config": json.dumps(config)}
     tmp = Path(path).with_name(Path(path).name + ".part")
     try:
-        tmp.write_bytes(to_bytes(state, metadata=header))     # safetensors' save_file would make it readable for its owner only
+        # safetensors' save_file would make it readable for its owner only
+        tmp.write_bytes(to_bytes(state, metadata=header))
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
@@ -198,10 +203,9 @@ def read_header(path):
         raise WeightsError(f"{path}: no usable config in the header ({_short(e)})") from e
     return meta
 
+
 # %%
 #| export
-
-
 def _compare(given, wanted, source):
     "Raise WeightsError unless the two {name: shape} agree."
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
@@ -222,7 +226,8 @@ class _Outline(TorchFunctionMode):
         if func in (torch.randn, torch.zeros, torch.ones, torch.empty, torch.full):
             return torch.zeros(()).expand(first if isinstance(first, (tuple, list)) else args)
         outline = isinstance(first, torch.Tensor) and first.ndim and not any(first.stride())
-        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):         # times a number, or filled in place
+        # times a number, or filled in place
+        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):
             return first
         return func(*args, **kwargs)
 
@@ -242,10 +247,12 @@ def _fill(net, pairs, source):
     "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float, also in the network's precision."
     own = net.state_dict()
     for k, v in pairs:
-        if v.is_floating_point() != own[k].is_floating_point():               # only counters are whole numbers
+        # only counters are whole numbers
+        if v.is_floating_point() != own[k].is_floating_point():
             raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
         v = v.to(own[k].dtype)
-        if v.numel() and not torch.stack(v.aminmax()).isfinite().all():       # NaN passes through both; no copy of a large tensor is made
+        # NaN passes through both; no copy of a large tensor is made
+        if v.numel() and not torch.stack(v.aminmax()).isfinite().all():
             raise WeightsError(f"{source}: {k} holds NaN or infinity")
         own[k].copy_(v)
     return net.eval()
@@ -274,7 +281,8 @@ def load(path, network=GFPGAN):
         with safe_open(path, "pt") as f:
             given = {k: f.get_slice(k).get_shape() for k in f.keys()}
             n_mlp = config.get("n_mlp", 0) if isinstance(config, dict) else config.n_mlp
-            if not isinstance(n_mlp, int) or n_mlp > len(given):              # the one number that could make even the outline endless
+            # the one number that could make even the outline endless
+            if not isinstance(n_mlp, int) or n_mlp > len(given):
                 raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} mapping layers")
             _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
         return _fill(build(), _one_by_one(path, given), path)                 # copying returns to 32 bits
@@ -303,9 +311,12 @@ def forge(name, state=None, **changes):
 # %%
 state = tiny.state_dict()
 first = state["unet.first.weight"]
-lies = {"1 keys missing": forge("less", {k: v for k, v in state.items() if k != "to_w.bias"}), "1 unexpected": forge("more", state | {"extra": first.clone()}),
-        "needs (8, 3, 1, 1)": forge("shape", state | {"unet.first.weight": first[:4].clone()}), "NaN": forge("nan", state | {"unet.first.weight": first * float("nan")}),
-        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4), "below 1000": forge("vast", narrow=1e9), "at most 100": forge("deep", n_mlp=10**9)}
+lies = {"1 keys missing": forge("less", {k: v for k, v in state.items() if k != "to_w.bias"}),
+        "1 unexpected": forge("more", state | {"extra": first.clone()}),
+        "needs (8, 3, 1, 1)": forge("shape", state | {"unet.first.weight": first[:4].clone()}),
+        "NaN": forge("nan", state | {"unet.first.weight": first * float("nan")}),
+        "unknown config keys": forge("key", colour="red"), "is (": forge("wide", narrow=4),
+        "below 1000": forge("vast", narrow=1e9), "at most 100": forge("deep", n_mlp=10**9)}
 lies["not a readable"] = folder / "cut.safetensors"
 lies["not a readable"].write_bytes(raw[:-1000])
 for reason, forged in lies.items():
@@ -346,17 +357,20 @@ for a, b in zip(tiny.parameters(), half.parameters(), strict=True):
     assert b.dtype == torch.float32 and ((a - b).abs() <= a.abs() * 2**-11 + 2**-25).all()
 
 # %%
-assert bundled_path().stat().st_size < 2.1 * sum(v.numel() for v in bundled.state_dict().values())         # two bytes each
+# two bytes each
+assert bundled_path().stat().st_size < 2.1 * sum(v.numel() for v in bundled.state_dict().values())
 huge = GFPGAN(GFPGANConfig.tiny(8))
-huge.to_w.weight.data[0, 0] = 1e6                            # 16 bits end at 65,504: better no file than one that cannot be loaded
-test_fail(lambda: save(huge, folder / "huge.safetensors", dtype=torch.float16), exc=WeightsError, contains="to_w.weight")
+# 16 bits end at 65,504: better no file than one that cannot be loaded
+huge.to_w.weight.data[0, 0] = 1e6
+test_fail(lambda: save(huge, folder / "huge.safetensors", dtype=torch.float16), exc=WeightsError,
+          contains="to_w.weight")
 assert not (folder / "huge.safetensors").exists()
 
 # %%
 #| label: fig-weights-half
 #| fig-cap: "Left: relative rounding error of the weights of a tiny net in 16 bits, with the bound. Right: the same network's output on a face, with 32-bit and with rounded weights, and their difference enlarged 100 times."
 #| fig-alt: "A histogram that ends at the bound of 2 to the power of minus 11, and three pictures; the first two look the same, the third shows faint noise."
-face = torch.from_numpy(example_faces(1, 64)).permute(0, 3, 1, 2) / 127.5 - 1
+face = to_tensor(example_faces(1, 64))
 with torch.no_grad():
     a, b = tiny(face)[0][0], half(face)[0][0]
 weights, rounded = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (tiny, half))
@@ -365,7 +379,8 @@ fig, axes = plt.subplots(1, 4, figsize=(8.4, 2.1), layout="constrained", width_r
 axes[0].hist(((weights - rounded).abs() / weights.abs())[usual].numpy() * 2**11, bins=40, color="#0072B2")
 axes[0].axvline(1, color="#D55E00"), axes[0].set(xlabel="relative error, in units of $2^{-11}$", yticks=[])
 scale = a.abs().max()                                        # a random net's values leave [-1, 1]
-for ax, image, title in zip(axes[1:], [a / scale, b / scale, 100 * (a - b) / scale], ["32 bits", "16 bits", "difference × 100"]):
+for ax, image, title in zip(axes[1:], [a / scale, b / scale, 100 * (a - b) / scale],
+                            ["32 bits", "16 bits", "difference × 100"]):
     ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0)), ax.set_title(title, fontsize=9), ax.axis("off")
 assert (a - b).abs().max() < 0.01 * a.abs().max()
 
@@ -382,8 +397,9 @@ assert (a - b).abs().max() < 0.01 * a.abs().max()
 
 # %%
 #| export
+# name -> what sets the official family apart in GFPGANConfig
 FAMILIES = {"v1": dict(resample="fir", equalized=True), "bilinear": dict(resample="bilinear", equalized=True),
-            "clean": dict(resample="bilinear", equalized=False)}      # name -> what sets the official family apart in GFPGANConfig
+            "clean": dict(resample="bilinear", equalized=False)}
 
 
 def _conv_names(ours, theirs, index, equalized, act):
@@ -414,13 +430,16 @@ def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
     pairs.append((f"{s}constant", f"{theirs}constant_input.weight"))
     for i in range(2 * n_blocks + 1):
         name = f"{theirs}style_conv1" if i == 0 else f"{theirs}style_convs.{i - 1}"
-        pairs += [(f"{s}convs.{i}.noise_strength", f"{name}.weight"), (f"{s}convs.{i}.bias", f"{name}.{'activate.' if equalized else ''}bias"),
+        pairs += [(f"{s}convs.{i}.noise_strength", f"{name}.weight"),
+                  (f"{s}convs.{i}.bias", f"{name}.{'activate.' if equalized else ''}bias"),
                   (f"{s}noise{i}", f"{theirs}noises.noise{i}")]
-        pairs += [(f"{s}convs.{i}.conv.{p}", f"{name}.modulated_conv.{p}") for p in ("weight", "modulation.weight", "modulation.bias")]
+        pairs += [(f"{s}convs.{i}.conv.{p}", f"{name}.modulated_conv.{p}")
+                  for p in ("weight", "modulation.weight", "modulation.bias")]
     for k in range(n_blocks + 1):
         name = f"{theirs}to_rgb1" if k == 0 else f"{theirs}to_rgbs.{k - 1}"
         pairs.append((f"{s}to_rgbs.{k}.bias", f"{name}.bias"))
-        pairs += [(f"{s}to_rgbs.{k}.conv.{p}", f"{name}.modulated_conv.{p}") for p in ("weight", "modulation.weight", "modulation.bias")]
+        pairs += [(f"{s}to_rgbs.{k}.conv.{p}", f"{name}.modulated_conv.{p}")
+                  for p in ("weight", "modulation.weight", "modulation.bias")]
     return pairs
 
 
@@ -432,12 +451,16 @@ def generator_names(config):
     pairs = _conv_names("unet.first", "conv_body_first", "0.", eq, "1") + _conv_names("unet.last", "final_conv", "0.", eq, "1")
     for i in range(n):
         d, u = f"conv_body_down.{i}", f"conv_body_up.{i}"
-        pairs += _conv_names(f"unet.down.{i}.conv1", f"{d}.conv1", "0.", eq, "1") + _conv_names(f"unet.down.{i}.conv2", f"{d}.conv2", "1.", eq, "2")
-        pairs += _conv_names(f"unet.up.{i}.conv1", f"{u}.conv1", "0.", eq, "1") + _conv_names(f"unet.up.{i}.conv2", f"{u}.conv2", "", eq, "activation")
-        pairs += [(f"unet.down.{i}.skip.weight", f"{d}.skip.{'1.' if eq else ''}weight"), (f"unet.up.{i}.skip.weight", f"{u}.skip.weight")]
+        pairs += _conv_names(f"unet.down.{i}.conv1", f"{d}.conv1", "0.", eq, "1")
+        pairs += _conv_names(f"unet.down.{i}.conv2", f"{d}.conv2", "1.", eq, "2")
+        pairs += _conv_names(f"unet.up.{i}.conv1", f"{u}.conv1", "0.", eq, "1")
+        pairs += _conv_names(f"unet.up.{i}.conv2", f"{u}.conv2", "", eq, "activation")
+        pairs += [(f"unet.down.{i}.skip.weight", f"{d}.skip.{'1.' if eq else ''}weight"),
+                  (f"unet.up.{i}.skip.weight", f"{u}.skip.weight")]
         for p in ("weight", "bias"):
             pairs.append((f"unet.to_rgb.{i}.{p}", f"toRGB.{i}.{p}"))
-            pairs += [(f"heads.{i}.{head}.{j}.{p}", f"condition_{head}.{i}.{2 * j}.{p}") for head in ("scale", "shift") for j in (0, 1)]
+            pairs += [(f"heads.{i}.{head}.{j}.{p}", f"condition_{head}.{i}.{2 * j}.{p}")
+                      for head in ("scale", "shift") for j in (0, 1)]
     pairs += [(f"to_w.{p}", f"final_linear.{p}") for p in ("weight", "bias")]
     return pairs + prior_names(n, config.n_mlp, eq, "decoder.", "stylegan_decoder.")
 
@@ -446,7 +469,8 @@ def generator_names(config):
 # The list must cover both sides exactly: every tensor of our network appears once, no official name appears twice. For the paper's model and for the released clean model these are 285 pairs. The printed rows are those whose two names differ most.
 
 # %%
-for config in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4(), GFPGANConfig.tiny(8), GFPGANConfig(size=1024, n_mlp=3, sft="full", w="one")):
+for config in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4(), GFPGANConfig.tiny(8),
+               GFPGANConfig(size=1024, n_mlp=3, sft="full", w="one")):
     pairs = generator_names(config)
     ours, theirs = zip(*pairs)
     with torch.device("meta"):
@@ -457,8 +481,10 @@ for config in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4(), GFPGANConfig.tin
 # %%
 both = [dict(generator_names(c)) for c in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4())]
 rows = ["| ours | official v1 and bilinear | official clean |", "|---|---|---|"]
-for key in ("unet.first.weight", "unet.first.bias", "unet.down.0.conv2.weight", "unet.up.3.conv2.bias", "unet.to_rgb.6.weight", "to_w.weight", "heads.6.shift.1.bias",
-            "decoder.mapping.layers.1.weight", "decoder.synthesis.convs.0.conv.weight", "decoder.synthesis.convs.3.noise_strength", "decoder.synthesis.convs.3.bias",
+for key in ("unet.first.weight", "unet.first.bias", "unet.down.0.conv2.weight", "unet.up.3.conv2.bias",
+            "unet.to_rgb.6.weight", "to_w.weight", "heads.6.shift.1.bias",
+            "decoder.mapping.layers.1.weight", "decoder.synthesis.convs.0.conv.weight",
+            "decoder.synthesis.convs.3.noise_strength", "decoder.synthesis.convs.3.bias",
             "decoder.synthesis.noise12", "decoder.synthesis.to_rgbs.1.bias"):
     v1, clean = (names[key].replace("stylegan_decoder", "…") for names in both)
     rows.append(f"| `{key.replace('decoder.synthesis', '…')}` | `{v1}` | {'the same' if clean == v1 else f'`{clean}`'} |")
@@ -494,7 +520,8 @@ def recognise(state, family=None):
     GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean") decides; None means v1 for both.
     """
     d = "stylegan_decoder"
-    needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight", f"{d}.constant_input.weight", f"{d}.to_rgb1.modulated_conv.modulation.weight"]
+    needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight",
+              f"{d}.constant_input.weight", f"{d}.to_rgb1.modulated_conv.modulation.weight"]
     missing = [k for k in needed if k not in state or state[k].ndim < 2]
     if missing:
         raise WeightsError(f"not an official GFPGAN generator: {missing[0]} is missing")
@@ -505,8 +532,10 @@ def recognise(state, family=None):
     rows, cond, scale, constant, mod = (state[k].shape for k in needed)
     narrow = constant[1] / 512
     at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")               # first convolution at 64 px
-    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state), style_dim=mod[1], narrow=narrow,
-                        channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow, sft="half" if scale[0] == cond[1] else "full",
+    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state),
+                        style_dim=mod[1], narrow=narrow,
+                        channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow,
+                        sft="half" if scale[0] == cond[1] else "full",
                         n_mlp=sum("style_mlp" in k and k.endswith(".weight") for k in state),
                         w="one" if rows[0] == mod[1] else "per_layer", **FAMILIES[family])
 
@@ -519,7 +548,8 @@ def recognise(state, family=None):
 def _translate(build, pairs, state, source):
     "`build()` filled with the official `state`; `pairs` are (our key, official key). 64-bit weights stay so, all others become float32."
     own = _outline(build, source)
-    _compare({k: v.shape for k, v in state.items()}, {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
+    _compare({k: v.shape for k, v in state.items()},
+             {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
     state = {ours: state[theirs].reshape(own[ours].shape) for ours, theirs in pairs}
     double = any(v.dtype == torch.float64 for v in state.values())
     return _fill(build().to(torch.float64 if double else torch.float32), state.items(), source)
@@ -545,7 +575,8 @@ def prior_from_official(state, resample="fir", source="state dict"):
     at64 = state.get("style_convs.6.modulated_conv.weight")
     n_mlp = sum(k.startswith("style_mlp") and k.endswith(".weight") for k in state)
     multiplier = 1 if at64 is None or not narrow else at64.shape[1] / 256 / narrow
-    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow, resample=resample)
+    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow,
+                              resample=resample)
     return _translate(build, prior_names(n, n_mlp, True), state, source)
 
 
@@ -567,22 +598,30 @@ def to_official(net):
 # against the official code itself, in the tests that need it installed (`tests/peer`), and in the ordinary tests against stored outputs of it.
 
 # %%
-for changes in (dict(), dict(resample="bilinear", channel_multiplier=2), dict(resample="bilinear", equalized=False), dict(sft="full", w="one"), dict(size=16, narrow=3 / 64, n_mlp=5)):
+for changes in (dict(), dict(resample="bilinear", channel_multiplier=2),
+                dict(resample="bilinear", equalized=False), dict(sft="full", w="one"),
+                dict(size=16, narrow=3 / 64, n_mlp=5)):
     net = GFPGAN(GFPGANConfig.tiny().replace(**changes))
-    family = next(k for k, v in FAMILIES.items() if (v["resample"], v["equalized"]) == (net.config.resample, net.config.equalized))
+    family = next(k for k, v in FAMILIES.items()
+                  if (v["resample"], v["equalized"]) == (net.config.resample, net.config.equalized))
     official = to_official(net)
     again = from_official({"params_ema": {f"module.{k}": v for k, v in official.items()}}, family)
     assert again.config == net.config
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(),
+                                                 strict=True))
 
 # %% [markdown]
 # A round trip would not notice a name that is wrong in both directions. So a handful of facts about the official files are checked as such; the ordinary tests hold the full list of 285 names and shapes against ours.
 
 # %%
-facts = {"v1": {"conv_body_down.6.conv2.2.bias": (256,), "conv_body_up.0.conv2.activation.bias": (256,), "stylegan_decoder.style_mlp.1.weight": (512, 512),
-                "stylegan_decoder.style_convs.13.modulated_conv.weight": (1, 32, 32, 3, 3), "stylegan_decoder.style_convs.13.activate.bias": (32,)},
-         "clean": {"conv_body_down.6.conv2.bias": (256,), "conv_body_up.0.conv2.bias": (256,), "stylegan_decoder.style_mlp.15.weight": (512, 512),
-                   "stylegan_decoder.style_convs.13.modulated_conv.weight": (1, 64, 64, 3, 3), "stylegan_decoder.style_convs.13.bias": (1, 64, 1, 1)}}
+facts = {"v1": {"conv_body_down.6.conv2.2.bias": (256,), "conv_body_up.0.conv2.activation.bias": (256,),
+                "stylegan_decoder.style_mlp.1.weight": (512, 512),
+                "stylegan_decoder.style_convs.13.modulated_conv.weight": (1, 32, 32, 3, 3),
+                "stylegan_decoder.style_convs.13.activate.bias": (32,)},
+         "clean": {"conv_body_down.6.conv2.bias": (256,), "conv_body_up.0.conv2.bias": (256,),
+                   "stylegan_decoder.style_mlp.15.weight": (512, 512),
+                   "stylegan_decoder.style_convs.13.modulated_conv.weight": (1, 64, 64, 3, 3),
+                   "stylegan_decoder.style_convs.13.bias": (1, 64, 1, 1)}}
 for family, config in (("v1", GFPGANConfig.paper()), ("clean", GFPGANConfig.clean_v1_4())):
     with torch.device("meta"):
         named = to_official(GFPGAN(config))
@@ -591,10 +630,14 @@ for family, config in (("v1", GFPGANConfig.paper()), ("clean", GFPGANConfig.clea
 # %%
 official = to_official(tiny)
 test_fail(lambda: from_official(official, "clean"), exc=WeightsError, contains="not of family 'clean'")
-test_fail(lambda: from_official({k: v for k, v in official.items() if "condition" not in k}), exc=WeightsError, contains="condition_scale.0.2.weight is missing")
-turned = official | {"stylegan_decoder.to_rgb1.modulated_conv.weight": official["stylegan_decoder.to_rgb1.modulated_conv.weight"].transpose(1, 2)}
-test_fail(lambda: from_official(turned, source="mirror.pth"), exc=WeightsError, contains="mirror.pth: stylegan_decoder.to_rgb1")
-test_fail(lambda: to_official(GFPGAN(GFPGANConfig.tiny().replace(sft="none"))), exc=ValueError, contains="without the maps")
+test_fail(lambda: from_official({k: v for k, v in official.items() if "condition" not in k}), exc=WeightsError,
+          contains="condition_scale.0.2.weight is missing")
+name = "stylegan_decoder.to_rgb1.modulated_conv.weight"
+turned = official | {name: official[name].transpose(1, 2)}
+test_fail(lambda: from_official(turned, source="mirror.pth"), exc=WeightsError,
+          contains="mirror.pth: stylegan_decoder.to_rgb1")
+test_fail(lambda: to_official(GFPGAN(GFPGANConfig.tiny().replace(sft="none"))), exc=ValueError,
+          contains="without the maps")
 
 
 # %% [markdown]
@@ -640,7 +683,8 @@ torch.nn.init.normal_(layer.bias)
 for dtype in (torch.float64, torch.float32):
     c, h = layer.to(dtype), torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     left = 2**0.5 * F.leaky_relu(F.conv2d(h, layer.weight, padding=1) / (8 * 9) ** 0.5 + layer.bias[:, None, None], 0.2)
-    right = F.leaky_relu(F.conv2d(h, layer.weight * layer.weight_gain, layer.bias * layer.bias_gain, padding=1), 0.2)
+    right = F.leaky_relu(F.conv2d(h, layer.weight * layer.weight_gain, layer.bias * layer.bias_gain,
+                                  padding=1), 0.2)
     error = (left - right).abs().max().item() / left.abs().max().item()
     assert 0 < error < 8 * torch.finfo(dtype).eps
     print(f"{str(dtype):14} the two forms differ by less than 8 units of rounding ({torch.finfo(dtype).eps:.0e})")
@@ -668,8 +712,10 @@ for dtype in (torch.float64, torch.float32):
     net = shaken(config, dtype)
     clean = to_clean(net)
     assert torch.equal(clean(x.to(dtype))[0], net(x.to(dtype))[0])
-    assert torch.equal(clean.decoder(z.to(dtype)), net.decoder(z.to(dtype)))              # the mapping network too
-assert clean.to_w.weight.abs().max() < 0.1 * net.to_w.weight.abs().max()                  # and something was baked in
+    # the mapping network too
+    assert torch.equal(clean.decoder(z.to(dtype)), net.decoder(z.to(dtype)))
+# and something was baked in
+assert clean.to_w.weight.abs().max() < 0.1 * net.to_w.weight.abs().max()
 assert clean.config == config.replace(equalized=False)
 test_fail(lambda: to_clean(tiny), exc=ValueError, contains="bilinear")
 
@@ -690,7 +736,7 @@ assert twins["v1"] == twins["bilinear"]                       # same names, same
 #| fig-cap: "One file, loaded as the family it belongs to and as its twin. Nothing fails; the picture is wrong."
 #| fig-alt: "Three faces: the degraded input, the restored face, and a distorted version of it."
 size = bundled.config.size
-sharp = torch.from_numpy(example_faces(1, size)).permute(0, 3, 1, 2) / 127.5 - 1
+sharp = to_tensor(example_faces(1, size))
 blurred = F.interpolate(F.avg_pool2d(sharp, 4), scale_factor=4, mode="bilinear")
 file = to_official(bundled)
 with torch.no_grad():
@@ -721,15 +767,20 @@ def seen_weights(step, kernel):
 
 # %%
 fir, bilinear = Resample("fir"), Resample("bilinear")
-steps = {"down": (lambda x, k: F.conv2d(fir.smooth(x, pad=2), k, stride=2), lambda x, k: F.conv2d(bilinear.down(x), k, padding=1)),
-         "up": (lambda x, k: fir.smooth(F.conv_transpose2d(x, k, stride=2), pad=1, gain=4.0), lambda x, k: F.conv2d(bilinear.up(x), k, padding=1))}
+steps = {"down": (lambda x, k: F.conv2d(fir.smooth(x, pad=2), k, stride=2),
+                  lambda x, k: F.conv2d(bilinear.down(x), k, padding=1)),
+         "up": (lambda x, k: fir.smooth(F.conv_transpose2d(x, k, stride=2), pad=1, gain=4.0),
+                lambda x, k: F.conv2d(bilinear.up(x), k, padding=1))}
 units = torch.eye(9, dtype=torch.float64).reshape(9, 1, 1, 3, 3)
-spans = {name: [torch.stack([seen_weights(step, u) for u in units], 1) for step in pair] for name, pair in steps.items()}
+spans = {name: [torch.stack([seen_weights(step, u) for u in units], 1) for step in pair]
+         for name, pair in steps.items()}
 
 rank = torch.linalg.matrix_rank
-assert torch.equal(spans["up"][0], spans["up"][1].flip(1))                # enlarging: the same, with the mirrored kernel
+# enlarging: the same, with the mirrored kernel
+assert torch.equal(spans["up"][0], spans["up"][1].flip(1))
 assert rank(spans["down"][0]) == rank(spans["down"][1]) == 9
-assert rank(torch.cat(spans["down"], 1)) == 17                            # shrinking: 9 + 9 - 17 = 1 direction in common
+# shrinking: 9 + 9 - 17 = 1 direction in common
+assert rank(torch.cat(spans["down"], 1)) == 17
 
 # %%
 #| label: fig-weights-fir
@@ -743,7 +794,8 @@ special = torch.outer(*2 * [torch.tensor([1.0, -2, 1], dtype=torch.float64)]).re
 twin = torch.linalg.lstsq(b, a @ special).solution
 missed = ((a @ random_kernel - b @ best).norm() / (a @ random_kernel).norm()).item()
 assert_close(a @ special, b @ twin) and missed > 0.3
-maps = [(m @ k).reshape(16, 16)[5:13, 5:13] / (a @ scale).abs().max() for m, k, scale in ((a, random_kernel, random_kernel), (b, best, random_kernel), (a, special, special))]
+maps = [(m @ k).reshape(16, 16)[5:13, 5:13] / (a @ scale).abs().max()
+        for m, k, scale in ((a, random_kernel, random_kernel), (b, best, random_kernel), (a, special, special))]
 show(maps, ["FIR", "best clean kernel", "the common kernel"], cmap="PuOr", vmin=-1, vmax=1)
 print(f"part of the FIR kernel that no clean kernel reaches: {100 * missed:.0f} %")
 
@@ -834,14 +886,16 @@ def _fetch(url, part, progress):
     except urllib.error.HTTPError as e:
         if e.code != 416 or not have:
             raise
-        if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):     # nothing is left to fetch
+        # nothing is left to fetch
+        if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):
             return
         part.unlink()                                        # more than the whole file: not this file
         return _fetch(url, part, progress)
     with response, open(part, "ab" if response.status == 206 else "wb") as f:
         have = have if response.status == 206 else 0         # 200: the server sends the whole file again
         total = have + int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar:
+        with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem,
+                  disable=not progress) as bar:
             while block := response.read(1 << 18):
                 f.write(block)
                 bar.update(len(block))
@@ -877,7 +931,8 @@ def download(release, cache=None, progress=True):
         told = "published" if r.sha256 else f"remembered in {seen}"
         raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); the file was deleted")
     if not want:
-        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}", file=sys.stderr)
+        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}",
+              file=sys.stderr)
         seen.write_text(json.dumps(known | {r.url: digest}, indent=1))
     os.replace(part, path)
     return path
@@ -934,9 +989,11 @@ print("answers started at byte", Server.asked)
 
 # %%
 Server.files["/other.pth"] = b"something else"
-test_fail(lambda: download(Release("other", f"{site}/other.pth", "v1", made.sha256), cache, False), exc=WeightsError, contains="published")
+test_fail(lambda: download(Release("other", f"{site}/other.pth", "v1", made.sha256), cache, False),
+          exc=WeightsError, contains="published")
 assert not list(cache.glob("other*"))                        # neither the file nor its part is left
-test_fail(lambda: download(Release("gone", f"{site}/gone.pth", "v1"), cache, False), exc=WeightsError, contains="404")
+test_fail(lambda: download(Release("gone", f"{site}/gone.pth", "v1"), cache, False), exc=WeightsError,
+          contains="404")
 test_fail(lambda: download("v9"), exc=WeightsError, contains="known are v1, v1.2, v1.3, v1.4")
 
 # %%
@@ -950,7 +1007,8 @@ test_fail(lambda: download(unknown, cache, False), exc=WeightsError, contains="r
 
 # %%
 server.shutdown(), server.server_close()
-test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, False), exc=WeightsError, contains="failed");
+test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, False), exc=WeightsError,
+          contains="failed");
 
 
 # %% [markdown]
@@ -965,12 +1023,14 @@ def _read_pickle(path):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as z:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in z.infolist()):        # torch.save never compresses
+                # torch.save never compresses
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in z.infolist()):
                     raise ValueError("holds compressed entries")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                   # it is read, or it is an error
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:                                    # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
+    # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
+    except Exception as e:
         reason = str(e) if type(e) is ValueError else (getattr(e, "strerror", None) or "damaged, or it holds more than tensors; nothing in it was run").lower()
         raise WeightsError(f"{path}: not a plain file of tensors ({_short(reason)})") from e
 
@@ -980,7 +1040,8 @@ def read_state(path):
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
     state, there = _unwrap(_read_pickle(path), path), Path(path).stat().st_size
-    if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:               # one number can pose as a tensor of any size
+    # one number can pose as a tensor of any size
+    if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:
         raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights in a file of {there / 1e6:.1f} MB")
     return state
 
@@ -1006,7 +1067,8 @@ def load_weights(weights="bundled", family=None, progress=True):
 posing = {k: torch.zeros(()).expand(v.shape) for k, v in to_official(tiny).items()}
 torch.save(posing, folder / "posing.pth")
 test_fail(lambda: load_weights(folder / "posing.pth"), exc=WeightsError, contains="MB of weights in a file of")
-with zipfile.ZipFile(folder / "made.pth") as given, zipfile.ZipFile(folder / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+with zipfile.ZipFile(folder / "made.pth") as given, zipfile.ZipFile(folder / "bomb.pth", "w",
+                                                                    zipfile.ZIP_DEFLATED) as packed:
     for entry in given.infolist():
         packed.writestr(entry.filename, given.read(entry))
 test_fail(lambda: load_weights(folder / "bomb.pth"), exc=WeightsError, contains="compressed")
@@ -1041,8 +1103,15 @@ assert by_name[0].config == bundled.config and by_name[2].config == tiny.config
 assert torch.equal(by_name[1].to_w.weight, by_name[2].to_w.weight)
 assert by_name[3].config == tiny.config.replace(resample="bilinear")
 
+decoder = load_prior(path)                                    # of a restorer: its decoder
+assert all(torch.equal(a, b) for a, b in zip(tiny.decoder.state_dict().values(), decoder.state_dict().values(), strict=True))
+assert [load_prior(name).config["size"] for name in ("bundled", "prior32")] == [64, 32]
+save(GFPGAN(tiny.config.replace(use_prior=False)), folder / "alone.safetensors")
+test_fail(lambda: load_prior(folder / "alone.safetensors"), exc=WeightsError, contains="holds no StyleGAN2")
+
 # %%
-for name, content in {"empty.pth": b"", "note.pth": b"this is a text file\n", "cut.pth": Server.files["/made.pth"][:9000], "empty.safetensors": b""}.items():
+for name, content in {"empty.pth": b"", "note.pth": b"this is a text file\n",
+                      "cut.pth": Server.files["/made.pth"][:9000], "empty.safetensors": b""}.items():
     (folder / name).write_bytes(content)
     test_fail(lambda: load_weights(folder / name), exc=WeightsError, contains=name)
 test_fail(lambda: load_weights(bad_file), exc=WeightsError, contains="GFPGANv9.pth")
@@ -1080,7 +1149,8 @@ with torch.no_grad():
 # | reading a pickle | – | `torch.load` with the default of the installed torch | `weights_only=True`, always | a file must not run code |
 # | which class a file needs | – | the user knows | read from names and shapes; the v1/bilinear twins by `family` | a wrong class is silent |
 # | run-time scales | – | in v1 and bilinear; baked in by a script that takes v1 too | `to_clean`, refuses FIR | the script's result for v1 is wrong |
-# | mismatching names | – | `strict=True` | names, shapes and finiteness, with the file's name | |
+# | mismatching names | – | `strict=True` | names, shapes and finiteness, with the file's name | a net that skips a name runs and is wrong |
+# | share of the U-Net's picture | none | none | `prior_share`, in the header of our files only | an official file has no place for it |
 # | download | – | no hash, restarts | hash, resumed, atomic | |
 # | precision on disk | – | 32 bits | 32, or 16 for the bundled model | half the bytes |
 #
@@ -1104,6 +1174,8 @@ with torch.no_grad():
 # - 285 pairs of names translate a 512 px network to and from the official code; family, size and widths are read from names and shapes.
 # - The v1 and bilinear families differ only in their resampling, so no file can tell them apart. Bilinear has a clean form, exact up to rounding; FIR has none.
 # - Downloads are resumed, verified and named last; where no hash is published, the first one is remembered.
+#
+# Next: where such weights come from. Training begins with the networks that judge, @sec-discriminators.
 #
 # ## Exercises
 #

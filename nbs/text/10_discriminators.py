@@ -34,6 +34,7 @@ from gfpgan_edu.stylegan2 import widths
 from gfpgan_edu.unet import DownBlock
 
 # %% [markdown]
+# The restorer is built, and its weights can be loaded (@sec-weights). From here on it is trained, and training begins with somebody who judges.
 # The networks of this chapter look at the last box of @fig-discriminators-map, and at real photos. They never see the damaged input.
 
 # %%
@@ -63,7 +64,8 @@ np.testing.assert_allclose([distance["sharp"], distance["flat"]], [8 / np.pi**2,
 #| fig-cap: "Two truths that are equally likely, a sharp guess and a flat one. In the mean over all phases the flat guess is closer to the truth."
 #| fig-alt: "Three striped strips with different phases and a grey strip."
 strip = lambda v: np.tile(v, (90, 1))
-show([strip(v) for v in (stripes(1.0), stripes(2.5), sharp, flat)], ["truth, phase 1", "truth, phase 2.5", "sharp guess: 0.81", "flat guess: 0.64"], cols=2, height=0.7, vmin=-1, vmax=1);
+titles = ["truth, phase 1", "truth, phase 2.5", *(f"{name} guess: {d:.2f}" for name, d in distance.items())]
+show([strip(v) for v in (stripes(1.0), stripes(2.5), sharp, flat)], titles, cols=2, height=0.7, vmin=-1, vmax=1);
 
 # %% [markdown]
 # A distance prefers the grey strip of @fig-discriminators-stripes, although no truth is grey. A judge that has seen true strips, and sees *one* strip at a time without its truth, would reject the grey one at once. Such a judge is a **discriminator**.
@@ -245,15 +247,19 @@ assert_close(small(x), F.linear(h, scaled(small.score), small.score.bias))
 count = lambda m: sum(p.numel() for p in m.parameters())
 with torch.device("meta"):
     paper = Discriminator(512)
-stages = {"first": paper.first, **{f"{512 >> i}→{256 >> i}": b for i, b in enumerate(paper.blocks)}, "last conv": paper.last, "linear": nn.ModuleList([paper.hidden, paper.score])}
+stages = {"first": paper.first, **{f"{512 >> i}→{256 >> i}": b for i, b in enumerate(paper.blocks)},
+          "last conv": paper.last, "linear": nn.ModuleList([paper.hidden, paper.score])}
 assert sum(map(count, stages.values())) == count(paper) == 24_030_753
+work = [(count(b.conv1) * 4 + count(b.conv2) + count(b.skip)) / 4**i for i, b in enumerate(paper.blocks)]      # weights × places
+np.testing.assert_allclose(work[:4], work[0], rtol=0.01)                       # half the size, twice the width: as much work
+assert sum(work[:4]) > 0.75 * sum(work)
 fig, ax = plt.subplots(figsize=(7.5, 2.4), layout="constrained")
 ax.bar(list(stages), [count(m) / 1e6 for m in stages.values()], color="#0072B2")
 ax.set_ylabel("million parameters"), ax.tick_params(axis="x", labelsize=8);
 
 
 # %% [markdown]
-# @fig-discriminators-parameters: the weights sit where the picture is small. The time does not: most multiplications are spent at the large sizes. @sec-train-restorer uses narrow versions of the same class.
+# @fig-discriminators-parameters: the weights sit where the picture is small. The work does not: down to 64 px each stage has half the size and twice the width of the one before, and takes as many multiplications. @sec-train-restorer uses narrow versions of the same class.
 
 # %% [markdown]
 # ## A judge of parts
@@ -445,7 +451,8 @@ def official_names(net):
     pairs = conv("first", "conv_body.0", 0)
     for i in range(len(net.blocks)):
         ours, theirs = f"blocks.{i}", f"conv_body.{i + 1}"
-        pairs += conv(f"{ours}.conv1", f"{theirs}.conv1", 0) + conv(f"{ours}.conv2", f"{theirs}.conv2", 1) + [(f"{ours}.skip.weight", f"{theirs}.skip.1.weight")]
+        pairs += conv(f"{ours}.conv1", f"{theirs}.conv1", 0) + conv(f"{ours}.conv2", f"{theirs}.conv2", 1)
+        pairs.append((f"{ours}.skip.weight", f"{theirs}.skip.1.weight"))
     return pairs + conv("last", "final_conv", 0) + both("hidden", "final_linear.0") + both("score", "final_linear.1")
 
 
@@ -477,7 +484,8 @@ for kind, net in nets.items():
 state = {theirs: local.state_dict()[ours] for ours, theirs in official_names(local)}
 again = load_official(ComponentDiscriminator(8), state)
 assert torch.equal(again(half)[0], local(half)[0])
-test_fail(lambda: load_official(ComponentDiscriminator(16), state, "net_d_mouth.pth"), exc=ValueError, contains="net_d_mouth.pth: not a ComponentDiscriminator of this size")
+test_fail(lambda: load_official(ComponentDiscriminator(16), state, "net_d_mouth.pth"), exc=ValueError,
+          contains="net_d_mouth.pth: not a ComponentDiscriminator of this size")
 test_fail(lambda: load_official(judge, state), exc=ValueError, contains="not a Discriminator")
 
 # %% [markdown]
@@ -517,6 +525,8 @@ test_fail(lambda: load_official(judge, state), exc=ValueError, contains="not a D
 # * The spread of a group of samples (@eq-discriminators-stddev) exposes a generator that repeats itself. The group divides the batch, and interleaved shares keep the groups.
 # * The judge of whole pictures is the U-Net's way down with a score at the end: 24,030,753 parameters at 512 px.
 # * The judge of parts gives a score for each patch of 38×38 pixels, and two features: 1,110,785 parameters.
+#
+# What the generator makes of these scores is a matter of @sec-losses.
 #
 # ## Exercises
 #

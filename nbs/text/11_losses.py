@@ -41,7 +41,8 @@ from torch import nn
 from gfpgan_edu.weights import WeightsError, read_state
 
 # %% [markdown]
-# The terms act on the two kinds of output in @fig-losses-map: the restored face, and the U-Net's pyramid of pictures.
+# @sec-discriminators built judges. This chapter turns what they say, and what other comparisons say, into numbers with a gradient.
+# They act on the two kinds of output in @fig-losses-map: the restored face, and the U-Net's pyramid of pictures.
 
 # %%
 #| label: fig-losses-map
@@ -82,7 +83,7 @@ def descend(loss, start, steps=40, lr=0.03):
 #
 # $\hat y$ is the restored face, $y$ the truth, $\phi$ a network whose features are compared (next section), and $\lambda_{l1}=0.1$, $\lambda_{per}=1$ are weights. In the code $\lVert\cdot\rVert_1$ is always a *mean* over all entries, so that the weights do not depend on the size.
 #
-# Section 3.2 of the paper applies the same distance to each picture of the U-Net's pyramid, against the truth at that size. This tells the U-Net directly that its job is to remove the degradation.
+# Section 3.2 of the paper applies the same distance to each picture of the U-Net's pyramid, against the truth at that size (seven of them at 512 px). This tells the U-Net directly that its job is to remove the degradation.
 
 # %%
 #| export
@@ -121,7 +122,8 @@ assert list(off) == [8, 16, 32, 64] and all(abs(v - s / 100) < 1e-6 for s, v in 
 #| fig-alt: "Four portraits of rising resolution; a blurred one; two that become as sharp as the truth."
 by_l1 = [descend(lambda z: l1(z, y), x, n)[0] for n in (10, 40)]
 assert l1(by_l1[1], y) < 0.2 * l1(x, y)
-show([*(t[0] for t in levels), x[0], *(z[0] for z in by_l1)], [f"target {s} px" for s in off] + ["degraded", "L1, 10 steps", "L1, 40 steps"], cols=4, height=1.1);
+titles = [f"target {s} px" for s in off] + ["degraded", "L1, 10 steps", "L1, 40 steps"]
+show([*(t[0] for t in levels), x[0], *(z[0] for z in by_l1)], titles, cols=4, height=1.1);
 
 
 # %% [markdown]
@@ -248,7 +250,8 @@ with torch.no_grad():
 print({k: tuple(f.shape[1:]) for k, f in fx.items()})
 
 with patch("torch.hub.load_state_dict_from_url", side_effect=URLError("no route to host")):
-    test_fail(VGG19, exc=OSError, contains=f"VGG-19: {VGG19_URL} could not be had (<urlopen error no route to host>). Fetch that file elsewhere and give its path")
+    test_fail(VGG19, exc=OSError,
+              contains=f"VGG-19: {VGG19_URL} could not be had (<urlopen error no route to host>). Fetch that file elsewhere and give its path")
 test_fail(lambda: VGG19("imagnet"), exc=ValueError, contains="imagnet: no such file, nor a known name")
 
 # %%
@@ -306,7 +309,8 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x):
         if x.shape[-1] != self.side:
-            x = F.interpolate(x, (self.side, self.side), mode="bicubic" if x.shape[-1] < self.side else "bilinear", antialias=x.shape[-1] > self.side, align_corners=False)
+            shrinks = x.shape[-1] > self.side
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear" if shrinks else "bicubic", antialias=shrinks, align_corners=False)
         n, found = self.net, []
         h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                    # it was trained on (0 … 255 - 127)/128
         for block in n._blocks:
@@ -497,7 +501,8 @@ assert l1(fooled[10.0][0], start) > l1(fooled[0.0][0], start)                   
 #| label: fig-losses-fooled
 #| fig-cap: "Degraded crops, the same after 40 steps up the score of a frozen judge (without and with R1), and the truths."
 #| fig-alt: "Four columns of small faces; the second in violet, teal and pink, the third in black, red and white, both without any detail."
-show([t for i in range(2) for t in (start[i], fooled[0.0][0][i], fooled[10.0][0][i], new_real[i])], ["degraded", "fooled, γ = 0", "fooled, γ = 10", "truth"] * 2, cols=4, height=1.1);
+show([t for i in range(2) for t in (start[i], fooled[0.0][0][i], fooled[10.0][0][i], new_real[i])],
+     ["degraded", "fooled, γ = 0", "fooled, γ = 10", "truth"] * 2, cols=4, height=1.1);
 
 
 # %% [markdown]
@@ -549,7 +554,8 @@ for i in range(300):
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.4), layout="constrained")
 left.hist(single.numpy(), 16, color="#0072B2", label="pictures"), left.hist(double.numpy(), 16, color="#E69F00", alpha=0.7, label="pictures × 2")
 left.set(xlabel="length", ylabel="codes"), left.legend(fontsize=8)
-right.plot(torch.stack(running), color="#009E73"), right.axhline(single.mean(), color="k", ls="--", lw=0.8), right.set(xlabel="update", ylabel="running mean a");
+right.plot(torch.stack(running), color="#009E73"), right.axhline(single.mean(), color="k", ls="--", lw=0.8)
+right.set(xlabel="update", ylabel="running mean a");
 
 
 # %% [markdown]
@@ -705,7 +711,7 @@ fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
 ax.plot(angles, turned, color="#0072B2"), ax.set(xlabel="angle in degrees", ylabel="mean |difference|");
 
 # %% [markdown]
-# @fig-losses-identity: for embeddings of equal length the distance follows the angle. With $\lambda_{id}=10$ an unrelated face would cost about 11, more than any other term.
+# @fig-losses-identity: for embeddings of equal length the distance follows the angle. With $\lambda_{id}=10$ an unrelated face would cost about 11; the pixel term can never exceed 0.2.
 
 # %% [markdown]
 # ## Put together
@@ -724,8 +730,12 @@ box = torch.tensor([boxes["left eye"]]) / 2
 embed = lambda z: F.adaptive_avg_pool2d(z.mean(1), 16).flatten(1) @ readout.t()            # a stand-in for a face recogniser
 part = lambda z: d_eye(crop(z, box, 32))
 objective = {
-    "pixel": lambda z: 0.1 * l1(z, y), "perceptual": lambda z: perceptual(vgg(z), fy, vgg.weights), "style": lambda z: 50 * style(vgg(z), fy, vgg.weights),
-    "adversarial": lambda z: 0.1 * g_logistic(d(z)), "component": lambda z: g_logistic(part(z)[0]), "feature_style": lambda z: 200 * feature_style(part(z)[1], part(y)[1]),
+    "pixel": lambda z: 0.1 * l1(z, y),
+    "perceptual": lambda z: perceptual(vgg(z), fy, vgg.weights),
+    "style": lambda z: 50 * style(vgg(z), fy, vgg.weights),
+    "adversarial": lambda z: 0.1 * g_logistic(d(z)),
+    "component": lambda z: g_logistic(part(z)[0]),
+    "feature_style": lambda z: 200 * feature_style(part(z)[1], part(y)[1]),
     "identity": lambda z: 10 * identity(embed(z), embed(y))}
 z = x.clone().requires_grad_(True)
 values = {name: term(z) for name, term in objective.items()}
@@ -807,6 +817,8 @@ show([h / h.max() for h in heat], [*pulls, "sum"], cols=4, cmap="magma", vmin=0,
 # * The generator minimises softplus(−score), whose gradient is strongest when it loses. Both equations of the paper print the saturating form.
 # * A judge needs R1 to stay smooth, and must go on learning: a frozen one is fooled within 40 steps.
 # * The feature style loss needs no pretrained network; it looks through the judges of the parts.
+#
+# One judge was a stand-in here: the face recogniser. @sec-identity builds it.
 #
 # ## Exercises
 #

@@ -45,7 +45,7 @@ from gfpgan_edu.faces import FFHQ_512, invert, similarity
 from gfpgan_edu.weights import WeightsError, load, read_state
 
 # %% [markdown]
-# The identity loss looks at the very end of the chain in @fig-identity-map: at the restored face, beside the true one. It adds no part to the restorer. It is used in training, and again as a measure when results are compared.
+# One judge of @sec-losses is still missing. The identity loss looks at the very end of the chain in @fig-identity-map: at the restored face, beside the true one. It adds no part to the restorer. It is used in training, and again as a measure when results are compared.
 
 # %%
 #| label: fig-identity-map
@@ -171,7 +171,8 @@ r2 = (torch.arange(512.0) - 255.5).square()
 rings = torch.cos(math.pi * (r2[:, None] + r2[None]) / 1024).expand(1, 3, 512, 512)
 fair = F.interpolate(rings[:, :1], (128, 128), mode="bilinear", antialias=True)
 part = lambda t: t[0, 0, 3 * t.shape[2] // 8:5 * t.shape[2] // 8, 3 * t.shape[3] // 4:]       # at the right edge, half way down
-show([part(rings), part(to_gray(rings)), part(fair), read[:24, :24] * 2.0 - 1], ["512 px", "to_gray", "antialiased", "pixels read"], vmin=-1, vmax=1, height=1.6);
+show([part(rings), part(to_gray(rings)), part(fair), read[:24, :24] * 2.0 - 1],
+     ["512 px", "to_gray", "antialiased", "pixels read"], vmin=-1, vmax=1, height=1.6);
 
 
 # %% [markdown]
@@ -192,7 +193,8 @@ views = {"the face": true, "darker, flat": 0.5 * true - 0.3, "mirrored": true.fl
          "blurred": to_tensor(degrade(face, DegradationParams(sigma_x=3, sigma_y=3, kernel_size=17))), "upside down": true.flip(2)}
 at = {name: angle(pixels(true), pixels(v)).item() for name, v in views.items()}
 assert at["the face"] < 0.1 and at["darker, flat"] < 0.1               # a cosine of centred vectors sees no light and no contrast
-assert_close(at["mirrored"], float(np.degrees(np.arccos(np.corrcoef(to_gray(true).numpy().ravel(), to_gray(true.flip(3)).numpy().ravel())[0, 1]))), rtol=1e-3, atol=1e-2)
+correlation = np.corrcoef(to_gray(true).numpy().ravel(), to_gray(true.flip(3)).numpy().ravel())[0, 1]
+assert_close(at["mirrored"], float(np.degrees(np.arccos(correlation))), rtol=1e-3, atol=1e-2)
 assert at["blurred"] < at["4 px aside"] < at["upside down"]
 
 # %%
@@ -298,7 +300,8 @@ test_fail(lambda: ArcFaceResNet(size=100), exc=ValueError, contains="multiple of
 #| label: fig-identity-parameters
 #| fig-cap: "Parameters of the official network, part by part, and the shape of the feature that each part returns."
 #| fig-alt: "Bars: small for the first layers, 1.7 and 6.6 million for the last two stages, 16.8 million for the linear layer."
-parts = {"conv1": "64 × 128 × 128", "layer1": "64 × 64 × 64", "layer2": "128 × 32 × 32", "layer3": "256 × 16 × 16", "layer4": "512 × 8 × 8", "fc5": "512"}
+parts = {"conv1": "64 × 128 × 128", "layer1": "64 × 64 × 64", "layer2": "128 × 32 × 32",
+         "layer3": "256 × 16 × 16", "layer4": "512 × 8 × 8", "fc5": "512"}
 fig, ax = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
 millions = [count(getattr(full, k)) / 1e6 for k in parts]
 bars = ax.barh(range(len(parts)), millions, color="#0072B2")
@@ -419,7 +422,8 @@ assert near.grad.isfinite().all()                                      # even wh
 #| fig-alt: "A circle with two arrows and two coloured arcs with a gap between them; three falling curves, lower for a larger margin."
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(7.5, 2.9), layout="constrained")
 middle, half = math.radians(60), 0.25                                  # prototypes at 20 and 100 degrees, margin 0.5: θ_A + m < θ_B
-for label, at_, lo, hi, colour in (("A", 20, middle - math.pi + half, middle - half, "#0072B2"), ("B", 100, middle + half, middle + math.pi - half, "#D55E00")):
+for label, at_, lo, hi, colour in (("A", 20, middle - math.pi + half, middle - half, "#0072B2"),
+                                   ("B", 100, middle + half, middle + math.pi - half, "#D55E00")):
     t, p = np.linspace(lo, hi, 100), math.radians(at_)
     ax.plot(np.cos(t), np.sin(t), lw=6, color=colour, solid_capstyle="butt")
     ax.annotate("", (math.cos(p), math.sin(p)), (0, 0), arrowprops=dict(arrowstyle="-|>", color=colour, lw=1.5))
@@ -463,7 +467,8 @@ for m, (e, prototypes, y) in toys.items():
     theta = angle(e[:, None], prototypes[None])
     own, other = theta.gather(1, y[:, None])[:, 0], theta.scatter(1, y[:, None], 999.0).amin(1)
     gaps[m], owns[m] = other - own, own
-    print(f"margin {m}: right {(own < other).float().mean():.2f}, angle to the own prototype {own.mean():.0f}°, worst 5 % of the lead over the next {gaps[m].quantile(0.05):.0f}°")
+    print(f"margin {m}: right {(own < other).float().mean():.2f}, angle to the own prototype {own.mean():.0f}°, "
+          f"worst 5 % of the lead over the next {gaps[m].quantile(0.05):.0f}°")
 assert all((g > 0).float().mean() > 0.97 for g in gaps.values())       # both decide well ...
 assert owns[0.5].mean() < 0.75 * owns[0.0].mean() and gaps[0.5].quantile(0.05) > 1.3 * gaps[0.0].quantile(0.05)     # ... with very different reserves
 
@@ -549,12 +554,13 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 run = json.loads(Path("../figures/embedder.json").read_text())
 unseen, flat, known = run["unseen"], run["pixels"], run["train_people_scores"]
-print(f"{run['data']['train_people']} people, {run['data']['train_pictures']} pictures, {run['steps']} steps of {run['batch']}; {count(embedder):,} parameters")
+print(f"{run['data']['train_people']} people, {run['data']['train_pictures']} pictures, {run['steps']} steps of {run['batch']}; "
+      f"{count(embedder):,} parameters")
 print(f"same or different? pairs: {unseen['pairs_same']} same, {unseen['pairs_different']:,} different")
 table = {"people of the training set": known, "people never seen": unseen, "the same, degraded": run["unseen_degraded"],
-         "only an oval of the face": run["unseen_face_only"], "only what is around it": run["unseen_surroundings_only"], "grey pixels": flat, "grey pixels, degraded": run["pixels_degraded"]}
-if "reference" in run:
-    table |= {"a strong public embedder": run["reference"]["unseen"], "the same one, degraded": run["reference"]["unseen_degraded"]}
+         "only an oval of the face": run["unseen_face_only"], "only what is around it": run["unseen_surroundings_only"],
+         "grey pixels": flat, "grey pixels, degraded": run["pixels_degraded"],
+         "a strong public embedder": run["reference"]["unseen"], "the same one, degraded": run["reference"]["unseen_degraded"]}
 for name, s in table.items():
     print(f"{name:28} same {s['mean_same']:.0f}°, different {s['mean_different']:.0f}°, equal error rate {s['equal_error_rate']:.2f}")
 middles = np.add(unseen["bins"][:-1], 1.5)
@@ -564,9 +570,13 @@ for s in (unseen, flat):                                               # the sto
     missed, wrong = 1 - np.cumsum(s["same"]) / s["pairs_same"], np.cumsum(s["different"]) / s["pairs_different"]
     best = np.abs(missed - wrong).argmin()
     assert abs((missed + wrong)[best] / 2 - s["equal_error_rate"]) < 0.03
-assert known["equal_error_rate"] < 0.02 and unseen["equal_error_rate"] < 0.8 * flat["equal_error_rate"] > run["unseen_face_only"]["equal_error_rate"] and count(embedder) == run["parameters"]
+rate = {name: s["equal_error_rate"] for name, s in table.items()}
+assert rate["people of the training set"] < 0.02 and count(embedder) == run["parameters"]
+assert max(rate["people never seen"], rate["only an oval of the face"]) < 0.8 * rate["grey pixels"]
+assert rate["only what is around it"] < rate["grey pixels"] and rate["a strong public embedder"] < 0.05 < 0.3 < rate["the same one, degraded"]
 third, last = run["curve"][2], run["curve"][-1]
-print(f"steps {third['step']} and {last['step']}: right in training {third['train_accuracy']:.2f}, {last['train_accuracy']:.2f}; same or different {third['unseen_accuracy']:.2f}, {last['unseen_accuracy']:.2f}")
+for c in (third, last):
+    print(f"step {c['step']:4}: right in training {c['train_accuracy']:.2f}; same or different {c['unseen_accuracy']:.2f}")
 assert last["train_accuracy"] > 0.95 and abs(last["unseen_accuracy"] - third["unseen_accuracy"]) < 0.03
 
 # %%
@@ -668,8 +678,10 @@ def tiny_onnx(path, shape=(-1, 4)):
     rng = np.random.default_rng(0)
     held = dict(weight=rng.normal(0, 0.1, (4, 3, 5, 5)).astype(np.float32), bias=rng.normal(0, 0.1, 4).astype(np.float32), shape=np.array(shape))
     step, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    steps = [step("Conv", ["x", "weight", "bias"], ["a"], strides=[4, 4]), step("Relu", ["a"], ["b"]), step("GlobalAveragePool", ["b"], ["c"]), step("Reshape", ["c", "shape"], ["y"])]
-    graph = onnx.helper.make_graph(steps, "tiny", [info("x", 1, ["n", 3, 112, 112])], [info("y", 1, None)], [onnx.numpy_helper.from_array(v, k) for k, v in held.items()])
+    steps = [step("Conv", ["x", "weight", "bias"], ["a"], strides=[4, 4]), step("Relu", ["a"], ["b"]),
+             step("GlobalAveragePool", ["b"], ["c"]), step("Reshape", ["c", "shape"], ["y"])]
+    arrays = [onnx.numpy_helper.from_array(v, k) for k, v in held.items()]
+    graph = onnx.helper.make_graph(steps, "tiny", [info("x", 1, ["n", 3, 112, 112])], [info("y", 1, None)], arrays)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), path)
     return path
 
@@ -701,7 +713,8 @@ assert left.max() < 3
 for size in (64, 128):
     x = example_faces(1, size)[0] / np.float32(127.5) - 1
     warped = cv2.warpAffine(x, similarity(template(size), ARCFACE_112), (112, 112), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    np.testing.assert_allclose(public.align(torch.tensor(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy(), warped, rtol=0, atol=0.03)      # some builds of OpenCV round places to 1/32 px
+    ours = public.align(torch.tensor(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(ours, warped, rtol=0, atol=0.03)                   # some builds of OpenCV round places to 1/32 px
 x = to_tensor(example_faces(3, 128)).requires_grad_()
 crops = public.align(x)
 (wanted,) = onnx.reference.ReferenceEvaluator(f"{folder.name}/public.onnx").run(None, {"x": (crops.detach().numpy() + 1) * 127.5 / 128 - 127.5 / 128})
@@ -719,7 +732,8 @@ assert not any(m.training for m in public.train().modules()) and not any(q.requi
 Path(f"{folder.name}/odd.onnx").write_bytes(b"not a network")
 test_fail(lambda: load_embedder(f"{folder.name}/odd.onnx"), exc=WeightsError, contains="odd.onnx: not a network for faces of 112 px (")
 test_fail(lambda: load_embedder(f"{folder.name}/none.onnx"), exc=WeightsError, contains="none.onnx: no such file")
-test_fail(lambda: load_embedder(tiny_onnx(f"{folder.name}/one.onnx", (1, 4))), exc=WeightsError, contains="one.onnx: not a network for faces of 112 px (RuntimeError")      # takes one face only
+test_fail(lambda: load_embedder(tiny_onnx(f"{folder.name}/one.onnx", (1, 4))), exc=WeightsError,                  # takes one face only
+          contains="one.onnx: not a network for faces of 112 px (RuntimeError")
 with patch.dict("sys.modules", {"onnx2torch": None}):
     test_fail(lambda: load_embedder(f"{folder.name}/public.onnx"), exc=WeightsError, contains="public.onnx: needs the package onnx2torch")
 folder.cleanup()
@@ -849,6 +863,8 @@ ax.set(xlabel="blur σ at 128 px", ylabel="angle (°)", ylim=(0, None)), ax.lege
 # - It is frozen and in eval mode, and the gradient flows through it to the picture.
 # - ArcFace trains such networks as classifiers with a margin on the angle (@eq-identity-arcface), which leaves empty space between people.
 # - The bundled embedder is better than pixels and far from good; descent on an identity loss alone fools the judge and does not restore the face.
+#
+# All judges are built now. @sec-engine gives them their turns.
 
 # %% [markdown]
 # ## Exercises

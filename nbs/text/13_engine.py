@@ -3,7 +3,9 @@
 #
 # > A run of six days will be interrupted. It has to end as if it had not been.
 #
-# **You will build** the loop that every training of this book runs in: who takes a step when, which picture comes next, what is averaged, what is saved, and what happens when a loss is not a number, a disk is full or a process dies. **Needs** @sec-losses for three loss functions and @sec-discriminators for one statistic. **Runs in** about 15 s on a laptop CPU.
+# **You will build** the loop that every training of this book runs in: who takes a step when, which picture comes next, what is averaged, what is saved, and what happens when a loss is not a number, a disk is full or a process dies.
+# **Needs** @sec-losses for three loss functions and @sec-discriminators for one statistic.
+# **Runs in** about 20 s on a laptop CPU.
 
 # %%
 #| default_exp engine
@@ -52,7 +54,7 @@ import torch
 from gfpgan_edu.weights import save
 
 # %% [markdown]
-# @fig-engine-map is lit wherever training changes a weight. The loop of this chapter knows nothing of faces. It trains whatever it is given, and the example here is the smallest GAN that still shows every problem: points on a ring.
+# Networks and losses are there. What is missing is the loop in which they learn. @fig-engine-map is lit wherever training changes a weight. The loop of this chapter knows nothing of faces. It trains whatever it is given, and the example here is the smallest GAN that still shows every problem: points on a ring.
 
 # %%
 #| label: fig-engine-map
@@ -210,7 +212,8 @@ assert config_from(RingConfig, yaml.safe_load(yaml.safe_dump(plain(config)))) ==
 test_fail(lambda: override(config, ["run.batchsize=4"]), exc=ValueError, contains="run.batch")
 test_fail(lambda: config_from(RingConfig, {"rl": 1e-3}), exc=ValueError, contains="unknown config key rl; there are lr, r1, r1_every, run")
 test_fail(lambda: config_from(RingConfig, {"run": {"batch": 2.5}}), exc=ValueError, contains="run.batch is 2.5, needs int")
-test_fail(lambda: Run(batch=0), exc=ValueError, contains="batch")
+test_fail(lambda: Run(batch=0), exc=ValueError, contains="batch is 0, needs a positive number")
+test_fail(lambda: Run(workers=100_000), exc=ValueError, contains="workers is 100000, needs 0 to 1024")
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "ring.yaml")
     path.write_text("lr: 1e-3\nrun: {seed: 3}\n")                                # what is not said keeps its default
@@ -416,7 +419,8 @@ def schedule_of(*rows):
     return {name: Phase(player, None, every) for name, player, every in rows}
 
 
-restorer = schedule_of(("generator: all of Eq. 9", "g", 1), ("D: real and restored", "d", 1), ("D: R1", "d", 16), ("left eye", "left_eye", 1), ("right eye", "right_eye", 1), ("mouth", "mouth", 1))
+restorer = schedule_of(("generator: all of Eq. 9", "g", 1), ("D: real and restored", "d", 1), ("D: R1", "d", 16),
+                       ("left eye", "left_eye", 1), ("right eye", "right_eye", 1), ("mouth", "mouth", 1))
 prior = schedule_of(("generator: fool D", "g", 1), ("generator: path length", "g", 4), ("D: real and drawn", "d", 1), ("D: R1", "d", 16))
 assert [len(due(restorer.values(), it)) for it in (1, 15, 16, 32)] == [5, 5, 6, 6] and len(due(prior.values(), 48)) == 4
 
@@ -475,7 +479,7 @@ class Players:
 
         self.config, self.run = config, config.run
         no_card = device is None and not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        self.state = PartialState(cpu=device == "cpu" or no_card, timeout=timedelta(minutes=30))       # unless told, several processes on CPUs would not find one another
+        self.state = PartialState(cpu=device == "cpu" or no_card, timeout=timedelta(minutes=30))       # untold, processes on CPUs do not find one another
         self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
         self.device = self.state.device if device is None else torch.device(device)
         if self.run.threads:
@@ -830,8 +834,8 @@ class Trainer(Players):
         return torch.utils.data.DataLoader(self.data, batch_sampler=stream, pin_memory=self.device.type == "cuda", **workers)
 
     def place(self, batch):
-        layout = torch.channels_last if self.run.channels_last else torch.contiguous_format
-        return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout if v.ndim == 4 else torch.contiguous_format) for k, v in batch.items()}
+        layout = lambda v: torch.channels_last if self.run.channels_last and v.ndim == 4 else torch.contiguous_format
+        return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout(v)) for k, v in batch.items()}
 
     def save(self):
         if self.main and self.out:
@@ -1167,7 +1171,7 @@ assert len(notes) == 3 and t.rollbacks == 3 and t.lr_factor == 1 / 8 and len(vis
 # %%
 #| label: fig-engine-rollback
 #| fig-cap: "A run with two accidents: the loss is NaN once at iteration 250, and each time at iteration 430."
-#| fig-alt: "A line that rises, falls back from 250 to 200, rises to 430, falls back to 400 twice and ends; each piece carries the factor of the learning rate."
+#| fig-alt: "A line that rises, falls back from 250 to 200, rises to 430, falls back to 400 twice and ends; the first two pieces carry the factor of the learning rate."
 fig, ax = plt.subplots(figsize=(6.5, 2.5), layout="constrained")
 ax.plot(range(1, len(visited) + 1), visited, color="#0072B2")
 for n, end in enumerate((250, 480, 510, 540)):
@@ -1295,6 +1299,8 @@ work.cleanup()
 # * The average is named by its half-life in pictures: 3750 is the official decay.
 # * Files are written whole or not at all, verified when read, and the older ones stay.
 # * Losses and gradients are tested before they can touch a weight.
+#
+# The ring was a toy. @sec-train-prior gives the loop its first faces.
 #
 # ## Exercises
 #

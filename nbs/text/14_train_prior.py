@@ -48,7 +48,7 @@ from gfpgan_edu.losses import d_logistic, g_logistic, path_length, r1
 from gfpgan_edu.stylegan2 import StyleGAN2, widths
 
 # %% [markdown]
-# In @fig-train-prior-map the prior is the last box before the output. This chapter trains it alone, with no degraded face in sight.
+# The loop of @sec-engine has trained points on a ring. Now it trains faces. In @fig-train-prior-map the prior is the last box before the output. This chapter trains it alone, with no degraded face in sight.
 
 # %%
 #| label: fig-train-prior-map
@@ -273,7 +273,8 @@ for names in (("place", "hole"), ("colour", "place", "hole")):
     (slope,) = torch.autograd.grad(augment(x, names).square().sum(), x)
     print(f"{', '.join(names)}: {(slope != 0).double().mean():.0%} of the values get a gradient")
 real, made = torch.randn(2, 4, 3, 8, 8).double()
-assert_close(with_seed(real) - with_seed(made), with_seed(real - made) - with_seed(torch.zeros_like(made)), rtol=0, atol=1e-12)    # t is affine: it cannot know what it is given
+shift = with_seed(torch.zeros_like(made))                                         # t is affine: it cannot know what it is given
+assert_close(with_seed(real) - with_seed(made), with_seed(real - made) - shift, rtol=0, atol=1e-12)
 
 
 # %% [markdown]
@@ -311,10 +312,14 @@ class PriorConfig:
     def __post_init__(self):
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
-        widths(self.size, self.channel_multiplier, self.narrow), widths(self.size, self.channel_multiplier, self.narrow_d)
-        for name, ok in dict(style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
-                             r1_every=self.r1_every >= 1, path_every=self.path_every >= 1, mixing=0 <= self.mixing <= 1).items():
-            if not ok:
+        for narrow in (self.narrow, self.narrow_d):
+            widths(self.size, self.channel_multiplier, narrow)      # raises on impossible sizes and widths
+        possible = dict(
+            style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, mixing=0 <= self.mixing <= 1,
+            lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
+            r1_every=self.r1_every >= 1, path_every=self.path_every >= 1)
+        for name, fits in possible.items():
+            if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
     @classmethod
@@ -331,14 +336,17 @@ class PriorConfig:
     @classmethod
     def faces64(cls):
         "64 px on some thousand faces: hours on a laptop. The bundled prior, but for the augmentation that it began with."
-        return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,      # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
-                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True, valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
+        # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
+        return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
+                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True,
+                           valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
 
     @classmethod
     def faces32(cls):
         "32 px on some thousand faces: half an hour on a laptop. The prior of the ablations."
         return cls(size=32, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0, augment=("colour", "place", "hole"),
-                   run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True, valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
+                   run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True,
+                           valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
 
     @classmethod
     def tiny(cls):
@@ -350,8 +358,9 @@ class PriorConfig:
 PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
 
 # %%
-for bad, word in ((dict(augment=("mirror",)), "mirror"), (dict(r1_every=0), "r1_every"), (dict(path_every=0), "path_every"), (dict(mixing=1.5), "mixing"), (dict(lr=0.0), "lr")):
-    test_fail(lambda: PriorConfig(**bad), exc=ValueError, contains=word)
+for bad in (dict(r1_every=0), dict(path_every=0), dict(mixing=1.5), dict(lr=0.0), dict(n_mlp=1000)):
+    test_fail(lambda: PriorConfig(**bad), exc=ValueError, contains=f"{next(iter(bad))} is")
+test_fail(lambda: PriorConfig(augment=("mirror",)), exc=ValueError, contains="augment names 'mirror', there are colour, place, hole")
 keys = "size style_dim n_mlp narrow r1_every path path_every mixing augment".split()
 print(f"{'':12}" + "".join(f"{name:>10}" for name in PRESETS))
 for key in keys + ["run.batch", "run.precision"]:
@@ -601,7 +610,8 @@ story = json.loads(Path("../figures/prior64.json").read_text())
 sheet = cv2.imread("../figures/prior64.png")[..., ::-1]
 print(f"{story['command']}\n{story['data']}; {story['hardware']}; torch {story['torch']}; {story['date']}")
 print(story["history"])
-print(f"{story['parameters']:,} parameters, {story['images']:,} pictures seen in {story['minutes']:.0f} minutes: {story['images'] / 25e6:.1%} of the 25 million that StyleGAN2's authors use")
+print(f"{story['parameters']:,} parameters, {story['images']:,} pictures seen in {story['minutes']:.0f} minutes: "
+      f"{story['images'] / 25e6:.1%} of the 25 million that StyleGAN2's authors use")
 assert sheet.shape == (64 * len(story["rows"]), 64 * 12, 3) and story["config"]["size"] == 64
 chroma = lambda row: np.ptp(sheet[64 * row:64 * row + 64].astype(float), axis=2).mean()
 assert chroma(len(story["rows"]) - 1) < 0.8 * chroma(0)                    # the wild colours of the start are gone
@@ -629,15 +639,15 @@ show([sheet[-64:, 64 * i:64 * i + 64] for i in range(8)], cols=8, height=1.0);
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.5), layout="constrained")
 for ax, names in zip(axes, (("g", "d"), ("r1",))):
     for name, colour in zip(names, ("#0072B2", "#D55E00") if len(names) == 2 else ("#009E73",)):
-        points = np.array(story["curves"].get(name, [[0, 0]]))
-        ax.plot(points[:, 0] / 1000, points[:, 1], color=colour, label=name, lw=1, marker="." if len(points) < 10 else "")
+        points = np.array(story["curves"][name])
+        ax.plot(points[:, 0] / 1000, points[:, 1], color=colour, label=name, lw=1)
         if name in "gd":
             ax.axhline(np.log(2) * (1 + (name == "d")), color=colour, lw=0.8, ls="--")
     ax.set(xlabel="thousand pictures seen", ylim=(0, None)), ax.legend(fontsize=8)
 
 # %% [markdown]
-# Read @fig-train-prior-story down one column: the code is the same. The saturated blots of the untrained network go first. Large shapes follow: a bright patch in the middle, a darker frame. Eyes, mouths and hair come out of those, and only then skin and teeth. How far the stored run got, the sheet shows. @fig-train-prior-samples has the final samples, with codes drawn towards the mean (@eq-truncation): less variety, fewer accidents.
-# @fig-train-prior-run shows the balance, and a mistake. The run began with all three augmentations, and the loss of $D$ crept towards its dashed line: with the colours changed, the place shifted and a hole cut out, a small $D$ could hardly tell the two kinds apart, and $G$ had nobody to learn from. At the step in the curve (the printed history says when) they were switched off. The loss of $D$ fell, and eyes and mouths came. Augmentation is a cure for a $D$ that has learned its few faces by heart, which takes many more passes over the data than such a run makes; given too early it is the illness. How far the loss of $D$ is from its dashed line tells how well $D$ still tells the two kinds apart, so look at it first.
+# Read @fig-train-prior-story down one column: the code is the same. The saturated blots of the untrained network give way to heads with coarse stripes for eyes and mouth. Hair and features get their shapes after that, skin and teeth last. @fig-train-prior-samples has the final samples, with codes drawn towards the mean (@eq-truncation): less variety, fewer accidents.
+# @fig-train-prior-run shows the balance, and a mistake. The run began with all three augmentations, and the loss of $D$ crept towards its dashed line: with the colours changed, the place shifted and a hole cut out, a small $D$ could hardly tell the two kinds apart, and $G$ had nobody to learn from. At the step in the curve (the printed history says when) they were switched off. The loss of $D$ fell, and the faces cleared up. Augmentation is a cure for a $D$ that has learned its few faces by heart, which takes many more passes over the data than such a run makes; given too early it is the illness. How far the loss of $D$ is from its dashed line tells how well $D$ still tells the two kinds apart, so look at it first.
 #
 # The prior can be asked what it has put where. In @fig-train-prior-mix two codes meet at different cuts.
 
@@ -647,12 +657,9 @@ for ax, names in zip(axes, (("g", "d"), ("r1",))):
 #| fig-alt: "Six small pictures that change from the picture of one code to that of another."
 net = load_prior().requires_grad_(False)
 g, L = torch.Generator().manual_seed(1), net.synthesis.n_codes
-centre, pictures = net.mean_w(generator=torch.Generator().manual_seed(0)), []
-cuts = [L, 8, 6, 4, 2, 0]
-for z in torch.randn(1, 1, 2, net.config["style_dim"], generator=g):
-    w = mixed_codes(net, z.expand(len(cuts), -1, -1), torch.tensor(cuts))
-    pictures += list(net.synthesis(centre + 0.7 * (w - centre), noise="fixed"))
-show(pictures, ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second code"], cols=6, height=1.1);
+centre, cuts = net.mean_w(generator=torch.Generator().manual_seed(0)), [L, 8, 6, 4, 2, 0]
+w = mixed_codes(net, torch.randn(1, 2, net.config["style_dim"], generator=g).expand(len(cuts), -1, -1), torch.tensor(cuts))
+show(list(net.synthesis(centre + 0.7 * (w - centre), noise="fixed")), ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second code"], cols=6, height=1.1);
 
 # %% [markdown]
 # From left to right the second code takes over, from the fine layers to the coarse. Colours change first, because they live in the last layers. Shape and pose change last.
@@ -673,7 +680,7 @@ assert small["images"] < story["images"] and small["minutes"] < story["minutes"]
 show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 
 # %% [markdown]
-# For faces of this size, fewer pictures and a fraction of the time were enough (@fig-train-prior-32). Small pictures are an easier distribution: here $D$ coped with the augmentations that held it back at 64 px. Who trains a larger prior on few machines may well begin with a smaller one.
+# For faces of this size, fewer pictures and a fraction of the time were enough (@fig-train-prior-32). Small pictures are an easier distribution: here $D$ coped with the augmentations that held it back at 64 px. To begin with a small prior and grow it is therefore worth a try where machines are few.
 #
 # ## Your own prior
 #
@@ -683,7 +690,7 @@ show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 # gfpgan-edu train prior --preset faces64 --data faces/ --out runs/mine
 # ```
 #
-# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, `--init-from prior32 --set size=64` grows the small one; watch the loss of $D$, which begins from nothing in both cases. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. How long they need on one, we have not measured yet.
+# The second line stops after an hour, the third goes on where it stopped. `--init-from bundled` begins with the bundled prior instead of noise, `--init-from prior32 --set size=64` grows the small one; watch the loss of $D$, which begins from nothing in both cases. The run leaves `ema.safetensors`, and `--prior runs/mine/ema.safetensors` puts it under a restorer. With `faces128` or `paper` take a GPU. What a large run costs is counted in @sec-full-scale.
 #
 # ## Paper, official code, ours
 #
@@ -724,6 +731,8 @@ show([sheet[-32:, 32 * i:32 * i + 32] for i in range(12)], cols=12, height=0.6);
 # * Mixed codes (@eq-train-prior-mixing) keep layers independent, which GFP-GAN relies on.
 # * Augmentation stands before every call of the discriminator, and the gradient passes through it.
 # * Losses of a GAN show the balance. Progress is seen in samples of fixed codes, and here in the statistics of toys.
+#
+# With a prior at hand, @sec-train-restorer trains the network around it.
 #
 # ## Exercises
 #

@@ -3,7 +3,9 @@
 #
 # > Count before you rent.
 #
-# **You will build** the numbers that a team needs before it pays for GPUs: the work and memory of one training step, counted without computing it; the days and the cost that follow for five cards; and a rehearsal of ten steps that tells whether the counting was right. **Needs** the loop of @sec-engine and the trainer of @sec-train-restorer. **Runs in** about 25 s on a laptop CPU.
+# **You will build** the numbers that a team needs before it pays for GPUs: the work and memory of one training step, counted without computing it; the days and the cost that follow for five cards; and a rehearsal of ten steps that tells whether the counting was right.
+# **Needs** the loop of @sec-engine and the trainer of @sec-train-restorer.
+# **Runs in** about 25 s on a laptop CPU.
 
 # %%
 #| default_exp full_scale
@@ -21,6 +23,7 @@ from fastcore.test import test_fail
 from gfpgan_edu.discriminators import Discriminator, minibatch_stddev
 from gfpgan_edu.engine import Run, ema_decay
 from gfpgan_edu.examples import draw_map, example_faces
+from gfpgan_edu.faces import PARTS
 from gfpgan_edu.gfpgan import GFPGANConfig
 from gfpgan_edu.losses import VGG19
 from gfpgan_edu.stylegan2 import widths
@@ -50,7 +53,7 @@ from gfpgan_edu.gfpgan import GFPGAN
 from gfpgan_edu.train_restorer import RestorerTrainer
 
 # %% [markdown]
-# @fig-fullscale-map is lit everywhere, for everything takes part in a step.
+# @sec-train-restorer trained at 64 px, in hours. The paper trains at 512 px, for days. @fig-fullscale-map is lit everywhere, for everything takes part in a step.
 
 # %%
 #| label: fig-fullscale-map
@@ -74,7 +77,8 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output", "pyrami
 paper = replace(PRESETS["paper"](), features="random", embedder="random")         # what a step costs does not depend on what was learned
 run = paper.run
 pictures = run.iterations * run.batch
-print(f"{paper.model.size} px, {run.iterations:,} iterations of {run.batch}: {pictures:,} pictures, {pictures / 70_000:.0f} times the 70,000 of FFHQ; checkpoints every {run.save_every}")
+print(f"{paper.model.size} px, {run.iterations:,} iterations of {run.batch}: {pictures:,} pictures, "
+      f"{pictures / 70_000:.0f} times the 70,000 of FFHQ; checkpoints every {run.save_every}")
 assert (paper.model.size, run.iterations, run.batch, paper.milestones) == (512, 800_000, 12, (700_000, 750_000))
 
 
@@ -363,9 +367,11 @@ ends = (2, 12)
 costs = {p: [(b, step_cost(replace(paper, run=Run(batch=b, precision=p)))) for b in ends] for p in ("fp32", "bf16")}
 full = {p: at_batch(*c, 12) for p, c in costs.items()}
 assert full["fp32"].total.flops == full["bf16"].total.flops
-GROUPS = {"generator, forward": [("g", "g", "forward")], "generator, backward": [("g", "g", "backward")], "VGG-19": [("g", "features")], "ArcFace": [("g", "embedder")],
-          "D judges": [("g", "d")], "D learns": [("d", "d"), ("d", "losses")], "R1, a sixteenth": [("d", "R1")], "parts judge": [("g", p) for p in ("left_eye", "right_eye", "mouth")],
-          "parts learn": [(p,) for p in ("left_eye", "right_eye", "mouth")], "losses, crops": [("g", "losses"), ("data",)], "Adam, average": [("update",)]}
+GROUPS = {"generator, forward": [("g", "g", "forward")], "generator, backward": [("g", "g", "backward")],
+          "VGG-19": [("g", "features")], "ArcFace": [("g", "embedder")],
+          "D judges": [("g", "d")], "D learns": [("d", "d"), ("d", "losses")], "R1, a sixteenth": [("d", "R1")],
+          "parts judge": [("g", p) for p in PARTS], "parts learn": [(p,) for p in PARTS],
+          "losses, crops": [("g", "losses"), ("data",)], "Adam, average": [("update",)]}
 
 
 def grouped(cost):
@@ -381,7 +387,8 @@ for name in GROUPS:
     print(f"{name:22}{a.flops / 1e12:8.2f}{(a.matrix_bytes + a.other_bytes) / 1e9:10.1f}{(b.matrix_bytes + b.other_bytes) / 1e9:10.1f}")
 one = full["fp32"].total
 share = {n: c.flops / one.flops for n, c in table["fp32"].items()}
-print(f"{'all':22}{one.flops / 1e12:8.2f}{(one.matrix_bytes + one.other_bytes) / 1e9:10.1f}; VGG-19 has {share['VGG-19']:.0%}, the generator {share['generator, forward'] + share['generator, backward']:.0%}")
+print(f"{'all':22}{one.flops / 1e12:8.2f}{(one.matrix_bytes + one.other_bytes) / 1e9:10.1f}; "
+      f"VGG-19 has {share['VGG-19']:.0%} of the operations, the generator {share['generator, forward'] + share['generator, backward']:.0%}")
 moved = lambda p, *names: sum(table[p][n].matrix_bytes + table[p][n].other_bytes for n in names)
 assert moved("bf16", "D judges", "D learns") < 0.6 * moved("fp32", "D judges", "D learns")          # the claims of the next lines
 assert moved("bf16", "generator, forward", "generator, backward") < 0.75 * moved("fp32", "generator, forward", "generator, backward")
@@ -389,14 +396,19 @@ assert share["VGG-19"] > 0.4 and abs(table["fp32"]["VGG-19"].flops - 3 * 12 * vg
 
 # %%
 #| label: fig-fullscale-parts
-#| fig-cap: "One step of 12 pictures: operations (left) and bytes moved in bf16 (right), by part. Dark: convolutions and matrix products; light: everything else."
-#| fig-alt: "Two bar charts; VGG-19 has half of the operations, the generator half of the bytes."
+#| fig-cap: "One step of 12 pictures: operations (left) and bytes moved in bf16 (right), by part."
+#| fig-alt: "Two bar charts; VGG-19 has half of the operations, but less than a quarter of the bytes, most of which are not moved by convolutions."
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="constrained", sharey=True)
 names, c = list(GROUPS), table["bf16"]
+matrix, other = ([getattr(c[n], kind) / 1e9 for n in names] for kind in ("matrix_bytes", "other_bytes"))
 left.barh(names, [c[n].flops / 1e12 for n in names], color="#0072B2"), left.invert_yaxis()
-right.barh(names, [c[n].matrix_bytes / 1e9 for n in names], color="#0072B2")
-right.barh(names, [c[n].other_bytes / 1e9 for n in names], left=[c[n].matrix_bytes / 1e9 for n in names], color="#56B4E9")
-left.set(xlabel="operations, 10¹²"), right.set(xlabel="bytes, 10⁹"), left.tick_params(labelsize=8);
+right.barh(names, matrix, color="#0072B2", label="convolutions, matrix products")
+right.barh(names, other, left=matrix, color="#56B4E9", label="everything else")
+left.set(xlabel="operations, 10¹²"), right.set(xlabel="bytes, 10⁹")
+right.legend(fontsize=8, ncol=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+for ax in (left, right):
+    ax.tick_params(labelsize=8)
+assert matrix[2] + other[2] < 0.25 * (sum(matrix) + sum(other)) < 0.5 * sum(other);
 
 
 # %% [markdown]
@@ -442,19 +454,20 @@ CARDS = {                               # NVIDIA's data sheets: P40 (PCIe 3), V1
 # %%
 #| label: fig-fullscale-roof
 #| fig-cap: "Roofs of the cards, and the parts of the step in bf16 at their intensity, on the roof of the H200 (fp32 for P40 and V100)."
-#| fig-alt: "Slanted lines that become horizontal; points of small intensity lie on the slope, VGG-19 and the generator near the bend."
+#| fig-alt: "Slanted lines that become horizontal; all points lie on the slope, VGG-19 nearest to the bend."
 fig, ax = plt.subplots(figsize=(8, 3.7), layout="constrained")
 intensity = [2.0 ** (k / 8) for k in range(-16, 90)]
 for (name, card), colour in zip(CARDS.items(), ("#999999", "#E69F00", "#009E73", "#CC79A7", "#0072B2")):
     peak = card.half if name[0] in "AH" else card.fp32
     ax.loglog(intensity, [min(peak, i * card.bandwidth) / 1e12 for i in intensity], color=colour, label=name, lw=1.5)
-MERGED = {"generator": ("generator, forward", "generator, backward"), "VGG-19": ("VGG-19",), "ArcFace": ("ArcFace",), "D": ("D judges", "D learns"), "R1": ("R1, a sixteenth",),
-          "parts": ("parts judge", "parts learn"), "losses, crops": ("losses, crops",)}
+MERGED = {"generator": ("generator, forward", "generator, backward"), "VGG-19": ("VGG-19",), "ArcFace": ("ArcFace",),
+          "D": ("D judges", "D learns"), "R1": ("R1, a sixteenth",), "parts": ("parts judge", "parts learn"), "losses, crops": ("losses, crops",)}
 merged = {n: sum((table["bf16"][k] for k in keys), Cost()) for n, keys in MERGED.items()}
 points = {n: c.flops / (c.matrix_bytes + c.other_bytes) for n, c in merged.items()}
 for k, (n, i) in enumerate(sorted(points.items(), key=lambda p: p[1])):
     h = min(CARDS["H200"].half, i * CARDS["H200"].bandwidth) / 1e12
-    ax.plot(i, h, "o", color="#D55E00", ms=4), ax.annotate(n, (i, h), (-5, 3) if k % 2 else (6, -9), textcoords="offset points", fontsize=8, ha="right" if k % 2 else "left")
+    at, side = ((-5, 3), "right") if k % 2 else ((6, -9), "left")
+    ax.plot(i, h, "o", color="#D55E00", ms=4), ax.annotate(n, (i, h), at, textcoords="offset points", fontsize=8, ha=side)
 ax.set(xlabel="operations for each byte", ylabel="TFLOP/s", ylim=(1, 2000), xlim=(0.4, 2000)), ax.legend(fontsize=8, loc="lower right")
 bend = CARDS["H200"].half / CARDS["H200"].bandwidth
 print(f"bend of the H200 at {bend:.0f} operations for each byte; " + ", ".join(f"{n} {i:.0f}" for n, i in points.items()))
@@ -488,16 +501,20 @@ def step_seconds(cost, rate, bandwidth, efficiency=0.5, streaming=0.8, fused=0.0
 
 # %%
 bench = json.loads(Path("../figures/bench/training.json").read_text())
-configs = [replace(paper, model=GFPGANConfig(size=r["size"], narrow=r["narrow"]), narrow_d=r["narrow"], crops=tuple(n * 512 // r["size"] for n in paper.crops), run=Run(batch=r["batch"])) for r in bench["rows"]]
+configs = [replace(paper, model=GFPGANConfig(size=r["size"], narrow=r["narrow"]), narrow_d=r["narrow"],
+                   crops=tuple(n * 512 // r["size"] for n in paper.crops), run=Run(batch=r["batch"])) for r in bench["rows"]]
 counts, seconds = [step_cost(c) for c in configs], [r["seconds"]["ours"] for r in bench["rows"]]
 model = lambda cost, e: step_seconds(cost, bench["rate"], bench["bandwidth"], efficiency=e)
 e = min((k / 200 for k in range(20, 400)), key=lambda e: abs(model(counts[0], e) - seconds[0]))
-print(f"{bench['machine']}, torch {bench['torch']}, {bench['date']}: {bench['rate'] / 1e9:.0f} GFLOP/s, {bench['bandwidth'] / 1e9:.0f} GB/s; efficiency {e:.2f}")
+print(f"{bench['machine']}, torch {bench['torch']}, {bench['date']}: "
+      f"{bench['rate'] / 1e9:.0f} GFLOP/s, {bench['bandwidth'] / 1e9:.0f} GB/s; efficiency {e:.2f}")
 for r, cost, s in zip(bench["rows"], counts, seconds):
-    print(f"{r['size']} px, width × {r['narrow']}, batch {r['batch']}: measured {s:.2f} s, model {model(cost, e):.2f} s, {cost.total.flops / 1e9:.0f} GFLOP (counted while it ran: {r['flops']['ours'] / 1e9:.0f})")
+    print(f"{r['size']} px, width × {r['narrow']}, batch {r['batch']}: measured {s:.2f} s, model {model(cost, e):.2f} s, "
+          f"{cost.total.flops / 1e9:.0f} GFLOP (counted while it ran: {r['flops']['ours'] / 1e9:.0f})")
     assert abs(model(cost, e) / s - 1) < 0.2 and abs(cost.total.flops / r["flops"]["ours"] - 1) < 0.01
 for r in bench["rows"]:
-    print(f"official step / ours: {r['ratio']:.2f}, with quick filters {r['ratio_quick_filter']:.2f}; operations {r['flops']['official'] / r['flops']['ours']:.2f}")
+    print(f"official step / ours: {r['ratio']:.2f}, with quick filters {r['ratio_quick_filter']:.2f}; "
+          f"operations {r['flops']['official'] / r['flops']['ours']:.2f}")
     assert r["ratio"] > r["ratio_quick_filter"] > 1 and r["flops"]["official"] > r["flops"]["ours"]
 
 # %% [markdown]
@@ -508,7 +525,9 @@ for r in bench["rows"]:
 # %%
 REPORTED = (5, 6)                                                                 # days, four V100, 3 pictures on each
 def days(card, gpus, precision, pictures=pictures, **how):
-    """(days, micro-batches) for `pictures` on `gpus` cards at a batch of 12, or 16 for eight. Gradients of G and D are averaged over the link. A share that does not fit into memory is cut."""
+    """(days, micro-batches) for `pictures` on `gpus` cards at a batch of 12, or 16 for eight.
+
+    Gradients of G and D are averaged over the link. A share that does not fit into memory is cut."""
     n, card = {1: 12, 4: 3, 8: 2}[gpus], CARDS[card]
     k = next(k for k in (1, 2, 3, 4, 6, 12) if n % k == 0 and at_batch(*costs[precision], n // k).memory < 0.9 * card.memory)
     step = k * step_seconds(at_batch(*costs[precision], n // k), card.fp32 if precision == "fp32" else card.half, card.bandwidth, **how)
@@ -521,7 +540,7 @@ print(f"four V100, fp32: the model says {guess:.1f} days, the report {REPORTED[0
 assert 0.75 * REPORTED[0] < guess < 1.25 * REPORTED[1]
 
 # %% [markdown]
-# So $e=0.5$ and $s=0.8$ are not far off for those cards. For newer ones they are assumptions, and hopeful ones. The price is an assumption, too: put yours in.
+# So $e=0.5$ and $s=0.8$ are not far off for those cards. For newer ones they are hopeful assumptions. The price is an assumption, too: put yours in.
 
 # %%
 PRICE = 2.0                                                                       # assumed, for an hour of one GPU of any kind
@@ -531,7 +550,8 @@ for name in CARDS:
     precision = "bf16" if name[0] in "AH" else "fp32"
     rows[name] = [days(name, g, precision) for g in (1, 4, 8)]
     hours = rows[name][1][0] * 24 * 4
-    print(f"{name:6}{precision:6}" + "".join(f"{d:10.2g}" + (f" /{k:<2}" if k > 1 else "    ") for d, k in rows[name]) + f"{hours:15,.0f}{hours * PRICE:8,.0f}")
+    found = "".join(f"{d:10.2g}" + (f" /{k:<2}" if k > 1 else "    ") for d, k in rows[name])
+    print(f"{name:6}{precision:6}{found}{hours:15,.0f}{hours * PRICE:8,.0f}")
 print("/k: in k micro-batches, for lack of memory")
 
 # %%
@@ -543,7 +563,7 @@ for j, (g, colour) in enumerate(zip((1, 4, 8), ("#0072B2", "#56B4E9", "#009E73")
     bars = ax.bar([i + 0.27 * (j - 1) for i in range(5)], [rows[n][j][0] for n in rows], 0.25, color=colour, label=f"{g} GPU{'s' * (g > 1)}")
     ax.bar_label(bars, fmt="%.2g", fontsize=7)
 ax.axhspan(*REPORTED, color="#bbbbbb", alpha=0.6, zorder=0, label="reported, four V100")
-ax.set_xticks(range(5), rows), ax.set(yscale="log", ylabel="days"), ax.legend(fontsize=8);
+ax.set_xticks(range(5), rows), ax.set(yscale="log", ylabel="days", ylim=(0.05, 60)), ax.legend(fontsize=8);
 
 
 # %% [markdown]
@@ -592,8 +612,9 @@ memory = {p: {b: at_batch(*c, b).memory / 1e9 for b in (1, 3, 12, 32)} for p, c 
 for (p, m), colour in zip(memory.items(), ("#0072B2", "#D55E00")):
     ax.plot(m.keys(), m.values(), "o-", color=colour, label=p)
     print(p, ", ".join(f"{b} pictures {v:.1f} GB" for b, v in m.items()))
-for name in ("P40", "V100", "A100"):
-    ax.axhline(0.9 * CARDS[name].memory / 1e9, color="#444444", ls=":", lw=0.8), ax.text(1, 0.9 * CARDS[name].memory / 1e9 + 1, name + (" and H100" if name == "A100" else ""), fontsize=8)
+for name, label in (("P40", "P40"), ("V100", "V100"), ("A100", "A100 and H100")):
+    limit = 0.9 * CARDS[name].memory / 1e9
+    ax.axhline(limit, color="#444444", ls=":", lw=0.8), ax.text(1, limit + 1, label, fontsize=8)
 ax.set(xlabel="pictures in one process", ylabel="GB"), ax.legend(fontsize=8, loc="lower right")
 assert memory["fp32"][12] > 0.9 * 24 > memory["fp32"][3] and memory["bf16"][12] < memory["fp32"][12]
 
@@ -635,7 +656,8 @@ class Rehearsal:
         made = max(self.run.workers, 1) / max(self.picture, 1e-9)
         yield f"memory: {self.peak / 1e9:.2f} GB at the peak, of {self.room / 1e9:.0f} GB"
         yield f"speed: {self.seconds + self.waiting:.3g} s for an iteration, {speed:.3g} images/s"
-        yield f"data: {self.waiting / (self.seconds + self.waiting):.0%} of the time is spent waiting for it; {self.run.workers} workers make {made:.3g} images/s for each process, the step takes up to {need:.3g}"
+        yield (f"data: {self.waiting / (self.seconds + self.waiting):.0%} of the time is spent waiting for it; "
+               f"{self.run.workers} workers make {made:.3g} images/s for each process, the step takes up to {need:.3g}")
         yield f"validation {self.validation:.3g} s, checkpoint {self.saving:.3g} s and {self.checkpoint / 1e6:.0f} MB, of which {self.run.keep} are kept"
         yield f"time left: {span} from iteration {done} to {self.run.iterations}"
 
@@ -674,7 +696,8 @@ def _due(trainer, it):
 def rehearse(trainer, steps=10):
     """`steps` iterations (from 4 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
 
-    The last of them is one at which everything is due, R1 too. The first two warm up and are not timed, and beside the last an ordinary one is needed. The trainer's folder is written to: give it a temporary one.
+    The first two warm up and are not timed; in the last everything is due, R1 too; between them an ordinary one is needed.
+    The trainer's folder is written to: give it a temporary one.
     """
     if steps < 4:
         raise ValueError(f"steps is {steps}, needs 4 or more: two warm up, one is ordinary, in the last everything is due")
@@ -726,6 +749,7 @@ try:
 finally:
     time.perf_counter = time_was
 assert told.seconds == 2 and t.it == 16 and told.hours() * 3600 == 2 * tiny.run.iterations
+test_fail(lambda: rehearse(t, steps=3), exc=ValueError, contains="steps is 3, needs 4 or more")
 faces.cleanup()
 
 # %% [markdown]
@@ -823,6 +847,8 @@ for name, (a, b) in REPORTS.items():
 # - Days follow from two efficiencies; the model met three clocks on a CPU and one public report.
 # - Ten steps come before the run, with R1, validation and a checkpoint.
 # - The tolerance is stated before the run.
+#
+# How the numbers of that tolerance are measured is told in @sec-metrics.
 #
 # ## Exercises
 #

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from gfpgan_edu.engine import override
 
 # %% [markdown]
+# @sec-metrics built the scales. This chapter brings what is put on them beside the restorer.
 # @fig-baselines-map marks the last box. A baseline gets the same damaged face and returns a face of the same size.
 
 # %%
@@ -167,7 +168,8 @@ for ax, img, title in zip(axes[1:], (faces, floor[4], floor[8]), ("face", "1/4 a
 #| export
 # The two networks without a prior, as changes to a config of the full model. The first plays the part of RCAN, the second of ESRGAN and DeblurGANv2; it is row c of Table 4.
 UNET_GAN = ("model.use_prior=false", "freeze_prior=false")
-UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")))       # the L1 terms alone
+_NOT_L1 = ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")
+UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in _NOT_L1))
 
 
 def without_prior(config, gan=True):
@@ -196,7 +198,8 @@ terms = ("pixel", "pyramid", "perceptual", "style", "adversarial", "component", 
 assert [t for t in terms if weights[t]] == ["pixel", "pyramid"]
 
 with torch.device("meta"):
-    sizes = {name: [sum(p.numel() for p in GFPGAN(c.model).parameters()) for c in (preset, without_prior(preset))] for name, preset in (("paper", RestorerConfig.paper()), ("faces32", base))}
+    size = lambda config: sum(p.numel() for p in GFPGAN(config.model).parameters())
+    sizes = {name: [size(c), size(without_prior(c))] for name, c in (("paper", RestorerConfig.paper()), ("faces32", base))}
 for name, (full, alone) in sizes.items():
     print(f"{name}: {full:,} parameters, {alone:,} without the prior")
 assert all(alone < full / 6 for full, alone in sizes.values())
@@ -207,7 +210,7 @@ assert all(alone < full / 6 for full, alone in sizes.values())
 # %% [markdown]
 # ## What L1 does when the answer is not unique
 #
-# Many sharp faces give the same damaged one. A network sees only the damaged one, so it must answer all of them with one picture. In @sec-stylegan2 the squared error asked for their mean. The absolute error asks for another middle. For truths $y_1,\dots,y_n$ that share one input, the best answer is
+# Many sharp faces give the same damaged one. A network sees only the damaged one, so it must answer all of them with one picture. In @eq-metrics-mean the squared error asked for their mean. The absolute error asks for another middle. For truths $y_1,\dots,y_n$ that share one input, the best answer is
 #
 # $$c^\star=\arg\min_c\ \frac1n\sum_{i=1}^n\lvert c-y_i\rvert=\operatorname{median}(y_1,\dots,y_n)$$ {#eq-baselines-median}
 #
@@ -500,7 +503,8 @@ assert data == sorted(data) and disagreement == sorted(disagreement, reverse=Tru
 #| label: fig-baselines-geocross
 #| fig-cap: "The real face, what the search sees of it, and two answers for each of three weights of GEOCROSS."
 #| fig-alt: "A portrait, a coarse picture of 4 px, then six faces: washed-out ones for weight 0, clearer ones for larger weights."
-show([real[0], shrink(real, 8)[0], *(i for r in traded for i in r.image)], ["truth", "seen: 4 px", *(f"weight {c}" for c in weights for _ in range(2))], cols=8, height=1.1);
+titles = ["truth", "seen: 4 px", *(f"weight {c}" for c in weights for _ in range(2))]
+show([real[0], shrink(real, 8)[0], *(i for r in traded for i in r.image)], titles, cols=8, height=1.1);
 
 # %% [markdown]
 # Without the term, the answers of @fig-baselines-geocross fit the 4 px best and are the least like faces. With a large weight they are clear faces that fit less well. The paper's 0.05 lies between.
@@ -518,7 +522,8 @@ apart = lambda x: x.unflatten(0, (2, 5)).std(1).mean((1, 2, 3))
 for name, full, reduced, first in zip(("drawn", "real"), apart(people.image), apart(shrink(people.image, 8)), (faces[:1], real)):
     far = psnr(people.image.unflatten(0, (2, 5))[int(name == "real")], first).mean()
     miss = (shrink(people.image, 8) - shrink(copies, 8)).square().unflatten(0, (2, 5))[int(name == "real")].mean().sqrt()
-    print(f"{name:5} face: the five differ by {full:.2f} at 32 px, by {reduced:.3f} at 4 px, from the input there by {miss:.3f}; PSNR to the truth {far:.1f} dB")
+    print(f"{name:5} face: the five differ by {full:.2f} at 32 px, by {reduced:.3f} at 4 px, from the input there by {miss:.3f}; "
+          f"PSNR to the truth {far:.1f} dB")
     assert full > 3 * reduced
 assert apart(people.image)[1] > apart(people.image)[0]
 middles = [people.image[:5].median(0).values, people.image[5:].median(0).values]
@@ -608,7 +613,8 @@ def mganprior(x, prior, factor=1, n=8, block=1, steps=200, lr=0.05, seed=0):
     channels = prior.synthesis.convs[2 * block + 1].conv.weight.shape[1]       # of what enters the block
     alpha = torch.full((len(x), n, channels), 1 / n, dtype=x.dtype, device=x.device, requires_grad=True)
     target, optimizer, losses = shrink(x, factor), torch.optim.Adam([z, alpha], lr), []
-    face = lambda: compose(prior, prior.mapping(z.flatten(0, 1)).unflatten(0, z.shape[:2])[:, :, None].expand(-1, -1, prior.synthesis.n_codes, -1), alpha, block)
+    codes = lambda: prior.mapping(z.flatten(0, 1)).unflatten(0, z.shape[:2])[:, :, None].expand(-1, -1, prior.synthesis.n_codes, -1)
+    face = lambda: compose(prior, codes(), alpha, block)
     for _ in range(steps):
         loss = (shrink(face(), factor) - target).square().mean((1, 2, 3))
         losses.append(float(loss.detach().mean()))
@@ -704,7 +710,7 @@ print(f"one face: PULSE {100 * stepping + drawing:.0f}, mGANprior {200 * composi
 assert 1.8 < stepping / drawing < 3.2 and stepping < composing < 8 * stepping               # backward costs as much again, or twice
 
 # %% [markdown]
-# PULSE draws 101 pictures for one face and differentiates 100 of them; mGANprior runs its first layers 1,608 times. GFPGAN does with one pass, U-Net included; its weights are untrained, which does not change the price. In seconds per face, on the machine that ran this notebook:
+# PULSE draws 101 pictures for one face and differentiates 100 of them; mGANprior runs its first layers 1,608 times. GFPGAN needs one pass, U-Net included; it is untrained here, which does not change the price. In seconds per face, on the machine that ran this notebook:
 
 # %% tags=["volatile"]
 batch = faces[:1].expand(8, -1, -1, -1)
@@ -784,6 +790,8 @@ assert (moved[0] - moved[1]).abs().mean() > 0.03                                
 # - PULSE searches codes on a sphere, one a layer, for a face that agrees with the input after reduction (@eq-baselines-pulse). GEOCROSS keeps the layers on one person.
 # - Agreement with the input is not agreement with the person: other starts give other people.
 # - mGANprior adds the features of several codes (@eq-baselines-compose). More codes and a later block bring it closer to the input, damage included. A search costs as much as many passes of a restorer.
+#
+# @sec-evaluation brings metrics and methods together.
 
 # %% [markdown]
 # ## Exercises

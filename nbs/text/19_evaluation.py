@@ -3,7 +3,7 @@
 #
 # > A table is a set of decisions; here they are commands.
 #
-# **You will build** test sets that can be made again from a log, a meter for whole folders of results, intervals that say how sure a mean is, the paper's tables as commands, its ablations as a program, and maps of what a restorer is unsure of.
+# **You will build** test sets that can be made again from a log, a meter for folders of results, intervals that say how sure a mean is, the paper's tables as commands, its ablations as a program, and maps of what moves when the question is disturbed.
 # **Needs** the metrics of @sec-metrics, the rivals of @sec-baselines, the damage of @sec-degradation, the trainer of @sec-train-restorer.
 # **Runs in** about 20 s on a laptop CPU. Results of longer runs are read from files.
 
@@ -82,7 +82,7 @@ draw_map("output");
 # %% [markdown]
 # ## A table is a set of decisions
 #
-# Before the first number, somebody has decided these things:
+# Before the first number, somebody has decided:
 #
 # | decision | examples in print | what it does |
 # |---|---|---|
@@ -95,9 +95,7 @@ draw_map("output");
 #
 # : Decisions behind one cell of a table {#tbl-evaluation-decisions}
 #
-# So two numbers from two papers rarely compare (@tbl-evaluation-decisions). The remedy is dull: measure all methods again, on one set, with one program that writes its decisions under the table. This chapter is that program.
-#
-# The example faces are made up by a small 32 px prior, so the live numbers show that the machinery works, no more.
+# So two numbers from two papers rarely compare (@tbl-evaluation-decisions). The remedy: measure all methods again, on one set, with one program that writes its decisions under the table. This chapter is that program. Its live faces are made up by a small 32 px prior and show that the machinery works, no more.
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -126,13 +124,13 @@ clean = fill(work / "clean", draw(24, seed=5))
 # %% [markdown]
 # ## Damage that can be made again
 #
-# A test set that was damaged at random exists once. If it is lost, as has happened, no result on it can be checked. So every draw follows from three known numbers, and is written down besides:
+# A test set that was damaged at random exists once. If it is lost, no result on it can be checked. So every draw follows from three known numbers, and is written down besides:
 #
 # $$x_{i,k}=D(y_i;\theta_{i,k}),\qquad \theta_{i,k}\sim p(\theta)\ \text{from the seed}\ (s,i,k)$$ {#eq-evaluation-draw}
 #
-# $y_i$ is the $i$-th clean face by name, $k$ counts the damaged versions of it, $D$ is `degrade` with the numbers $\theta$, $p$ the ranges of a preset, $s$ the seed of the set. What is in the other files, or how many follow, does not matter.
+# $y_i$ is the $i$-th clean face by name, $k$ counts the damaged versions of it, $D$ is `degrade` with the numbers $\theta$, $p$ the ranges of a preset, $s$ the seed of the set. Other files do not matter.
 #
-# All sets are made by one function. It refuses a folder that is not empty, and lists what it had to leave out.
+# One function makes all sets. It refuses a folder that is not empty, and lists what it had to leave out.
 
 # %%
 #| export
@@ -209,7 +207,7 @@ def build_blind(source, out, size=512, ranges="paper", seed=0, draws=1, limit=No
 
 
 # %% [markdown]
-# The check makes the set a second time, from the log alone, and asks for the same bytes. A set of five faces has to hold the first five results.
+# The check makes the set again from the log alone. A set of five faces has to hold the first five results.
 
 # %%
 def remade(folder, source):
@@ -233,16 +231,16 @@ print((work / "blind/testset.json").read_text(), (work / "blind/draws.jsonl").re
 #| fig-cap: "Eight of the 24 faces, damaged (above) and true (below)."
 #| fig-alt: "Two rows of eight small faces; the upper ones are blurred, noisy and blocky."
 shown = sorted(again)[:8]
-compact(show([read_image(work / "blind" / which / file) for which in ("lq", "gt") for file in shown], cols=8, height=0.9))
+compact(show([read_image(work / "blind" / which / file) for which in ("lq", "gt") for file in shown], rows=("damaged", "true"), cols=8, height=0.9))
 
 
 # %% [markdown]
-# The draws of @fig-evaluation-blind differ a lot in strength. A mean over them mixes easy and hopeless inputs, so the ranges belong to the result.
+# A mean over the draws of @fig-evaluation-blind mixes easy and hopeless inputs, so the ranges belong to the result.
 
 # %% [markdown]
 # ## Four times smaller
 #
-# Table 2 of the paper is about super-resolution: the input is the face bicubically reduced to a quarter, and enlarged again, because a restorer takes pictures of its own size. The word "bicubic" hides a decision: the kernel is widened when it shrinks a picture (antialiased), as in MATLAB and Pillow, or it is not, as in OpenCV.
+# Table 2 of the paper is about super-resolution: the input is the face bicubically reduced to a quarter, then enlarged to the size that a restorer takes. The word "bicubic" hides a decision: the kernel is widened when it shrinks a picture (antialiased), as in MATLAB and Pillow, or it is not, as in OpenCV.
 
 # %%
 #| export
@@ -261,7 +259,7 @@ def build_sr(source, out, size=512, factor=4, limit=None):
 
 
 # %% [markdown]
-# PyTorch has an implementation of its own. The two agree to one grey level, and without antialiasing they are far apart.
+# PyTorch's own implementation agrees to one grey level; without antialiasing it is far off.
 
 # %%
 build_sr(clean, work / "sr", size=32, factor=4)
@@ -274,7 +272,7 @@ assert small.shape == (8, 8, 3) and off[True] <= 1 < 10 < off[False]
 # %% [markdown]
 # ## Old colours
 #
-# The paper restores the colours of old photos, and has no numbers for it, because there are no truths. This set has them. Each face appears twice with the same blur, noise and JPEG: once grey, once yellowed, that is shifted towards yellow, paler and flatter.
+# The paper restores the colours of old photos and has no numbers for it, as there are no truths. This set has them. Each face appears twice with the same blur, noise and JPEG: once grey, once yellowed, that is shifted towards yellow, paler and flatter.
 
 # %%
 #| export
@@ -312,16 +310,17 @@ for kind in ("grey", "yellowed"):
 #| label: fig-evaluation-colour
 #| fig-cap: "Four faces of the colour set: grey, yellowed, true."
 #| fig-alt: "Three rows of four small faces: without colour, yellowish and flat, in full colour."
-compact(show([i for kind, which in (("grey", "lq"), ("yellowed", "lq"), ("grey", "gt")) for i in colour(which, kind)[:4]], cols=4, height=0.9))
+views = {"grey": ("lq", "grey"), "yellowed": ("lq", "yellowed"), "true": ("gt", "grey")}
+compact(show([i for which in views.values() for i in colour(*which)[:4]], rows=views, cols=4, height=0.9))
 
 
 # %% [markdown]
-# Colourfulness alone could not judge @fig-evaluation-colour: a yellow veil is colourful. The distance of chroma asks for the right colours. From a grey input even the best method has to guess them.
+# Colourfulness alone could not judge @fig-evaluation-colour: a yellow veil is colourful. The distance of chroma asks for the *right* colours, which have to be guessed from a grey input.
 
 # %% [markdown]
 # ## Photos without a truth
 #
-# Real damage has no truth beside it. The paper's three real sets are LFW-Test (1,711 faces), CelebChild-Test (180) and WebPhoto-Test (407). Only metrics that need no truth remain: FID against faces in general, and NIQE. Both ask whether the result looks like a photo of some face. Neither would notice another person's.
+# Real damage has no truth beside it. For the paper's three real sets, LFW-Test, CelebChild-Test and WebPhoto-Test, only metrics without a truth remain: FID against faces in general, and NIQE. Both ask whether the result looks like a photo of *some* face.
 
 # %%
 #| export
@@ -343,7 +342,7 @@ def wrap_real(source, out, name, size=512, align=False, limit=None):
 
 
 # %% [markdown]
-# Copies of these sets differ: one public list gives 469 faces for WebPhoto-Test. So the number is checked, and a difference is noted in `testset.json`. `align=True` cuts faces out of photos; the detector, asked again, has to find the result aligned.
+# Copies of these sets differ: WebPhoto-Test has 407 faces in the paper and 469 in a public list. So a difference is noted in `testset.json`. `align=True` cuts faces out of photos; the detector, asked again, has to find them aligned.
 
 # %%
 for n, name in ((180, "CelebChild-Test"), (179, "CelebChild-Test"), (3, "my photos")):
@@ -359,7 +358,7 @@ assert np.abs(points - template(128)).max() < 6 and not (work / "real/gt").exist
 # %% [markdown]
 # ## Measuring folders
 #
-# Results come as folders of any program. Names agree but endings do not, a file is missing, one is broken, one has another size. It is bad to stop at the first fault after an hour, and worse to resize or skip in silence. The meter goes on, and what it could not measure is part of the result.
+# Results come as folders of any program: endings differ, a file is missing, one is broken, one has another size. To stop at the first fault is bad, to resize or skip in silence worse. The meter goes on, and what it could not measure is part of the result.
 
 # %%
 #| export
@@ -390,7 +389,7 @@ def _by_stem(folder, suffix=""):
 
 
 # %% [markdown]
-# A metric is a cheap `measure` of costly `describe`s (@sec-metrics). A description is made when first asked for, and kept while this picture's turn lasts, so one network serves several metrics.
+# A metric is a cheap `measure` of costly `describe`s (@sec-metrics). A description is made when first asked for and kept during this picture's turn, so one network serves several metrics.
 
 # %%
 #| export
@@ -463,7 +462,7 @@ def measure_folders(folders, gt, metrics, reference=(), suffix="", progress=True
 
 
 # %% [markdown]
-# A folder with one fault of each kind, and JPEG files for PNG truths. The numbers of the rest have to be those that the metric gives when it is called by hand.
+# A folder with one fault of each kind, and JPEG files for PNG truths. The rest must have the numbers that the metric gives when called by hand.
 
 # %%
 lq = sorted((work / "blind/lq").iterdir())
@@ -483,11 +482,11 @@ assert r.missing == ["03", "20", "21", "22", "23"] and r.extra == ["extra"] and 
 # %% [markdown]
 # ## How sure is a mean?
 #
-# Other test pictures would have given another mean. How different? The textbook answer for independent pictures is the standard error,
+# How different would the mean be on other pictures? The textbook answer is the standard error,
 #
 # $$\mathrm{se}=\frac{s}{\sqrt N},\qquad \bar v\pm1.96\,\mathrm{se}\ \text{in 95 of 100 cases}$$ {#eq-evaluation-se}
 #
-# with the mean $\bar v$ and the standard deviation $s$ of the $N$ values. The bootstrap [@efron1979bootstrap] asks the data instead: draw $N$ of the $N$ values, with repetition, take the mean, do this 2,000 times, and cut off 2.5 % at each end. The interval may be lopsided then, as it should be for lopsided values.
+# with the mean $\bar v$ and the standard deviation $s$ of the $N$ values. The bootstrap [@efron1979bootstrap] asks the data instead: draw $N$ of the $N$ values, with repetition, take the mean, do this 2,000 times, and cut off 2.5 % at each end. For lopsided values the interval is lopsided too.
 
 # %%
 #| export
@@ -504,7 +503,7 @@ def bootstrap(values, level=0.95, draws=2000, seed=0):
 
 
 # %% [markdown]
-# Both answers must agree for a mean (@eq-evaluation-se). And of many sets from a known distribution, about 95 of 100 intervals must hold the true mean.
+# Both answers must agree (@eq-evaluation-se). And of many sets from a known distribution, about 95 of 100 intervals must hold the true mean.
 
 # %%
 rng = np.random.default_rng(0)
@@ -512,7 +511,8 @@ for n in (50, 300, 3000):
     v = rng.gamma(2.0, 3.0, n)
     mean, low, high = bootstrap(v)
     print(f"N = {n:4}: bootstrap ± {(high - low) / 2:.2f}, formula ± {1.96 * v.std() / n**0.5:.2f}")
-    assert_close((high - low) / 2, 1.96 * v.std() / n**0.5, rtol=0.06, atol=0) and mean == v.mean()
+    assert_close((high - low) / 2, 1.96 * v.std() / n**0.5, rtol=0.06, atol=0)
+    assert mean == v.mean()
 sets = np.random.default_rng(1).normal(25, 3, (300, 40))
 ends = np.array([bootstrap(v, draws=250, seed=i)[1:] for i, v in enumerate(sets)])
 held = (ends[:, 0] < 25) & (25 < ends[:, 1])
@@ -532,12 +532,12 @@ ax.set(xlabel="test set", ylabel="mean PSNR, dB", xlim=(-1, 60));
 
 
 # %% [markdown]
-# @fig-evaluation-coverage shows what the interval is about: *which pictures* happened to be in the set. It knows nothing of the training, which is just as random. A network trained from another seed has another mean on the same pictures, and only more trainings tell how far away.
+# The interval of @fig-evaluation-coverage is about *which pictures* happened to be in the set. It knows nothing of the training, which is just as random: only more trainings, from other seeds, tell how far their means lie apart.
 
 # %% [markdown]
 # ## The table
 #
-# A `Table` holds the results and writes them three ways: Markdown for readers, JSON for programs, CSV for spreadsheets. Where a number could not be measured there is a dash, and below the table a line with the reason.
+# A `Table` writes the results as Markdown, JSON or CSV. A number that could not be measured is a dash, with a line below that gives the reason.
 
 # %%
 #| export
@@ -621,7 +621,7 @@ def _csv(rows):
 
 
 # %% [markdown]
-# The distances between sets need statistics of real faces: a file, or a folder that is read once and can be kept as a file. Pictures of another size than the results would add a difference of sharpness to every row. `reference_size` brings them to the same size, and says so.
+# Distances between sets need statistics of real faces: a file, or a folder that is read once and can be kept as one. Pictures of another size than the results would add a difference of sharpness to every row; `reference_size` brings them to one size, and says so.
 
 # %%
 #| export
@@ -708,7 +708,7 @@ def _notes(r, metrics, protocol):
 
 
 # %% [markdown]
-# The truth measured against itself is the first check of any meter. Here with metrics that work everywhere, and one whose file is not in the package:
+# The first check of any meter is the truth against itself. Among the metrics is one whose file is not in the package:
 
 # %%
 tables = evaluate({"damaged": work / "blind/lq", "truth": work / "blind/gt"}, work / "blind/gt", metrics=("psnr", "ssim", "deg[bundled]", "niqe"), progress=False)
@@ -721,7 +721,7 @@ test_fail(lambda: tables.write(work / "table.docx"), exc=ValueError, contains="a
 Markdown(tables.markdown())
 
 # %% [markdown]
-# Now the point of the notes. Two imaginary methods: one returns the truth with a yellow veil, one blurs it slightly. The same files, three protocols:
+# Why the notes? Two imaginary methods: one returns the truth with a yellow veil, one blurs it slightly. The same files, three protocols:
 
 # %%
 for i, p in enumerate(sorted((work / "blind/gt").iterdir())):
@@ -738,12 +738,12 @@ assert order == [False, True, True]
 
 
 # %% [markdown]
-# The winner changes with a switch: only the first protocol asks for the right colours. None of them is wrong. A table that does not name its own is.
+# The winner changes with a switch: only the first protocol asks for the right colours. None is wrong; a table that does not name its own is.
 
 # %% [markdown]
 # ## Tables 1 to 3 as commands
 #
-# What is left is to run methods over folders. `method` opens one by name: a search of @sec-baselines, or weights. `apply_method` goes through a folder, and a run that was broken off goes on. A batch is repeated whole, because in a search the start of a picture depends on its place in the batch. What was used and what it cost stands in `method.json`, and another method may not add to the same folder.
+# `method` opens a method by name: a search of @sec-baselines, or weights. `apply_method` goes through a folder, and goes on where it was broken off. A batch is repeated whole, because a search starts each picture by its place in the batch. `method.json` says what was used and what it cost; another method may not add to the same folder.
 
 # %%
 #| export
@@ -837,7 +837,7 @@ test_fail(lambda: apply_method(invert, about, work / "blind/lq", work / "blind/l
 test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError, contains="pulse has no setting step")
 
 # %% [markdown]
-# With these, the tables are lines in a shell. Folders that you supply are in capitals. **Table 1**, blind restoration on CelebA-Test, from 3,000 aligned faces of CelebA-HQ; the searches need a prior of 512 px:
+# Now the tables are lines in a shell, with your folders in capitals. **Table 1**, blind restoration on CelebA-Test, from 3,000 aligned faces of CelebA-HQ; the searches need a prior of 512 px:
 #
 # ```
 # gfpgan-edu testset blind CELEBA_HQ --out celeba --limit 3000
@@ -848,9 +848,9 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError, contains="
 #     --reference FFHQ_512 --save-reference statistics --niqe niqe_pris_params.npz --arcface arcface_resnet18.pth --out table1.md table1.json
 # ```
 #
-# If you have the authors' own 3,000 damaged pictures, leave the first line out and take their folders. Results of any other program are just a folder with the same names; `--suffix _00` cuts off what a program adds to them. `--protocol vqfr` follows the scripts of VQFR.
+# If you have the authors' own damaged pictures, take their folders in place of the first line. Any other program's results are a folder with the same names. `--protocol vqfr` follows the scripts of VQFR.
 #
-# **Table 2**, four times super-resolution. The statistics of FFHQ are read from the file that was kept:
+# **Table 2**, four times super-resolution, with the statistics of FFHQ that were kept:
 #
 # ```
 # gfpgan-edu testset sr CELEBA_HQ --out celeba-x4 --factor 4 --limit 3000
@@ -859,7 +859,7 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError, contains="
 #     --niqe niqe_pris_params.npz --arcface arcface_resnet18.pth --out table2.md
 # ```
 #
-# **Table 3**, the real sets, here LFW-Test; the others in the same way. Photos that are not aligned yet take `--align`:
+# **Table 3**, the real sets; photos that are not aligned yet take `--align`:
 #
 # ```
 # gfpgan-edu testset real LFW --name LFW-Test --out lfw
@@ -868,12 +868,12 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError, contains="
 # gfpgan-edu evaluate --pred Input=lfw/lq results/lfw-v1.4 --reference statistics/fid.npz --niqe niqe_pris_params.npz --metrics fid niqe --out table3-lfw.md
 # ```
 #
-# `evaluate` prints the table and ends with 0 (all measured), 1 (some files failed or are missing; each is named) or 2 (nothing measured).
+# `evaluate` ends with 0 (all measured), 1 (some files failed or are missing; each is named) or 2 (nothing measured).
 
 # %% [markdown]
 # ## Baselines on held-out faces
 #
-# The methods of @sec-baselines and the full model, at 32 px, with the same prior and training pictures where they have any, on faces that none of them has seen. The numbers come from the result file of that run.
+# The methods of @sec-baselines and the full model, at 32 px, with the same prior and training pictures, on faces that none has seen. The numbers come from the result file of that run.
 
 # %%
 stored = lambda name: json.loads(Path(f"../figures/ablation/{name}.json").read_text(encoding="utf-8"))
@@ -924,7 +924,7 @@ def sheet_of(name, titles, rows=3, side=96):
 sheet_of("baselines", base["order"])
 
 # %% [markdown]
-# @fig-evaluation-baselines has the methods in the order of @tbl-evaluation-baselines.
+# @fig-evaluation-baselines has the order of @tbl-evaluation-baselines.
 
 # %%
 of = lambda name, label: base["methods"][name][label]["mean"]
@@ -933,16 +933,17 @@ restored = [name for name in base["order"] if name not in ("Input", "Truth")]
 assert all(of("U-Net, L1", label) == max(of(n, label) for n in restored) for label in ("psnr", "ssim"))
 assert all(of(n, "psnr") < of("Input", "psnr") for n in restored if n != "U-Net, L1")
 assert min(of(n, "deg[dlib]") for n in ("PULSE", "mGANprior")) > max(of(n, "deg[dlib]") for n in ("Input", "U-Net, L1", "U-Net + GAN", "GFP-GAN"))
-assert of("Input", "deg[dlib]") - of("GFP-GAN", "deg[dlib]") < half_width("GFP-GAN", "deg[dlib]")
+assert np.ptp([of(n, "deg[dlib]") for n in ("Input", "U-Net, L1", "GFP-GAN")]) < half_width("GFP-GAN", "deg[dlib]")
+assert of("U-Net, L1", "perceptual[efficientnet-lite1]") == min(of(n, "perceptual[efficientnet-lite1]") for n in restored)
 assert min(of(n, "frechet[efficientnet-lite1]") for n in restored) > 5 * of("Truth", "frechet[efficientnet-lite1]")
 assert base["cost"]["PULSE"]["seconds_per_picture"] > 100 * base["cost"]["GFP-GAN"]["seconds_per_picture"]
 for name in ("PULSE", "mGANprior"):
     print(f"{name} costs {base['cost'][name]['seconds_per_picture'] / base['cost']['GFP-GAN']['seconds_per_picture']:.0f} times as much as GFP-GAN's one pass")
 
 # %% [markdown]
-# The L1 network wins PSNR, SSIM and the perceptual distance, and @fig-evaluation-baselines shows how: it takes noise and part of the tint away, and adds nothing. All others stay below the PSNR of their own input, because detail that is not exactly right costs more than blur. GFP-GAN's detail follows the person; the U-Net with the same losses but no prior draws bands. PULSE finds clear faces of somebody else, mGANprior repaints the damage, and both are farther from the person than the damaged input is, at more than a hundred times the price.
+# The L1 network wins PSNR, SSIM and the perceptual distance: it takes noise and part of the tint away, and adds nothing (@fig-evaluation-baselines). All others stay below the PSNR of their input, because detail that is not exactly right costs more than blur. GFP-GAN's detail follows the person; the U-Net with the same losses but no prior draws bands. PULSE finds faces of somebody else, mGANprior repaints the damage, and both are farther from the person than the input is, at more than a hundred times the price.
 #
-# Two warnings. In identity the input, the L1 network and GFP-GAN differ by less than the half width of their intervals: here nobody has won. And the Fréchet distance of every method is far from that of the truths, so the judge takes none of these small networks' faces for photos. It sees them enlarged from 32 px, where texture that is slightly wrong weighs as much as blur.
+# Two warnings. In identity the input, the L1 network and GFP-GAN differ by less than the half width of an interval: nobody has won. And the Fréchet distance of every method is far from that of the truths: the judge, who sees them enlarged from 32 px, takes none of these faces for photos.
 
 # %% [markdown]
 # ## The bundled model, judged
@@ -1003,25 +1004,25 @@ for name, s in shown.items():
     assert quarters[0][0] < quarters[0][1] and quarters[-1][1] < quarters[-1][0] - 0.5
     print(f"{kinds[name.split(',')[0]]}: angle of input → ours, from the least to the most damaged quarter:", ", ".join(f"{a:.1f} → {b:.1f}°" for a, b in quarters))
 ffhq, celeba = (s["ours_minus"] for s in shown.values())
-assert all(ffhq[rival][k][2] < 0 for rival in rivals for k in ("deg[dlib]", "perceptual[efficientnet-lite1]")) and all(ffhq[rival]["psnr"][1] > 0 for rival in rivals)
+assert all(ffhq[rival][k][2] < 0 for rival in rivals for k in ("deg[dlib]", "perceptual[efficientnet-lite1]")) and all(ffhq[rival]["psnr"][1] > 0 for rival in rivals if rival != "U-Net")
 assert celeba["Input"]["deg[dlib]"][1] > 0 and all(celeba[k]["deg[dlib]"][1] < 0 < celeba[k]["deg[dlib]"][2] for k in ("U-Net", "first model"))
 
 # %% [markdown]
 # @tbl-evaluation-bundled-ffhq, @tbl-evaluation-bundled-celeba and @fig-evaluation-bundled hold good news and one piece of bad news, and the assertions above keep this paragraph honest.
 #
-# - **Realness** is where GFP-GAN leads, by far: as a set, its faces are nearest to real ones. In @fig-evaluation-bundled-faces it is the column with eyes that look at you.
+# - **Realness** is where GFP-GAN leads, by far: as a set, its faces are nearest to real ones. In @fig-evaluation-bundled-faces it is the restored column with clear eyes.
 # - **Features**: nearer to the truth than every rival, on both sets.
 # - **Pixels**: level with the U-Net, which was trained for nothing else. That is owed to the share of the U-Net's own picture in the result (@eq-gfpgan-share); the prior's picture alone would pay for its sharpness (@sec-restoration).
 # - **Identity** is won on FFHQ, by little: less than a degree against each rival, with intervals that leave zero out. On CelebA-HQ it is not. There the damaged input itself is nearer to the person than any restorer's whole result. Split by damage, the printed lines show why: the most damaged half comes back nearer, the least damaged quarter loses likeness, since what a small network cannot copy it redraws.
 #
 # The row with fidelity 0.5 is the cure and its price. It is the mean of result and input, `--fidelity 0.5` of @sec-photos. Nothing beats it in identity, on either set, and in features it still beats all rivals. But half of the blur and noise is back, and the distance to real faces grows by half on FFHQ. Faces that are to be looked at want fidelity 0, faces that are to be recognised want more of the input.
 #
-# Clean faces that are merely small (@fig-evaluation-bundled-sr) are the easiest case. @fig-evaluation-bundled-failures are the worst of all: a profile that the prior does not know, hands, an old man who becomes somebody else. Each result is a face. That is exactly the danger.
+# Clean faces that are merely small (@fig-evaluation-bundled-sr) are the easiest case. @fig-evaluation-bundled-failures are the worst of all: a profile, which the prior hardly knows, faces that were nearly gone, a grey one, old men under a cap and a paper crown who become somebody else. Most results are faces still. That is exactly the danger.
 
 # %% [markdown]
 # ## One change at a time
 #
-# An ablation takes one thing out and trains again. Table 4 of the paper does this with the modulation (a, b), the prior (c) and the pyramid loss (d), Fig. 7 with the component loss. For us each row is a few settings that change the config of the full model. Two things must follow when a run is shorter than its preset: the milestones of the learning rate and the end of the pyramid loss move in proportion.
+# An ablation takes one thing out and trains again. Table 4 of the paper does this with the modulation (a, b), the prior (c) and the pyramid loss (d), Fig. 7 with the component loss. Each row is a few changes to the config of the full model. When a run is shorter than its preset, the milestones of the learning rate and the end of the pyramid loss move in proportion.
 
 # %%
 #| export
@@ -1053,7 +1054,7 @@ def row_config(base, row, seed=0, iterations=None, matching=0.0075):
 
 
 # %% [markdown]
-# What a row really changes is not read off `ROWS`, but off the finished configs: every setting in which a row differs from the full model.
+# What a row really changes is read off the finished configs:
 
 # %%
 def settings_of(config, where=""):
@@ -1078,7 +1079,7 @@ assert full["milestones"] == [1600] and full["loss.pyramid_until"] == 1600 and p
 # %% [markdown]
 # ## The same budget for all
 #
-# Rows are only comparable if everything else is equal: the pictures, their order and damage, and the number of steps. Steps and not minutes, because a row without a prior would otherwise see more pictures. The full model's speed is measured once, and what it makes in the time given is the budget of every row. The folder remembers it, goes on where it was broken off, and refuses to mix two experiments.
+# Rows are only comparable if all else is equal: the pictures, their order and damage, and the number of steps. Steps and not minutes, because a row without a prior would otherwise see more pictures. What the full model makes in the time given is the budget of every row. The folder remembers it, goes on where it was broken off, and refuses to mix two experiments.
 
 # %%
 #| export
@@ -1143,7 +1144,7 @@ def _measured(base, data, minutes, device):
 
 
 # %% [markdown]
-# The check looks at what the rows are fed. The first batches of all nine must agree to the last bit, the damage too, and another seed must give others. Then two rows are trained for two iterations; said again, nothing is left to do.
+# The check: the first batches of all nine rows must agree to the last bit, and another seed must give others. Then two rows are trained for two iterations; said again, nothing is left to do.
 
 # %%
 test_base = replace(PRESETS["tiny"](), model=GFPGANConfig.tiny(16), run=replace(PRESETS["tiny"]().run, batch=2, log_every=1, channels_last=False))
@@ -1175,7 +1176,7 @@ def verdict(row, full, better):
 
 
 # %% [markdown]
-# How often does this rule speak when there is nothing to say? Let both rows have $n$ seeds each and the same distribution. Then all orders of the $2n$ numbers are equally likely, and two of the $\binom{2n}{n}$ ways to deal them out separate the rows:
+# How often does this rule speak when there is nothing to say? If both rows have $n$ seeds and the same distribution, all orders of the $2n$ numbers are equally likely, and two of the $\binom{2n}{n}$ ways to deal them out separate the rows:
 #
 # $$P(\text{verdict}\mid\text{no difference})=2\Big/\binom{2n}{n}$$ {#eq-evaluation-chance}
 
@@ -1188,12 +1189,12 @@ for n in (1, 2, 3, 4):
     assert chance == 2 / np.prod([(n + i) / i for i in range(1, n + 1)])
 
 # %% [markdown]
-# With two seeds a third of all cells gets an arrow by chance (@eq-evaluation-chance). So an arrow is a hint, and the sizes of the differences have to be looked at as well. With one seed, as in most papers, every cell has an arrow, whatever the truth.
+# With two seeds a third of all cells gets an arrow by chance (@eq-evaluation-chance). So an arrow is a hint; look at the sizes of the differences as well. With one seed, as in most papers, every cell has an arrow, whatever the truth.
 
 # %% [markdown]
 # ## Table 4
 #
-# Every trained row restores one saved test set, and `evaluate` measures them all. The paper's claims stand beside ours as arrows. Metrics of ours that the paper does not have get the paper's nearest one (`counterpart`).
+# Every trained row restores one saved test set, and `evaluate` measures them all. The paper's claims stand beside ours as arrows, those of its nearest metric where it lacks ours (`counterpart`).
 
 # %%
 #| export
@@ -1281,7 +1282,7 @@ def ablation_grid(out, rows, seed=0, faces=6, scale=3):
 
 
 # %% [markdown]
-# First the machinery, on the four networks of two iterations from above. The means are taken again by hand. A second call with fewer faces is refused, because the restored pictures beside the set belong to the first.
+# First the machinery, on the four networks of two iterations. The means are taken again by hand. A second call with fewer faces is refused, as the restored pictures belong to the first.
 
 # %%
 score = lambda **options: score_rows(folders, test_base, clean, (), work / "rows", ("psnr", "ssim"), progress=False, **options)
@@ -1301,7 +1302,7 @@ test_fail(lambda: score(limit=3), exc=ValueError, contains="other faces or with 
 # gfpgan-edu ablate --preset faces32 --data DIR --valid DIR2 --out runs/ablation32 --minutes-each 5.5 --seeds 2
 # ```
 #
-# The results were then scored by networks that took no part in any training.
+# The judges took no part in any training.
 
 # %%
 run4 = stored("table4")
@@ -1320,7 +1321,7 @@ assert all(abs(a - b) < 1e-4 * max(1, abs(b)) for a, b in one.values()), f"basel
 Markdown("\n".join(line for line in ablation_table(run4).splitlines() if line.startswith("|")))
 
 # %% [markdown]
-# In a table as large as @tbl-evaluation-table4 chance alone draws arrows. So they are counted first. Then those that have a counterpart in the paper are held against it.
+# Chance alone draws arrows into a table as large as @tbl-evaluation-table4. So they are counted first, then held against the paper's.
 
 # %%
 arrows = [v for verdicts in run4["verdicts"].values() for v in verdicts.values()]
@@ -1342,9 +1343,9 @@ lines += [f"| {ROWS[row][0]} | " + " | ".join(f"{sign[o]} / {sign[t]}" for r, _,
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# @tbl-evaluation-agreement compares directions only. The networks behind the columns are other ones, the pictures are 32 px instead of 512, and the trainings are minutes instead of days. Agreement is support; disagreement at this scale refutes nothing.
+# @tbl-evaluation-agreement compares directions only: other networks are behind the columns, pictures have 32 px instead of 512, trainings take minutes instead of days. Agreement is support; disagreement at this scale refutes nothing.
 #
-# How large is the uncertainty that the intervals leave out? For the full model, the half width of the interval over pictures, and half the distance of its seeds:
+# How much do the intervals leave out? For the full model, the half width over pictures, and half the distance of its seeds:
 
 # %%
 for label, better, digits in run4["table"]["columns"]:
@@ -1360,22 +1361,23 @@ assert set(v4["a"].values()) == {-1} and m4["full"]["psnr"] - m4["a"]["psnr"] > 
 assert [v4["b"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [1, 1, 1, 1, 0]
 assert [v4["c"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [0, -1, 1, 1, -1]
 assert [v4["d"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [0, -1, 0, 0, 0]
-assert v4["no-parts"][deg] == -1 and v4["D"][deg] == v4["D+fm"][deg] == 0 and v4["D+fm"][fre] == 1
+assert v4["no-parts"][deg] == -1 and v4["D"][deg] == v4["D+fm"][deg] == 0
+assert {k for k, v in v4["D+fm"].items() if v == 1} == {"psnr", "ssim", perceptual, fre}
 
 # %% [markdown]
 # What @tbl-evaluation-table4 says, row by row:
 #
-# - **a)** Without spatial modulation everything gets worse, by many times the distance of the seeds. The codes alone cannot hold the face. This is the paper's clearest claim, and it holds at our scale.
-# - **b)** Steering all channels is *better* here in everything but identity, where the seeds overlap. The paper has it the other way round. A likely reason is the prior: the half of the channels that CS-SFT leaves alone is worth keeping if a large prior wrote it, and ours is small and briefly trained (@sec-train-prior).
-# - **c)** Without the prior structure and identity suffer, as in the paper. The two distances that need no person in particular are slightly better, against the paper; the pictures below show what they do not punish.
-# - **d)** The pyramid loss makes no difference that these runs can show. In ours it is on for most of a short training; what it does for long ones is another question.
-# - **The component loss.** Without it identity is worse in every seed. Between its three forms there is no order in identity. Feature matching is ahead of feature style in three columns by little; the paper prefers feature style, for textures that four pixels of an eye do not have.
+# - **a)** Without spatial modulation everything gets worse, by many times the distance of the seeds: codes alone cannot hold the face. The paper's clearest claim holds at our scale.
+# - **b)** Steering all channels is *better* here in everything but identity, where the seeds overlap. The paper has it the other way round. A likely reason is our small prior (@sec-train-prior): the half of the channels that CS-SFT leaves alone is worth keeping if a large one wrote it.
+# - **c)** Without the prior structure and identity suffer, as in the paper. The two distances that ask for no person in particular are slightly better, against the paper, as they do not punish what the pictures below show.
+# - **d)** The pyramid loss makes almost no difference that these runs, short as they are, can show.
+# - **The component loss.** Without it identity is worse in every seed; its three forms have no order there. Feature matching is ahead of feature style in the other four columns, by little; the paper prefers feature style, for textures that an eye of four pixels does not have.
 # - **L1 only.** The best PSNR and SSIM, as for anyone who asks for nothing else.
 
 # %% [markdown]
 # ## The pictures beside the numbers
 #
-# The counterparts of the paper's Fig. 6 and Fig. 7, with the networks of the first seed.
+# The networks of the first seed.
 
 # %%
 #| label: fig-evaluation-fig6
@@ -1390,15 +1392,12 @@ sheet_of("fig6", ["input", "a) no\nmodulation", "b) SFT", "c) no prior", "d) no\
 sheet_of("fig7", ["input", "no component\nloss", "D", "D + fm", "D + fs (full)", "truth"])
 
 # %% [markdown]
-# At 32 px an eye is four or five pixels wide, so the component loss of @fig-evaluation-fig7 has little to look at (@sec-train-restorer). The rows of @fig-evaluation-fig6 change the whole picture.
-
-# %% [markdown]
-# In @fig-evaluation-fig6 variant a has the light and the pose of the input and the face of somebody else. Variant c has learned to answer the discriminator with horizontal bands: sharp, natural to no one, and not punished by the Fréchet distance. Variants b and d and the full model are alike. Their outlines are those of the truth where the input still has them, and their texture is noise where it has not. The columns of @fig-evaluation-fig7 can hardly be told apart by eye.
+# In @fig-evaluation-fig6 variant a has the light and the pose of the input and the face of somebody else. Variant c answers the discriminator with horizontal bands: sharp, natural to no one, and not punished by the Fréchet distance. Variants b and d and the full model are alike: outlines of the truth where the input still has them, noise where it has not. The columns of @fig-evaluation-fig7 can hardly be told apart by eye; with eyes of four or five pixels the component loss has little to look at (@sec-train-restorer).
 
 # %% [markdown]
 # ## Colour, measured
 #
-# The colour set, made from the same held-out faces and restored by the networks of the first seed. In their training one input in a hundred was grey.
+# The colour set of the same faces, restored by the networks of the first seed.
 
 # %%
 #| label: tbl-evaluation-colour
@@ -1418,7 +1417,7 @@ Markdown("\n".join(lines))
 sheet_of("colour", tint["order"], rows=4)
 
 # %% [markdown]
-# Read @tbl-evaluation-colour and @fig-evaluation-colour-results together, and mind the column of the truth.
+# @tbl-evaluation-colour and @fig-evaluation-colour-results belong together.
 
 # %%
 c4 = tint["by_kind"]
@@ -1429,12 +1428,12 @@ assert c4["yellowed"]["GFP-GAN"]["chroma"] > c4["yellowed"]["U-Net + GAN"]["chro
 
 
 # %% [markdown]
-# All three networks bring the colours nearer to the truth, and none brings them back. Grey faces get up to half of the colourfulness they should have. The L1 network is nearest in chroma and the palest, as an average should be. The adversarial ones choose, and a chosen colour can be wrong. Of the yellow veil the full model leaves the most. The paper's examples of enhanced colours come from a prior that knows what skin looks like; a small one, trained on one grey input in a hundred, has not learned to insist.
+# All three networks bring the colours nearer to the truth, and none brings them back. Grey faces stay below six tenths of the colourfulness they should have. The L1 network is nearest in chroma: an average errs least. The adversarial ones choose, and a chosen colour can be wrong. Of the yellow veil the full model leaves the most: a small prior, trained on one grey input in a hundred, has not learned to insist on skin.
 
 # %% [markdown]
 # ## What the prior invented
 #
-# A restored eye looks as certain as a photographed one. Which parts of it came from the input? One answer needs no truth: restore again with a change that should not matter, and see what moves. Two such changes are at hand. StyleGAN2 adds noise maps to its features, and others are as good. And an input that differs by a grey level or two is the same photo to anybody. With $f_j$ the restored face of the $j$-th of $J$ draws, the map is the standard deviation at each pixel,
+# Which parts of a restored eye came from the input? One answer needs no truth: restore again with a change that should not matter, and see what moves. StyleGAN2's noise maps may be exchanged for others; and an input that differs by a grey level or two is the same photo to anybody. With $f_j$ the restored face of the $j$-th of $J$ draws, the map is the standard deviation at each pixel $p$,
 #
 # $$s(p)=\frac13\sum_{c}\Big(\frac1{J-1}\sum_j\big(f_j(p,c)-\bar f(p,c)\big)^2\Big)^{1/2}$$ {#eq-evaluation-spread}
 #
@@ -1463,7 +1462,7 @@ def spread(net, x, draws=16, nearby=0.0, seed=0):
 
 
 # %% [markdown]
-# Where nothing is random the map has to be zero: a net whose noise strengths are zero, and a U-Net without a prior. Twice the disturbance must give about twice the spread, as long as it is small. And the global random state must be as before.
+# Where nothing is random the map has to be zero: a net whose noise strengths are zero, and a U-Net without a prior. Twice a small disturbance must give about twice the spread. And the global random state must be as before.
 
 # %%
 bundled = load_weights("bundled")
@@ -1498,9 +1497,9 @@ print(f"correlation with the distance to the truth: noise {related[0]:.2f}, inpu
 assert by_noise.mean() < error.mean() / 3 and by_input.mean() < error.mean() / 3 and all(abs(c) < 0.4 for c in related)
 
 # %% [markdown]
-# The maps of @fig-evaluation-spread look like a map of doubt and are none. Outlines and eyes move most, but the places that move are hardly more wrong than others, and the spread is a small part of the distance to the truth. This network gives nearly the same answer to every disturbed question. That is steadiness, not truth. A restorer that was trained to give one answer does not show what else would have been possible.
+# The maps of @fig-evaluation-spread look like maps of doubt and are none. The places that move most are hardly more wrong than others, and the spread is a small part of the distance to the truth. Nearly the same answer to every disturbed question is steadiness, not truth: a restorer that was trained to give one answer does not show what else would have been possible.
 #
-# A search does, because every start ends elsewhere. Six faces that PULSE finds for one input, seen at an eighth of its size:
+# A search does, because every start ends elsewhere. Six faces that PULSE finds for one face at an eighth of its size:
 
 # %%
 target = to_tensor(read_image(clean / "09.png"))
@@ -1517,17 +1516,17 @@ assert apart > 2 * misfit
 compact(show([target[0], torch.nn.functional.interpolate(shrunk(target), size=32, mode="nearest")[0], *found], ["truth", "seen", *"123456"], cols=8, height=0.9))
 
 # %% [markdown]
-# All six of @fig-evaluation-pulse fit the blocks, and no two are the same face. Nothing in a single sharp result tells how many such answers there were. So where it matters, show the input beside the result.
+# All six of @fig-evaluation-pulse fit the blocks, and no two are the same face. A single sharp result does not tell how many such answers there were. So show the input beside the result.
 
 # %% [markdown]
 # ## How it is done today
 #
-# LPIPS, FID and NIQE can all be won by a sharp face of somebody else. The NTIRE challenges of 2025 and 2026 on real-world face restoration [@chen2025ntire] turn the order around. The inputs are 450 faces of five sets. First an identity filter: the results are compared with the *inputs* by AdaFace, and a face whose cosine falls below a threshold counts as somebody else (0.3 for WIDER and WebPhoto, 0.5 for CelebA, 0.6 for LFW and CelebChild). Too many of those, and the method is out. Only then do scores without a truth decide: CLIP-IQA, MANIQA, MUSIQ, Q-Align, NIQE and FID. The filter is the part to copy: with `--metrics deg` and the *input* as `--gt` it works here. The learned scores do not come with this package; their weights have licences of their own.
+# LPIPS, FID and NIQE can all be won by a sharp face of somebody else. The NTIRE challenges of 2025 and 2026 on real-world face restoration [@chen2025ntire] turn the order around, for 450 faces of five sets. First an identity filter: AdaFace compares the results with the *inputs*, and a face whose cosine falls below a threshold counts as somebody else (0.3 for WIDER and WebPhoto, 0.5 for CelebA, 0.6 for LFW and CelebChild). Too many of those, and the method is out. Only then do scores without a truth decide: CLIP-IQA, MANIQA, MUSIQ, Q-Align, NIQE and FID. The filter is the part to copy: `--metrics deg` with the *input* as `--gt`. The learned scores have weights with licences of their own and do not come with this package.
 
 # %% [markdown]
 # ## Put together
 #
-# The whole chain on a real face: three crops of one portrait, damaged, restored by the bundled model, measured, with all decisions under the table.
+# Three crops of one portrait, damaged, restored by the bundled model, measured, with all decisions under the table.
 
 # %%
 fill(work / "portraits", example_faces(3, 128))
@@ -1543,11 +1542,12 @@ Markdown(chain.markdown())
 # %%
 #| label: fig-evaluation-chain
 #| fig-cap: "The three crops: damaged, restored, true."
-#| fig-alt: "Three rows of three portraits of the same astronaut."
-compact(show([read_image(work / "chain" / which / f"{i:02}.png") for which in ("lq", "restored", "gt") for i in range(3)], cols=3, height=1.1))
+#| fig-alt: "Three rows of three portraits of the same astronaut: blurred, clearer, sharp."
+views = {"damaged": "lq", "restored": "restored", "true": "gt"}
+compact(show([read_image(work / "chain" / which / f"{i:02}.png") for which in views.values() for i in range(3)], rows=views, cols=3, height=1.5))
 
 # %% [markdown]
-# With three pictures the intervals are wider than the differences: this table decides nothing, and it says so. Besides, three crops of one photo (@fig-evaluation-chain) are one person. Nothing follows from them for others.
+# With three pictures the interval of PSNR is wider than the difference: this table decides nothing, and it says so. Besides, the three crops (@fig-evaluation-chain) are one person. Nothing follows from them for others.
 
 # %% [markdown]
 # ## Paper, official code, ours
@@ -1573,33 +1573,31 @@ compact(show([read_image(work / "chain" / which / f"{i:02}.png") for which in ("
 # ## What users trip over
 #
 # ::: {.callout-warning}
-# - *How is FID computed where there is no truth?* Against statistics of FFHQ (`--reference`). That is why LFW, CelebChild and WebPhoto have FID and NIQE only.
-# - *I get 5 dB more than the paper.* Another set of damaged pictures. Compare the PSNR of the *input* first: it is in the first row of Table 1 for that reason.
-# - *The reference has another size.* FFHQ faces at 1,024 px beside results of 128 px: part of the distance is sharpness only. Bring the reference to the size of the results: `--reference-size` of `evaluate`, or `gfpgan-edu prepare --aligned --size`. `ablate` does it by itself.
-# - *WebPhoto-Test: 407 or 469?* Both are about. Count what you have; `testset real` notes it.
-# - *My results carry `_00` at the end, or are JPEG.* `--suffix _00`; endings do not matter. JPEG costs quality, though, so write PNG.
-# - *The original test set is gone.* That happened to others. Keep draws.jsonl and the clean faces.
+# - *I get 5 dB more than the paper.* Another set of damaged pictures. Compare the PSNR of the *input* first, in the first row of Table 1.
+# - *The reference has another size,* say 1,024 px beside results of 128 px. Use `--reference-size`; `ablate` does it by itself.
+# - *My results carry `_00` at the end, or are JPEG.* `--suffix _00` cuts it off; endings do not matter, but JPEG costs quality.
+# - *The original test set is gone.* That has happened. Keep draws.jsonl and the clean faces.
 # :::
 
 # %% [markdown]
 # ## Summary
 #
-# - A number belongs to a set, a reference, an N and a protocol (@tbl-evaluation-decisions). All four stand under every table here.
-# - Every damaged picture follows from a seed (@eq-evaluation-draw), and from the log alone it can be made again, to the byte.
+# - A number belongs to a set, a reference, an N and a protocol (@tbl-evaluation-decisions).
+# - Every damaged picture follows from a seed (@eq-evaluation-draw) and can be made again from the log alone.
 # - The meter goes through folders of any program, and faults become part of the result.
-# - Intervals cover the choice of pictures (@eq-evaluation-se), not the training. Two seeds draw a third of all arrows by chance (@eq-evaluation-chance).
+# - Intervals cover the choice of pictures (@eq-evaluation-se), not the training. With two seeds, one cell in three gets an arrow by chance (@eq-evaluation-chance).
 # - Ablations are configs with equal budgets, and a steady answer (@eq-evaluation-spread) is not yet a true one.
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. *Compute.* How many seeds does a row need until an arrow comes by chance in less than one of 1,000 cells? And how many trainings is that for nine rows?
-# 2. *Modify.* Write the verdict for a paired comparison: bootstrap the difference of two methods picture by picture. For which of the damaged sets of this chapter is the paired interval much narrower than the two single ones, and why?
-# 3. *Break.* Let `_numbers` skip the line that counts the unmeasured. Which check of this chapter turns red? If none does, write it.
+# 1. *Compute.* How many seeds does a row need until an arrow comes by chance in less than one of 1,000 cells? How many trainings is that for nine rows?
+# 2. *Modify.* Write the verdict for a paired comparison: bootstrap the difference of two methods picture by picture. For which kind of damaged set is the paired interval much narrower than the single ones, and why?
+# 3. *Break.* Let `_numbers` skip the line that counts the unmeasured. Which check turns red? If none does, write it.
 #
 # Worked solutions: [nbs/solutions/19_evaluation.ipynb](solutions/19_evaluation.ipynb).
 
 # %% [markdown]
 # ## References
 #
-# The tables, sets and ablations are those of @wang2021gfpgan; LFW is due to @huang2007lfw, CelebA to @liu2015celeba, and the faces of the stored runs come from FFHQ [@karras2019stylegan]. The scripts of @gu2022vqfr fix many of the decisions that papers share. The searches are PULSE [@menon2020pulse] and mGANprior [@gu2020mganprior]; the bootstrap is that of @efron1979bootstrap.
+# Tables, sets and ablations are those of @wang2021gfpgan; LFW is due to @huang2007lfw, CelebA to @liu2015celeba, FFHQ to @karras2019stylegan. The scripts of @gu2022vqfr fix many decisions that papers share. The searches are PULSE [@menon2020pulse] and mGANprior [@gu2020mganprior]; the bootstrap is that of @efron1979bootstrap.

@@ -10,8 +10,11 @@
 
 # %%
 #| export
+import ctypes
 import json
 import os
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -53,7 +56,7 @@ draw_map("unet", "latent", "csft", "stylegan2", "output");
 # %% [markdown]
 # ## Where the time goes
 #
-# Most people restore photos on the computer they have, and it has no large graphics card. So the time of one forward pass on a CPU decides whether the method is of use. The last chapters counted operations. A processor that did nothing but convolutions would need
+# Most people restore photos on the computer they have, and it has no large graphics card. So the time of one forward pass on a CPU decides whether the method is of use. @sec-full-scale counted operations. A processor that did nothing but convolutions would need
 #
 # $$ T_{conv} = \frac{F}{R}, $$ {#eq-speed-floor}
 #
@@ -68,7 +71,7 @@ print(f"{bench['machine']}; torch {bench['torch']}, onnxruntime {bench['onnxrunt
 for name, r in rows.items():
     floor = r["seconds"]["fused fp32"] * r["time_by_kind"]["fused fp32"]["convolutions"]
     print(f"{name:12} {r['flops']['plain'] / 1e9:4.0f} GFLOP at {r['flops']['fused'] / floor / 1e9:.0f} GFLOP/s: {floor:.2f} s. Official {r['seconds']['official']:.2f} s, ours as written {r['seconds']['plain']:.2f} s")
-    assert r["seconds"]["official"] > 1.5 * floor and r["seconds"]["plain"] > 1.5 * floor and 0.2 < r["time_by_kind"]["plain"]["the rest"] < 0.3
+    assert r["seconds"]["official"] > 1.5 * floor and r["seconds"]["plain"] > 1.5 * floor and 1 / 8 < r["time_by_kind"]["plain"]["the rest"] < 1 / 3
 assert 0.45 < rows["GFPGANv1"]["time_by_kind"]["official"]["resizing"] < 0.55
 
 # %%
@@ -89,7 +92,7 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 
 
 # %% [markdown]
-# @fig-speed-kinds tells what to do. Half of the time of the official GFPGANv1 is its FIR filter (@eq-fir): without the CUDA extension it inserts zeros and multiplies by them. In ours as written the FIR filter is cheap (@sec-layers), but about a quarter of the time still passes in sums, products and copies of whole maps. The two lower bars of each group are where this chapter ends. Each of the next sections removes one kind of work that changes no result.
+# @fig-speed-kinds tells what to do. Half of the time of the official GFPGANv1 is its FIR filter (@eq-fir): without the CUDA extension it inserts zeros and multiplies by them. In ours as written the FIR filter is cheap (@sec-layers), but an eighth to a third of the time still passes in sums, products and copies of whole maps. The two lower bars of each group are where this chapter ends. Each of the next sections removes one kind of work that changes no result.
 #
 # The checks use a small net in which no bias and no noise strength is zero. Both begin at zero, so a fresh net would hide that they had been forgotten.
 
@@ -124,8 +127,8 @@ class FusedConv2d(nn.Module):
         self.bias = None if conv.bias is None else nn.Parameter((conv.bias * conv.bias_gain).to(dtype), requires_grad=False)
         self.activate = conv.activate
 
-    def forward(self, x, stride=1, padding=None):
-        y = F.conv2d(x, self.weight, self.bias, stride, self.weight.shape[-1] // 2 if padding is None else padding)
+    def forward(self, x, stride=1, padding=None, up=False):
+        y = enlarge_and_convolve(x, self.weight, self.bias) if up else F.conv2d(x, self.weight, self.bias, stride, self.weight.shape[-1] // 2 if padding is None else padding)
         return F.leaky_relu_(y, SLOPE) if self.activate else y
 
 
@@ -197,6 +200,37 @@ frameless = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=Fals
 differ = (frameless - quick.up(x)).abs().amax((0, 1)) > 1e-5
 assert differ[0].all() and differ[-1].all() and differ[:, 0].all() and differ[:, -1].all() and not differ[1:-1, 1:-1].any()
 
+# %% [markdown]
+# The clean networks enlarge first and convolve then. The enlarged map is the largest of all: four times the pixels, and still all channels of the level below. It is read once. So it need never exist as a whole: a band of its rows is made, convolved and forgotten. A row of the result needs three rows of the enlarged map, and these need one row more on each side of the small one.
+
+# %%
+#| export
+BAND = 2**22                                                                # numbers of an enlarged map that exist at once
+
+
+def enlarge_and_convolve(x, weight, bias=None, band=BAND):
+    "F.conv2d(bilinear enlargement of x, weight, bias, padding=1), band by band: x (b, cin, h, w), weight (cout, cin, 3, 3) -> (b, cout, 2h, 2w)."
+    b, _, h, w = x.shape
+    n = min(h, -(-4 * x.numel() // band))
+    if n == 1:
+        return F.conv2d(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), weight, bias, padding=1)
+    y = torch.empty((b, len(weight), 2 * h, 2 * w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    for first, end in pairwise(k * h // n for k in range(n + 1)):
+        low, high = max(first - 2, 0), min(end + 2, h)                      # rows that the enlarged ones depend on, and one to spare
+        rows = F.interpolate(x[:, :, low:high], scale_factor=2, mode="bilinear", align_corners=False)
+        rows = rows[:, :, max(2 * first - 1, 0) - 2 * low:min(2 * end + 1, 2 * h) - 2 * low]
+        if first == 0 or end == h:
+            rows = F.pad(rows, (0, 0, int(first == 0), int(end == h)))      # the zeros beyond the picture
+        y[:, :, 2 * first:2 * end] = F.conv2d(rows, weight, bias, padding=(0, 1))
+    return y
+
+
+# %%
+weight, bias = torch.randn(4, 3, 3, 3), torch.randn(4)
+whole = F.conv2d(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), weight, bias, padding=1)
+for k in (1, 2, 3, 5):                                                      # rows of the small map; 5 are all of it
+    assert_close(enlarge_and_convolve(x, weight, bias, band=4 * k * x[:, :, 0].numel()), whole, rtol=1e-5, atol=1e-5)
+
 
 # %% [markdown]
 # ## The style goes into the smaller of the two
@@ -229,7 +263,6 @@ class FusedModulatedConv2d(nn.Module):
     def forward(self, x, w):
         s = F.linear(w, self.modulation, self.shift)                                         # (b, cin), float32
         d = (s.square() @ self.squares + 1e-8).rsqrt() * self.gain if self.demodulate else torch.full_like(s[:, :1], self.gain)
-        x = self.resample.up(x) if self.up and not self.transposed else x
         fold, weight, bias = len(x) == 1 and self.weight.numel() < x.numel(), self.weight, None
         if fold:
             outer = s.t() * d if self.transposed else d.t() * s                              # of the shape of the weight's first two axes
@@ -238,6 +271,8 @@ class FusedModulatedConv2d(nn.Module):
             x = x * s[:, :, None, None].to(x.dtype)
         if self.transposed:
             y = self.resample.smooth(F.conv_transpose2d(x, weight, stride=2), 1, 4.0, bias=bias)
+        elif self.up:
+            y = enlarge_and_convolve(x, weight, bias)
         else:
             y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
         return y if fold else y.mul_(d[:, :, None, None].to(x.dtype)).add_(self.bias[:, None, None])
@@ -332,8 +367,9 @@ class FusedGFPGAN(nn.Module):
         if not c.use_prior:
             return self.rgb(spatial[-1]).float(), []
         w = F.linear(latent.contiguous().flatten(1), self.to_w, self.w_shift).float().unflatten(1, (-1, c.style_dim)).expand(-1, self.n_codes, -1)
+        own = self.rgb(spatial[-1]).float() if c.prior_share < 1 else None
         image = self.draw(w, spatial).float()
-        return (torch.lerp(self.rgb(spatial[-1]).float(), image, c.prior_share) if c.prior_share < 1 else image), []
+        return (image if own is None else torch.lerp(own, image, c.prior_share)), []
 
     def clean(self, x):
         "The U-Net (@sec-unet): x -> F_latent, F_spatial [8..S]."
@@ -350,21 +386,21 @@ class FusedGFPGAN(nn.Module):
         h = latent
         for b, skip in zip(self.up, reversed(skips)):
             h = h + skip
-            h = b["conv2"](double(b["conv1"](h))).add_(double(b["skip"](h)))
+            h = b["conv2"](b["conv1"](h), up=True).add_(double(b["skip"](h)))
             spatial.append(h)
         return latent, spatial
 
     def draw(self, w, spatial):
-        "The prior, steered by F_spatial (@sec-csft, @sec-stylegan2): w (b, n_codes, style_dim) -> picture."
+        "The prior, steered by F_spatial (@sec-csft, @sec-stylegan2): w (b, n_codes, style_dim) -> picture. Each level of `spatial` is dropped when it has been used."
         h = self.convs[0](self.constant.expand(len(w), -1, -1, -1), w[:, 0])
         image = self.to_rgbs[0](h, w[:, 1])
         for k, to_rgb in enumerate(self.to_rgbs[1:]):
-            i = 2 * k + 1
+            i, f = 2 * k + 1, spatial.pop(0)
             h = self.convs[i](h, w[:, i])
             if self.heads:
                 scale1, scale2, shift1, shift2 = self.heads[k]
                 steered = h[:, h.shape[1] // 2:] if self.config.sft == "half" else h         # a view: what follows changes h
-                torch.addcmul(shift2(shift1(spatial[k])), steered, scale2(scale1(spatial[k])), out=steered)
+                torch.addcmul(shift2(shift1(f)), steered, scale2(scale1(f)), out=steered)
             h = self.convs[i + 1](h, w[:, i + 1])
             image = to_rgb(h, w[:, i + 2]).add_(self.resample.up(image))
         return image
@@ -381,7 +417,11 @@ def fuse(net, dtype=torch.float32, consume=False):
     if isinstance(net, FusedGFPGAN):
         return net
     with torch.no_grad():
-        return FusedGFPGAN(net, dtype, consume)
+        fused = FusedGFPGAN(net, dtype, consume)
+    if consume:
+        with suppress(OSError, AttributeError, TypeError):                  # glibc keeps what was freed until it is asked
+            ctypes.CDLL(None).malloc_trim(0)
+    return fused
 
 
 # %% [markdown]
@@ -545,12 +585,12 @@ for name, r in rows.items():
     s, t = r["seconds"], r["ratio"]
     print(f"{name:13}{s['official']:7.2f} s{s['fused fp32']:6.2f} s{t['fused fp32']:7.1f}{s['fused bf16']:6.2f} s{t['fused bf16']:7.1f}{s['onnxruntime']:6.2f} s{t['onnxruntime']:7.1f}   "
           f"{r['time_by_kind']['fused fp32']['convolutions']:.0%}, bf16 {r['time_by_kind']['fused bf16']['convolutions']:.0%}; {r['psnr']['fused bf16']:.0f} dB")
-    assert t["fused bf16"] > t["onnxruntime"] > t["fused fp32"] > 1.5
+    assert t["fused fp32"] > 1.5 and abs(t["onnxruntime"] / t["fused fp32"] - 1) < 0.25 and t["fused bf16"] > t["onnxruntime"]
     assert max(r["largest_difference"].values()) < 1e-4 * r["range"] and r["psnr"]["fused bf16"] > 40
 assert rows["GFPGANv1"]["ratio"]["fused fp32"] > 4 and rows["GFPGANv1"]["ratio"]["fused bf16"] > 2 * rows["GFPGANv1"]["ratio"]["official, autocast bf16"]
 
 # %% [markdown]
-# Most of what is left is convolution, so little more can be had without changing the network. onnxruntime, with convolutions of its own, is ahead of the fused float32, and behind the fused bfloat16. Autocast on the official network helps far less than the fused bfloat16, because it converts weights and maps at every layer. As written, ours is no faster than the official clean networks: readable code and fast code are two things, and this chapter is the bridge.
+# Most of what is left is convolution, so little more can be had without changing the network. onnxruntime, with convolutions of its own, is about level with the fused float32, and behind the fused bfloat16. Autocast on the official network helps far less than the fused bfloat16, because it converts weights and maps at every layer. As written, ours is no faster than the official clean networks: readable code and fast code are two things, and this chapter is the bridge.
 #
 # Could a compiler do all this? `torch.compile` reads the network as written, joins neighbouring operations and writes code for them, which takes its time at the first picture.
 
@@ -570,13 +610,13 @@ assert c["speedup"] > 1.2 and c["compiled"] > rows["GFPGANv1"]["seconds"]["fused
 for name, r in rows.items():
     whole, after = r["peak_bytes"], r["peak_bytes_after_loading"]
     print(f"{name:12} weights {r['weights_bytes'] / 1e9:.2f} GB; peak in GB (after loading): " + ", ".join(f"{k} {whole[k] / 1e9:.2f} ({after[k] / 1e9:.2f})" for k in whole if k != "import only"))
-    assert whole["fused bf16"] < whole["fused fp32"] < whole["official"]
+    assert max(whole["fused bf16"], whole["fused fp32"]) < whole["official"]
 print(f"import torch alone: {rows['GFPGANv1']['peak_bytes']['import only'] / 1e9:.2f} GB")
-assert all(rows[name]["peak_bytes"]["fused fp32"] < 1.3e9 for name in ("GFPGANv1", "Clean, cm 1")) and all(r["peak_bytes"]["fused bf16"] < 1.3e9 for r in rows.values())
+assert all(r["peak_bytes"][kind] <= 1.3e9 for r in rows.values() for kind in ("fused fp32", "fused bf16"))
 
 # %% [markdown]
-# Before any weights are loaded, PyTorch itself takes its share, since its libraries are large; onnxruntime comes without them and needs the least of all. Three habits keep ours low. `load` reads one tensor at a time and closes the file in between, as what has been read of an open file counts too.
-# It compares names and shapes with an outline of the network and not with one on torch's meta device, whose first use imports a whole compiler. And `fuse(…, consume=True)` frees each layer as it is copied. What is left above the libraries and the weights are maps: the clean network of twice the channels, resized before it is convolved, holds several of the largest at once.
+# Before any weights are loaded, PyTorch itself takes its share, since its libraries are large; onnxruntime comes without them. Five habits keep ours low. `load` reads one tensor at a time and closes the file in between, as what has been read of an open file counts too.
+# It compares names and shapes with an outline of the network and not with one on torch's meta device, whose first use imports a whole compiler. `fuse(…, consume=True)` frees each layer as it is copied. It then asks the C library to hand back what was freed, which glibc would keep for later. And the largest map never exists as a whole (`enlarge_and_convolve`). What is left above libraries and weights are the maps of one level.
 #
 # ## Before anything happens
 #

@@ -287,12 +287,13 @@ for name, p in pictures.items():
 #
 # ## From a file, with limits
 #
-# A program that restores whole folders meets text files called `.jpg`, half downloads, empty files, and now and then a file made to do harm. Each must become one sentence that names the file and the reason, in a moment, in little memory, and the next file must get its turn. Four guards stand before the decoder:
+# A program that restores whole folders meets text files called `.jpg`, half downloads, empty files, and now and then a file made to do harm. Each must become one sentence that names the file and the reason, in a moment, in little memory, and the next file must get its turn. Five guards stand before the decoder:
 #
 # - **Only files.** A named pipe would let the program wait for ever; so would a device. They are asked what they are before they are opened.
 # - **Only photos' formats**, recognised by content, not by name. Pillow knows some forty formats. One of them, EPS, is a program, which Pillow hands to another program.
 # - **A pixel limit, checked in the header.** A few kilobytes can unpack to gigabytes. `MAX_PIXELS` lets the largest phone cameras with 108 million pixels pass.
 # - **A limit for the file**, because some fields are read whole before they are looked at.
+# - **The checksums of a PNG's pixels.** Pillow does not compare them, and shows some damage as if it were the picture. GIF, WebP and TIFF have none: damage there may be decoded as Pillow likes.
 
 # %%
 #| export
@@ -394,10 +395,24 @@ def encoded(im, kind, **options):
 
 
 whole = encoded(small, "JPEG")
-cases = {"a letter": ("letter.jpg", b"Dear Eileen"), "an empty file": ("empty.png", b""), "half a download": ("half.jpg", whole[:len(whole) // 2]), "a PostScript program": ("page.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-         "a bomb: 3 kB that claim 2,500 million pixels": ("bomb.png", png_of(50_000, 50_000, bytes(3_000_000))), "no pixels": ("none.png", png_of(0, 7)), "floating-point numbers": ("float.tif", encoded(Image.new("F", (9, 9)), "TIFF")),
-         "a PNG called .jpg": ("wrong.jpg", encoded(small, "PNG")), "a broken EXIF block": ("exif.png", encoded(small, "PNG", exif=b"Exif\0\0no such thing")), "an animation": ("film.gif", encoded(small, "GIF", save_all=True, append_images=[small.rotate(90), small.rotate(180)])),
-         "1 × 1": ("dot.png", encoded(Image.new("RGB", (1, 1)), "PNG")), "100,000 × 2": ("long.png", encoded(Image.new("RGB", (100_000, 2)), "PNG")), "a name with blanks and accents": ("Müller auf Föhr.png", encoded(small, "PNG"))}
+plain = encoded(small, "PNG", compress_level=0)                             # pixels as they are: a changed byte is a changed colour
+one_byte = plain[:len(plain) // 2] + bytes([plain[len(plain) // 2] ^ 1]) + plain[len(plain) // 2 + 1:]
+turning = dict(save_all=True, append_images=[small.rotate(90), small.rotate(180)])
+cases = {
+    "a letter": ("letter.jpg", b"Dear Eileen"),
+    "an empty file": ("empty.png", b""),
+    "half a download": ("half.jpg", whole[:len(whole) // 2]),
+    "a PNG with one changed byte": ("bit.png", one_byte),
+    "a PostScript program": ("page.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+    "a bomb: 3 kB that claim 2,500 million pixels": ("bomb.png", png_of(50_000, 50_000, bytes(3_000_000))),
+    "no pixels": ("none.png", png_of(0, 7)),
+    "floating-point numbers": ("float.tif", encoded(Image.new("F", (9, 9)), "TIFF")),
+    "a PNG called .jpg": ("wrong.jpg", encoded(small, "PNG")),
+    "a broken EXIF block": ("exif.png", encoded(small, "PNG", exif=b"Exif\0\0no such thing")),
+    "an animation": ("film.gif", encoded(small, "GIF", **turning)),
+    "1 × 1": ("dot.png", encoded(Image.new("RGB", (1, 1)), "PNG")),
+    "100,000 × 2": ("long.png", encoded(Image.new("RGB", (100_000, 2)), "PNG")),
+    "a name with blanks and accents": ("Müller auf Föhr.png", encoded(small, "PNG"))}
 for name, data in cases.values():
     (folder / name).write_bytes(data)
 os.mkfifo(folder / "pipe.jpg")
@@ -576,6 +591,7 @@ temporary.cleanup()
 # | profile, EXIF | – | lost | kept, but for tags about the stored pixels | colours and dates are the user's |
 # | XMP, IPTC, a phone's second picture | – | lost | lost | they can hold crops and edits that are false for the result |
 # | a bad file | – | a Python error ends the run | `PhotoError` with file and reason | the others wait |
+# | damaged pixels | – | – | a PNG's checksums are compared; GIF, WebP and TIFF have none | damage should not pass for the photo |
 # | writing | – | straight to the name | another name, `fsync`, rename | no half results |
 #
 # : Deviations in reading and writing {#tbl-pictures-deviations}

@@ -68,7 +68,7 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output");
 # |---|---|
 # | 0 | everything that was asked for is done, now or before |
 # | 1 | some files failed, the others are done |
-# | 2 | nothing was done: bad usage, no weights, no place to write, or every file failed; for `doctor`: something needed is missing |
+# | 2 | nothing was done: bad usage, no weights, no memory, no place to write, or every file failed; for `doctor`: something needed is missing |
 # | 130 | interrupted with Ctrl-C (128 + the number of the signal, as shells do); finished files are kept |
 # | 141 | the program that read the output went away, as `head` does (128 + 13) |
 #
@@ -291,7 +291,7 @@ class Account:
 
 
 # %% [markdown]
-# The loop takes one picture after the other. It knows the errors that are expected. For the rest (out of memory, a bug) it names the kind of error too, so that a report of it is of use. One error ends the loop: where no disk space is left, the next photo would be restored for nothing.
+# The loop takes one picture after the other. It knows the errors that are expected. For the rest (out of memory, a bug) it names the kind of error too, so that a report of it is of use. Some libraries print complaints of their own past Python, as libtiff does; while a photo is worked on they are not heard. One error ends the loop: where no disk space is left, the next photo would be restored for nothing.
 
 # %%
 #| export
@@ -325,7 +325,7 @@ def each_picture(pairs, work, account):
             if target.exists() and target.samefile(path):
                 raise ValueError("the result would overwrite the original")
             with only_ours():
-                told = work(path, target)
+                found = work(path, target)
         except NoFace as e:
             account.tell(path, "no_face", reason(e, path))
         except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
@@ -334,7 +334,7 @@ def each_picture(pairs, work, account):
                 complain(f"{account.out}: no more can be written; the same command goes on when there is room")
                 break
         else:
-            account.tell(path, "done", result=str(target), **told)
+            account.tell(path, "done", result=str(target), **found)
 
 
 # %%
@@ -1051,8 +1051,6 @@ class Evaluate:
     device: Literal["auto", "cpu"] = "auto"
 
     def run(self):
-        from dataclasses import replace
-
         from gfpgan_edu.evaluation import evaluate
         from gfpgan_edu.metrics import Files, Protocol
 
@@ -1540,7 +1538,7 @@ code, out, err = run(table)
 assert code == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in out and len(err) == 1
 
 # %% [markdown]
-# Then one result is deleted and another is broken. The rest is measured, and the exit code tells.
+# Then one result is deleted and another is broken. The rest is measured, and the exit code tells. The table of the first run is replaced only with `--force`.
 
 # %%
 Path(folder.name, "set/lq/0.png").unlink()
@@ -1785,7 +1783,6 @@ folder.cleanup()
 # - **Other weights, the same result.** The photo was done before, with the old weights. Say `--force`, or name another folder.
 # - **"gfpgan-edu: command not found".** The environment in which the package was installed is not active.
 # - **"libGL.so.1: cannot open shared object file".** A server without graphics libraries; `gfpgan-edu doctor` says what to install.
-# - **TIFF files.** The library that reads them may print warnings of its own to stderr.
 # :::
 #
 # ## Summary

@@ -5,7 +5,7 @@
 #
 # **You will build** four measurements that a model should pass through before anybody uses it: whether it treats skin tones alike, what it does with grey and dark photos, from which damage on it draws somebody else, and how it fails on turned heads. The licences of everything that is used stand at the end.
 # **Needs** the damage of @sec-degradation, the identity network of @sec-identity, the metrics of @sec-metrics.
-# **Runs in** about 25 s on a laptop CPU.
+# **Runs in** about 20 s on a laptop CPU.
 #
 # The paper closes with two figures. Its Fig. 8 shows dark-skinned faces and one failure, a grey photo whose skin gets the wrong colour. Its Fig. 9 shows limits: heavy damage and large poses. This chapter is our counterpart of both, with the bundled model. Where the paper shows examples, here are numbers, which anybody can compute for another model by changing one name.
 
@@ -31,7 +31,7 @@ from gfpgan_edu.weights import load_prior, load_weights
 # %% [markdown]
 # ## Whose faces?
 #
-# A fair test needs photos of many people who agreed to it, with notes on who they are. No such set comes with this package, and none should be scraped together. So the test faces are samples of the bundled prior: nobody's portraits, as many as we like, and each with an exact truth. Such faces test the *restorer*. They say nothing about people whom the prior never draws, and that is the first finding, not a footnote. Let us see whom it draws.
+# A fair test needs photos of many people who agreed to it, with notes on who they are. No such set comes with this package, and none should be scraped together. So the test faces are samples of the bundled prior: nobody's portraits, as many as we like, and each with an exact truth. Such faces test the *restorer*. They say nothing about people whom the prior never draws, and that is the first finding, not a footnote. So whom does it draw?
 #
 # Skin tone in a picture can be described by the *individual typology angle* [@chardon1991ita], computed from the CIELAB colour of the cheeks:
 #
@@ -41,7 +41,7 @@ from gfpgan_edu.weights import load_prior, load_weights
 
 # %%
 torch.set_num_threads(1)
-N = 240
+N = 160
 prior, net, embed = load_prior("bundled"), fuse(load_weights("bundled")), load_embedder()
 seeded = lambda seed: torch.Generator().manual_seed(seed)
 with torch.inference_mode():
@@ -88,8 +88,8 @@ assert share.sum() == 1 and (tone < -30).mean() < 0.06
 
 # %%
 #| label: fig-limits-groups
-#| fig-cap: "240 samples of the bundled prior by apparent skin tone; two of each group, none picked."
-#| fig-alt: "Five bars of which the darkest-tone one is among the lowest; below, five pairs of small made-up faces from darker to lighter."
+#| fig-cap: "160 samples of the bundled prior by apparent skin tone; two of each group, none picked."
+#| fig-alt: "Five bars of about equal height; below, five pairs of small made-up faces from darker to lighter."
 fig, axes = plt.subplots(2, 5, figsize=(8, 3), layout="constrained", height_ratios=(1, 1.3), sharex="row")
 whole = fig.add_subplot(axes[0, 0].get_gridspec()[0, :])
 whole.bar(range(5), share, color=["#5c3a21", "#9a6a3c", "#c89868", "#e3bf9a", "#f3dfcb"], edgecolor="#444444")
@@ -136,7 +136,7 @@ for k, name in enumerate(GROUPS):
 means = np.array([angles[group == k].mean() for k in range(5)])
 slope = np.polyfit(cheeks(faces)[:, 0], cheeks(out)[:, 0], 1)[0]
 print(f"one L* more in the truth gives {slope:.2f} more in the result; correlation of tone and angle {np.corrcoef(tone, angles)[0, 1]:+.2f}")
-assert means[0] == means.max() and np.ptp(means) < 2.2 * max(half(angles[group == k]) for k in range(5))           # the largest, the intervals about touch
+assert means[0] == means.max() and np.ptp(means) < 2 * min(half(angles[group == k]) for k in range(5))      # all intervals overlap
 assert 0.9 < slope < 1.05 and all(abs(moved["restored"][group == k].mean()) < 1.5 for k in range(5))
 
 # %%
@@ -146,10 +146,10 @@ assert 0.9 < slope < 1.05 and all(abs(moved["restored"][group == k].mean()) < 1.
 first = np.concatenate([np.flatnonzero(group == k)[:2] for k in range(5)])
 grey = np.stack([degrade(f, replace(p, gray=True)) for f, p in zip(faces, draws)])
 from_grey = restored(grey)
-compact(show([x[i] for x in (faces, damaged, out, from_grey) for i in first], cols=10, height=0.8))
+compact(show([x[i] for x in (faces, damaged, out, from_grey) for i in first], rows=("truth", "input", "restored", "from grey"), cols=10, height=0.8))
 
 # %% [markdown]
-# The tones of rows one and three of @fig-limits-alike agree, and the numbers say the same: the lightness of the cheeks stays within about one unit in every group. The identity angle is largest for the darkest group. The difference to the others is a few degrees, the intervals about touch, and already the *damaged* faces of this group differ more than others from their truths; so 240 faces neither prove nor exclude that the model is a little worse there. This is how a careful answer looks. "It performs well on most", which one reads in papers, is another way to say it.
+# The tones of rows one and three of @fig-limits-alike agree, and the numbers say the same: the lightness of the cheeks stays within about one unit in every group. The identity angle is largest for the darkest group. The difference to the others is a few degrees, all intervals overlap, and already the *damaged* faces of this group differ more than others from their truths; so 160 faces neither prove nor exclude that the model is a little worse there. This is how a careful answer looks. "It performs well on most", which one reads in papers, is another way to say it.
 #
 # Two cautions. The judge is the small embedder of @sec-identity, trained on 55 people of the press photos of 2002; a biased judge can hide a bias, or make one. And systems in use have been measured to err unevenly between groups [@buolamwini2018shades], so a borrowed judge is no way out.
 
@@ -208,33 +208,34 @@ np.testing.assert_array_equal(exposed(faces[:2], 0), faces[:2])
 assert exposed(np.full((1, 1, 1, 3), 200, np.uint8), -1)[0, 0, 0, 0] == 146          # by hand: half the light of 200 is 146, not 100
 light = {}
 for stops in (-3, -2, -1, 0, 1):
-    y = exposed(faces[:48], stops)
+    y = exposed(faces[:32], stops)
     x = np.stack([degrade(f, p) for f, p in zip(y, draws)])
     o = restored(x)
     light[stops] = y, x, o, away(o, y), cheeks(y)[:, 0].mean(), cheeks(o)[:, 0].mean()
     print(f"{stops:+} stops: L* {light[stops][4]:.0f} -> {light[stops][5]:.0f}, identity angle input {away(x, y).mean():.0f}°, restored {light[stops][3].mean():.0f}°")
-assert light[-2][5] > light[-2][4] + 10 and light[-2][3].mean() > 1.5 * light[0][3].mean() and light[1][5] < light[1][4]
+assert light[-2][5] > light[-2][4] + 20 and light[-2][3].mean() > 1.5 * light[0][3].mean() and light[1][5] < light[1][4]
 
 # %%
 #| label: fig-limits-dark
 #| fig-cap: "Two faces at five exposures: truth, input, restored."
 #| fig-alt: "Three rows of ten small faces; the dark ones are returned much brighter and distorted."
-compact(show([light[s][k][i] for k in range(3) for i in (5, 2) for s in light], [f"{s:+}" for _ in range(2) for s in light], cols=10, height=0.8))
+shown = [light[s][k][i] for k in range(3) for i in (5, 2) for s in light]
+compact(show(shown, [f"{s:+}" for _ in range(2) for s in light], rows=("truth", "input", "restored"), cols=10, height=0.8))
 
 # %% [markdown]
-# One stop more or less costs little. At two stops less the model of @fig-limits-dark does not restore the picture, it *repaints* it, lighter by more than ten units and as somebody farther from the person. This touches dark skin in bad light first. The cure for a user is dull: bring the exposure to normal before, and undo it afterwards. The cure in training is a narrower jitter, or none.
+# One stop more or less costs a few degrees. At two stops less the model of @fig-limits-dark does not restore the picture, it *repaints* it, lighter by more than twenty units and as somebody farther from the person. This touches dark skin in bad light first. The cure for a user is dull: bring the exposure to normal before, and undo it afterwards. The cure in training is a narrower jitter, or none.
 
 # %% [markdown]
 # ## The point where somebody else appears
 #
-# Fig. 9 shows twisted faces under heavy damage. More dangerous is the case in which nothing looks twisted. As damage grows, at some point the result is a good face of another person. Where is that point? Three angles tell, for 48 faces and growing damage $d$ (reduction by $d$, blur and JPEG with it):
+# Fig. 9 shows twisted faces under heavy damage. More dangerous is the case in which nothing looks twisted. As damage grows, at some point the result is a good face of another person. Where is that point? Three angles tell, for 32 faces and growing damage $d$ (reduction by $d$, blur and JPEG with it):
 #
 # $$a_{own}=\angle(\hat y_i,\,y_i),\qquad a_{twin}=\angle(\hat y_i,\,\hat y_i'),\qquad a_{other}=\angle(\hat y_i,\,\hat y_j)$$ {#eq-limits-angles}
 #
-# $\hat y_i$ and $\hat y_i'$ are restorations of one face $y_i$ under two seeds of the noise, $\hat y_j$ that of another face, $\angle$ the angle between embeddings. As long as the person survives, $a_{own}$ is far below $a_{other}$. And a police line-up: how often is the true face, among all 48, the one nearest to the restored one?
+# $\hat y_i$ and $\hat y_i'$ are restorations of one face $y_i$ under two seeds of the noise, $\hat y_j$ that of another face, $\angle$ the angle between embeddings. As long as the person survives, $a_{own}$ is far below $a_{other}$. And a police line-up: how often is the true face, among all 32, the one nearest to the restored one?
 
 # %%
-people = faces[:48]
+people = faces[:32]
 vectors = lambda x: torch.nn.functional.normalize(embed(to_tensor(x)))
 
 
@@ -245,43 +246,45 @@ def damage(d, seed):
 steps, curve, sample = (1, 2, 4, 6, 8, 12, 16), [], []
 with torch.inference_mode():
     true = vectors(people)
-    strangers = angle(true[:, None], true[None])[~torch.eye(48, dtype=bool)].mean().item()
+    strangers = angle(true[:, None], true[None])[~torch.eye(32, dtype=bool)].mean().item()
     for d in steps:
         x, twin = (np.stack([degrade(f, damage(d, i + 1000 * k)) for i, f in enumerate(people)]) for k in (0, 1))
         y, y2 = restored(x), restored(twin)
         v, v2, vx = vectors(y), vectors(y2), vectors(x)
-        others = angle(v[:, None], v[None])[~torch.eye(48, dtype=bool)].mean().item()
-        found = [(angle(q[:, None], true[None]).argmin(1) == torch.arange(48)).float().mean().item() for q in (v, vx)]
+        others = angle(v[:, None], v[None])[~torch.eye(32, dtype=bool)].mean().item()
+        found = [(angle(q[:, None], true[None]).argmin(1) == torch.arange(32)).float().mean().item() for q in (v, vx)]
         curve.append((angle(v, true).mean().item(), angle(v, v2).mean().item(), others, *found))
         sample.append((x[4], y[4], y2[4]))
 own, twins, other, found, found_input = np.array(curve).T
-print(f"two different people: {strangers:.0f}°; line-up by chance {1 / 48:.0%}")
+print(f"two different people: {strangers:.0f}°; line-up by chance {1 / 32:.0%}")
 for row in zip(steps, own, twins, other, found, found_input):
     print("damage %2d: own %.0f°, twin %.0f°, other %.0f°, found %.0f %% (input %.0f %%)" % (*row[:4], *(100 * v for v in row[4:])))
+assert 0.6 < found[3] < 0.9 and 0.4 < found[4] < 0.6 and found[5] < 0.2                 # at 6, 8 and 12
 assert (np.diff(own[1:]) > 0).all() and found[0] == 1 and found[-1] < 0.15 and (np.abs(found - found_input) < 0.25).all()
 assert own[-1] > 0.95 * strangers and twins[-1] < own[-1] / 2                          # a stranger, and twice the same one
 
 # %%
 #| label: fig-limits-invents
-#| fig-cap: "Left: the three angles as damage grows (means of 48 faces). Right: how often the true face is the nearest of 48, for the restored and for the damaged face."
-#| fig-alt: "Left, the curve of the own face rises from 20 to 90 degrees and meets that of other people, while the curve of twins stays at 30 and below. Right, two falling curves close together."
+#| fig-cap: "Left: the three angles as damage grows (means of 32 faces). Right: how often the true face is the nearest of 32, for the restored and for the damaged face."
+#| fig-alt: "Left, the curve of the own face rises from 15 to nearly 90 degrees and crosses that of other people, while the curve of the same face again stays near 30 and below. Right, two falling curves close together."
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
 for v, name, colour in ((own, "own face", "#0072B2"), (other, "other people", "#444444"), (twins, "the same face again", "#D55E00")):
     ax.plot(steps, v, "o-", ms=3, color=colour, label=name)
 ax.axhline(strangers, ls=":", color="#444444"), ax.set(xlabel="damage: reduced by", ylabel="identity angle (°)", ylim=(0, 100)), ax.legend(fontsize=8)
 bx.plot(steps, found, "o-", ms=3, color="#0072B2", label="restored"), bx.plot(steps, found_input, "o--", ms=3, color="#E69F00", label="damaged")
-bx.axhline(1 / 48, ls=":", color="#444444"), bx.set(xlabel="damage: reduced by", ylabel="found in the line-up", ylim=(0, 1.05)), bx.legend(fontsize=8);
+bx.axhline(1 / 32, ls=":", color="#444444"), bx.set(xlabel="damage: reduced by", ylabel="found in the line-up", ylim=(0, 1.05)), bx.legend(fontsize=8);
 
 # %%
 #| label: fig-limits-heavy
 #| fig-cap: "One face under growing damage: input, restored, restored under another noise. The first picture is the truth."
 #| fig-alt: "Three rows; the inputs dissolve into grey fog, the restored faces keep a face's features up to a reduction by 6, then melt, and the lower two rows resemble each other all along."
 blank = np.full_like(people[0], 255)
-compact(show([people[4], *(s[0] for s in sample), blank, *(s[1] for s in sample), blank, *(s[2] for s in sample)], ["truth", *map(str, steps)], cols=8, height=0.95))
+shown = [people[4], *(s[0] for s in sample), blank, *(s[1] for s in sample), blank, *(s[2] for s in sample)]
+compact(show(shown, ["truth", *map(str, steps)], rows=("input", "restored", "other noise"), cols=8, height=0.95))
 
 
 # %% [markdown]
-# The orange curve of @fig-limits-invents is the trap. Up to a reduction by 4 the own face is found almost always. At 6 there is still a face in @fig-limits-heavy, and in about a fifth of the cases somebody else is nearer to it. At 16 the result is as far from its person as a stranger is, and twisted, like the paper's examples. But two restorations of one face still agree: the model invents, and it invents the *same* face again. Agreement between runs, a natural test of reliability, proves nothing. The grey curve falls at the end for a related reason: the answers become alike, whoever was asked about.
+# The orange curve of @fig-limits-invents is the trap. Up to a reduction by 4 the own face is found almost always. At 6 there is still a face in @fig-limits-heavy, and in about a quarter of the cases somebody else is nearer to it. At 16 the result is as far from its person as a stranger is, and twisted, like the paper's examples. But two restorations of one face still agree: the model invents, and it invents the *same* face again. Agreement between runs, a natural test of reliability, proves nothing. The grey curve falls at the end for a related reason: the answers become alike, whoever was asked about.
 #
 # The dashed curve is the other lesson. The line-up succeeds nearly as often with the damaged face itself. Restoration made the pictures nicer to look at; it added little about who it is. It cannot add much: the network sees the input and nothing else.
 
@@ -309,7 +312,7 @@ def turned(x, degrees, radius=0.42):
 np.testing.assert_array_equal(turned(people[:2], 0), people[:2])                       # no turn, no change
 np.testing.assert_allclose(turned(people[:2], 30)[:, :, ::-1].astype(int), turned(people[:2, :, ::-1], -30), atol=1)    # mirrored
 yaws, pose = (0, 15, 30, 45, 60), []
-mild = [damage(3, i) for i in range(48)]
+mild = [damage(3, i) for i in range(32)]
 for yaw in yaws:
     y = turned(people, yaw)
     x = np.stack([degrade(f, p) for f, p in zip(y, mild)])
@@ -322,7 +325,7 @@ assert pose[0][0] > 0.5 and pose[-1][0] < -0.2 and pose[0][0] > pose[2][0] > pos
 #| label: fig-limits-pose
 #| fig-cap: "A made-up face turned on its cylinder: truth, input, restored."
 #| fig-alt: "Three rows of five small faces turning to the side; the restored ones grow more distorted."
-compact(show([p[k] for k in (2, 3, 4) for p in pose], [f"{a}°" for a in yaws], cols=5, height=0.95))
+compact(show([p[k] for k in (2, 3, 4) for p in pose], [f"{a}°" for a in yaws], rows=("truth", "input", "restored"), cols=5, height=0.95))
 
 # %% [markdown]
 # The cylinder is a stand-in, so read the trend of @fig-limits-pose, not the values. From a gain over the input the model falls to a loss: as the head turns, it draws a smear where the prior expected an eye and a cheek. The identity angle hardly notices. The embedder saw frontal faces too, and its word on a turned one is worth little: a judge has limits of its own.
@@ -385,7 +388,7 @@ print(len(NOTE), "letters, read back from the file")
 # %%
 worst = list(GROUPS)[means.argmax()]
 limit = next(d for d, f in zip(steps, found) if f < 0.5)
-lines = [("identity angle, groups of tone", f"{means.min():.0f}° to {means.max():.0f}°; largest for “{worst}”, intervals about touch"),
+lines = [("identity angle, groups of tone", f"{means.min():.0f}° to {means.max():.0f}°; largest for “{worst}”, all intervals overlap"),
          ("tone from colour photos", f"kept (slope {slopes['colour', 'lightness L*']:.2f} in L*)"), ("tone from grey photos", f"drawn to the middle (slopes {slopes['grey', 'lightness L*']:.2f} in L*, {slopes['grey', 'yellow b*']:.2f} in b*)"),
          ("two stops underexposed", f"repainted: L* {light[-2][4]:.0f} becomes {light[-2][5]:.0f}"), ("person lost", f"in most cases from a reduction by {limit} ({64 // limit} px a side)"),
          ("turned by 60°", f"{pose[-1][0]:+.1f} dB against the input, frontal {pose[0][0]:+.1f} dB")]
@@ -422,7 +425,7 @@ Markdown("\n".join(["| measured on made-up faces of 64 px | bundled model |", "|
 # - The prior draws whom it saw. Hardly one sample in twenty is darker than brown (@eq-limits-ita).
 # - With colour in the input, the bundled model keeps every tone; a difference in identity between tones is at most a few degrees. Without colour it gives everybody nearly the same.
 # - A very dark photo counts as damaged and is repainted.
-# - From a reduction by 8 on, a 64 px face is mostly somebody else, and the same somebody each time (@eq-limits-angles).
+# - At a reduction by 8 a 64 px face is somebody else in half of the cases, at 12 nearly always, and the same somebody each time (@eq-limits-angles).
 # - Code, weights and data have a licence each; the strictest decides.
 
 # %% [markdown]

@@ -51,7 +51,7 @@ for i, (name, reads, knows, meets, runs, kind) in enumerate(ROWS):
     ax.text(0, y, name, va="center", fontsize=9, weight="bold")
     for x0, w, text, on in ((2.2, 1.5, reads, False), (4.1, 2.4, knows, True), (6.9, 3.6, meets, False)):
         ax.add_patch(FancyBboxPatch((x0, y - 0.3), w, 0.6, boxstyle="round,pad=0.04", fc=COLOURS[kind] if on else "#f2f2f2", ec="#444444", lw=0.7))
-        ax.text(x0 + w / 2, y, text, ha="center", va="center", fontsize=8, color="white" if on and kind != 1 else "#222222")
+        ax.text(x0 + w / 2, y, text, ha="center", va="center", fontsize=8, color="white" if on and kind == 0 else "#222222")
     for a, b in ((3.75, 4.05), (6.55, 6.85)):
         ax.annotate("", (b, y), (a, y), arrowprops=dict(arrowstyle="-|>", color="#444444"))
     ax.text(11.1, y, runs, ha="center", va="center", fontsize=8)

@@ -69,7 +69,7 @@ for k in (1, 2, 4, 8, 12):
 assert max(angles) == 8 and angles[1] < angles[4] < angles[8] and angles[2] < strangers
 
 # %%
-#| fig-alt: "A row of restored portraits, from damage of growing strength; the face changes from left to right."
+#| fig-alt: "A row of portraits restored from smaller and smaller photos; the last one is vaguer and has changed."
 show(restored, [f"from 1/{k}" for k in angles], height=1.4);
 
 

@@ -34,7 +34,7 @@ for r, factor in {2: 5 / 8, 3: (1 + 2 * 5 / 9) / 3, 8: 2 / 3}.items():
 
 
 # %% [markdown]
-# The noise becomes 1.6 times weaker at $r=2$ and 1.5 times weaker for large $r$; between them it hardly depends on $r$. (At $r=3$ a third of the pixels keeps the noise whole, $f=0$.)
+# The noise becomes 1.6 times weaker at $r=2$ and 1.5 times weaker for large $r$. It hardly depends on $r$: at $r=3$, where $f=0$ in a third of the pixels along each axis, the factor is 1.4.
 #
 # ## 2. Modify: noise that grows with brightness
 #
@@ -50,17 +50,19 @@ def add_sensor_noise(x, delta, seed):
 spread = {value: (add_sensor_noise(flat(value), 10, seed=1) - value).std() * 255 for value in (0.25, 0.5, 0.75)}
 print({value: f"{s:.1f}" for value, s in spread.items()}, "grey levels of noise")
 np.testing.assert_allclose([spread[0.75] / spread[0.25], spread[0.5]], [np.sqrt(1.4 / 0.6), 10], rtol=0.02)
-same = add_noise(flat(0.5), 10, seed=1)                                       # equal at mid grey, to the last bit or nearly
+# equal at mid grey, to the last bit or nearly
+same = add_noise(flat(0.5), 10, seed=1)
 np.testing.assert_allclose(add_sensor_noise(flat(0.5), 10, seed=1), same, atol=1e-6)
 
 # %%
 #| fig-alt: "Three strips with two eyes: clean, with noise everywhere alike, with noise that grows with brightness."
 eyes = np.s_[44:80, 34:94]
-show([p[eyes] for p in (x, add_noise(x, 20, 0), add_sensor_noise(x, 20, 0))], ["clean", "the same everywhere", "grows with brightness"], height=1.3);
+show([p[eyes] for p in (x, add_noise(x, 20, 0), add_sensor_noise(x, 20, 0))],
+     ["clean", "the same everywhere", "grows with brightness"], height=1.3);
 
 
 # %% [markdown]
-# In the right picture the white of the eye and the skin carry more grain than in the middle one (that of @fig-degradation-noise), and the pupils and lashes less: dark places of a real photo look cleaner in linear values, too.
+# In the right picture the white of the eye and the skin carry more grain than in the middle one (that of @fig-degradation-noise), and the pupils and lashes less.
 #
 # ## 3. Break: noise before the reduction
 #

@@ -42,7 +42,8 @@ print(f"4000 × 3000: {copies(3000)} copies; 1600 × 1200: {copies(1200)}, with 
 print(f"first copy: {first:.3f} of the work as derived, {seen[0] / sum(seen):.3f} counted at 400 × 300")
 assert abs(first - seen[0] / sum(seen)) < 0.01
 
-b, t = 20, 5                                                                   # squares drawn and counted, against (b - t)/(b + t)
+# squares drawn and counted, against (b - t)/(b + t)
+b, t = 20, 5
 canvas = np.zeros((2, b, b + t), bool)
 canvas[0, :, :b] = canvas[1, :, t:] = True
 overlap = (canvas[0] & canvas[1]).sum() / (canvas[0] | canvas[1]).sum()
@@ -115,7 +116,8 @@ def mirror_in_place(c):
 
 
 class Careless(FaceFolder):
-    kept = None                                                                # one dictionary per picture, for good
+    # one dictionary per picture, for good
+    kept = None
 
     def __getitem__(self, key):
         item, (flipped, _) = super().__getitem__(key), self.draw(*key)
@@ -151,4 +153,4 @@ print(f"scale {scale:.1f}; the aligned face moves by {moved[0]:.1f} px sideways 
 np.testing.assert_allclose(np.hypot(*moved), scale * np.sqrt(2), rtol=1e-6)
 
 # %% [markdown]
-# A face 40 px wide is enlarged about seven times, so one pixel of the photo becomes about seven of the 512 in each direction: more than half of the width of an iris.
+# A face 40 px wide is enlarged about seven times, so one pixel of the photo becomes about seven of the 512 in each direction: about a third of the width of an iris.

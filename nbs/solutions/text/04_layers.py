@@ -36,7 +36,8 @@ exact = math.sqrt(2 / (1 + SLOPE**2))
 growth, factor = sizes(SQRT2)[-1] / sizes(exact)[-1], 1.04 ** (45 / 2)
 print(f"exact gain {exact:.3f}; after 45 layers √2 is larger by {growth:.1f}, predicted {factor:.1f}")
 assert 0.7 < growth / factor < 1.4 and 0.7 < sizes(exact)[-1] < 1.4
-np.testing.assert_allclose((sizes(SQRT2, 10, 2048) / sizes(exact, 10, 2048))[-1], 1.04**5, rtol=0.06)      # closer: wide, fewer layers
+# closer: wide, fewer layers
+np.testing.assert_allclose((sizes(SQRT2, 10, 2048) / sizes(exact, 10, 2048))[-1], 1.04**5, rtol=0.06)
 
 
 # %% [markdown]
@@ -63,7 +64,8 @@ longer, x = Longer(), torch.randn(1, 2, 32, 32)
 assert longer.down(x).shape == (1, 2, 16, 16) and longer.up(x).shape == (1, 2, 64, 64) and longer.smooth(x, pad=3).shape[-1] == 33
 assert_close(longer.down(x), upfirdn(x, longer.kernel, down=2, pad=(2, 2)), atol=1e-6, rtol=1e-5)
 assert_close(longer.up(x), 4 * upfirdn(x, longer.kernel, up=2, pad=(3, 2)), atol=1e-6, rtol=1e-5)
-for f in (1 / 16, 1 / 8, 3 / 16, 3 / 8):                                     # cycles per pixel, along one axis
+# cycles per pixel, along one axis
+for f in (1 / 16, 1 / 8, 3 / 16, 3 / 8):
     wave = torch.exp(2j * math.pi * f * torch.arange(64)).expand(1, 1, 64, 64)
     parts = [longer.down(part.contiguous())[..., 4:-4, 4:-4] for part in (wave.real, wave.imag)]
     assert_close(torch.complex(*parts).abs().mean().item(), math.cos(math.pi * f) ** 5, atol=1e-4, rtol=1e-4)
@@ -78,7 +80,8 @@ for name, net, order in (("1, 3, 3, 1", Resample("fir"), 3), ("1, 5, 10, 10, 5, 
     kept, leaked = (power(net.double().down(part)) / power(part) for part in (low, high))
     response = np.cos(np.pi * grid) ** (2 * order)
     print(f"{name:18} keeps {kept:4.0%} of the power that fits, lets {leaked:4.1%} of the rest alias")
-    np.testing.assert_allclose([kept, leaked], [response[grid < 0.25].mean(), response[grid > 0.25].mean()], rtol=0.1, atol=0.003)
+    np.testing.assert_allclose([kept, leaked], [response[grid < 0.25].mean(), response[grid > 0.25].mean()],
+                               rtol=0.1, atol=0.003)
 
 
 # %% [markdown]
@@ -91,7 +94,8 @@ for name, net, order in (("1, 3, 3, 1", Resample("fir"), 3), ("1, 5, 10, 10, 5, 
 # %%
 class NoBiasGain(EqualizedConv2d):
     def forward(self, x, stride=1, padding=None):
-        y = F.conv2d(x, self.weight * self.weight_gain, self.bias, stride=stride, padding=self.weight.shape[-1] // 2)
+        y = F.conv2d(x, self.weight * self.weight_gain, self.bias, stride=stride,
+                     padding=self.weight.shape[-1] // 2)
         return F.leaky_relu(y, SLOPE) if self.activate else y
 
 

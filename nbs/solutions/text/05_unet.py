@@ -118,7 +118,8 @@ def equals_its_definition(cls):
     block, x = cls(6, 10, resample="bilinear").double(), torch.randn(2, 6, 16, 16, dtype=torch.float64)
     scaled = lambda conv: conv.weight / conv.weight[0].numel() ** 0.5
     act = lambda h: F.leaky_relu(h, 0.2) * 2**0.5
-    h = act(F.conv2d(F.avg_pool2d(act(F.conv2d(x, scaled(block.conv1), padding=1)), 2), scaled(block.conv2), padding=1))
+    h = act(F.conv2d(F.avg_pool2d(act(F.conv2d(x, scaled(block.conv1), padding=1)), 2),
+                     scaled(block.conv2), padding=1))
     torch.testing.assert_close(block(x), (h + F.conv2d(F.avg_pool2d(x, 2), scaled(block.skip))) / 2**0.5)
 
 

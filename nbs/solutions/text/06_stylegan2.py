@@ -83,7 +83,8 @@ def sizes(demodulate, scale):
     return out
 
 
-cases = {"demodulated": sizes(True, 1), "demodulated, code × 2": sizes(True, 2), "without": sizes(False, 1), "without, code × 2": sizes(False, 2)}
+cases = {"demodulated": sizes(True, 1), "demodulated, code × 2": sizes(True, 2), "without": sizes(False, 1),
+         "without, code × 2": sizes(False, 2)}
 for name, v in cases.items():
     print(f"{name:22} from {v[0]:.1f} to {v[-1]:.2g} in {len(v)} layers")
 assert 0.2 < cases["demodulated, code × 2"][-1] / cases["demodulated"][-1] < 5
@@ -92,7 +93,8 @@ assert cases["without, code × 2"][-1] > 50 * cases["without"][-1] and cases["wi
 # %%
 #| fig-alt: "Curves of the standard deviation over the convolutions, on a logarithmic axis."
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
-for (name, v), colour, style in zip(cases.items(), ("#0072B2", "#56B4E9", "#E69F00", "#D55E00"), ("-", "--", "-", "--")):
+for (name, v), colour, style in zip(cases.items(), ("#0072B2", "#56B4E9", "#E69F00", "#D55E00"),
+                                    ("-", "--", "-", "--")):
     ax.plot(range(1, len(v) + 1), v, style, marker="o", ms=4, color=colour, label=name)
 ax.set(yscale="log", xlabel="convolution", ylabel="standard deviation")
 ax.legend(fontsize=8);

@@ -36,13 +36,15 @@ def cost(c, n, s):
 def counted(c, n, s):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         ConditionHead(c, n)(torch.empty(1, c, s, s))
-    return counter.get_total_flops() // 2                                      # a multiplication and an addition count as 2
+    # a multiplication and an addition count as 2
+    return counter.get_total_flops() // 2
 
 
 prior = widths(512)
 half = {s: cost(n // 2, n // 2, s) for s, n in prior.items() if s > 4}
 full = {s: cost(n // 2, n, s) for s, n in prior.items() if s > 4}
-assert all(half[s] == counted(prior[s] // 2, prior[s] // 2, s) and full[s] == counted(prior[s] // 2, prior[s], s) for s in half)
+assert all(half[s] == counted(prior[s] // 2, prior[s] // 2, s)
+           and full[s] == counted(prior[s] // 2, prior[s], s) for s in half)
 share = (half[256] + half[512]) / sum(half.values())
 print(f"512 px: {half[512] / 1e9:.2f} G for half, {full[512] / 1e9:.2f} G for full; 256 and 512 px have {share:.1%} of all")
 assert share == 2 / (5 + 1 / 4 + 1 / 16)
@@ -77,7 +79,8 @@ opt = torch.optim.Adam([*heads.parameters(), *unet.parameters()], lr=1e-3)
 for step in (1, 2):
     opt.zero_grad()
     (restore() - face).square().mean().backward()
-    moved = {name: sum(b[i].weight.grad.abs().sum().item() for h in heads for b in (h.scale, h.shift)) for i, name in enumerate(("first", "last"))}
+    moved = {name: sum(b[i].weight.grad.abs().sum().item() for h in heads for b in (h.scale, h.shift))
+             for i, name in enumerate(("first", "last"))}
     opt.step()
     print(f"step {step}: first layers {'get a gradient' if moved['first'] else 'get none'}, last layers {'get one' if moved['last'] else 'get none'}")
     assert (moved["first"] > 0) == (step == 2) and moved["last"] > 0
@@ -103,8 +106,10 @@ ones, zeros = torch.ones_like(alpha), torch.zeros_like(beta)
 checks = {
     "scale 1, shift 0 changes nothing": lambda t: assert_close(t(f, ones, zeros), f),
     "first half kept bit for bit": lambda t: assert_close(t(f, alpha, beta)[:, :4], f[:, :4], rtol=0, atol=0),
-    "one element by hand": lambda t: assert_close(t(f, alpha, beta)[1, 6, 2, 3], alpha[1, 2, 2, 3] * f[1, 6, 2, 3] + beta[1, 2, 2, 3]),
-    "Eq. 4 is Eq. 3 with half of it fixed": lambda t: assert_close(t(f, alpha, beta), sft(f, torch.cat([ones, alpha], 1), torch.cat([zeros, beta], 1))),
+    "one element by hand": lambda t: assert_close(t(f, alpha, beta)[1, 6, 2, 3],
+                                                  alpha[1, 2, 2, 3] * f[1, 6, 2, 3] + beta[1, 2, 2, 3]),
+    "Eq. 4 is Eq. 3 with half of it fixed": lambda t: assert_close(t(f, alpha, beta),
+                                                                   sft(f, torch.cat([ones, alpha], 1), torch.cat([zeros, beta], 1))),
     "wrong shapes are refused": lambda t: test_fail(lambda: t(f, alpha[:, :2], beta), exc=ValueError),
 }
 red = []

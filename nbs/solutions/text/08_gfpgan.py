@@ -29,11 +29,13 @@ def new_block(p, c, d=512):
     P, C = 2 * p, 2 * c
     conv = lambda cin, cout, k=3: cin * cout * k * k + cout
     codes = 2 * d * (256 * 16 + 1)
-    first = conv(3, c, 1) - conv(3, C, 1)                                     # the 1×1 convolution on RGB has c channels now
+    # the 1×1 convolution on RGB has c channels now
+    first = conv(3, c, 1) - conv(3, C, 1)
     down = conv(c, c) + conv(c, C) + c * C
     up = conv(C, C) + conv(C, c) + C * c + conv(c, 3, 1)
     heads = 2 * (conv(c, c) + conv(c, p // 2))
-    style = lambda cin, cout: 9 * cin * cout + d * cin + cin + 1 + cout      # weights, modulation, noise strength, bias
+    # weights, modulation, noise strength, bias
+    style = lambda cin, cout: 9 * cin * cout + d * cin + cin + 1 + cout
     return codes + first + down + up + heads + style(P, p) + style(p, p) + (3 * p + d * p + p + 3)
 
 
@@ -53,8 +55,6 @@ assert count[1024] == count[512] + new_block(16, 8) and nets[1024].decoder.synth
 
 # %%
 class LateMaps(Synthesis):
-    RGB_CODE = 2
-
     def forward(self, w, noise="fixed", modulate=None):
         n = lambda i: layer_noise(getattr(self, f"noise{i}"), noise, len(w))
         h = self.convs[0](self.constant.expand(len(w), -1, -1, -1), w[:, 0], n(0))
@@ -126,7 +126,8 @@ trained, habit = memorise(WrongCode)
 print(f"same weights, wrong code: up to {(wrong - right).abs().max():.1f} apart; trained with it: error {trained:.3f} beside {early:.3f}")
 assert trained < 2 * early and (wrong - right).abs().max() > 0.01
 with torch.no_grad():
-    show([face[0], right[0], wrong[0], habit(degraded)[0][0]], ["face", "right code", "wrong code", "trained with it"], height=1.4);
+    show([face[0], right[0], wrong[0], habit(degraded)[0][0]],
+         ["face", "right code", "wrong code", "trained with it"], height=1.4);
 
 # %% [markdown]
 # Only the comparison of numbers notices. Shapes are equal, and a network that is trained with the wrong code learns the face as well, since `to_w` makes all codes afresh. The mistake would surface with somebody else's weights.

@@ -83,7 +83,7 @@ test_fail(lambda: blend(first, tiny, 0.5), exc=ValueError, contains="configs")
 
 # %%
 #| fig-alt: "Two rows of five faces, between two sets of weights; the upper row stays a face all the way."
-show([p[0] for p in (*same, *other)], [f"t = {t}" for t in (0, 0.25, 0.5, 0.75, 1)] * 2, cols=5, height=1.2);
+show([p[0] for p in (*same, *other)], [f"t = {t}" for t in (0, 0.25, 0.5, 0.75, 1)], rows=("one training", "two seeds"), cols=5, height=1.2);
 
 
 # %% [markdown]

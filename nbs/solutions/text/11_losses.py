@@ -40,7 +40,8 @@ y = to_tensor(example_faces(1, 128)) * 0.8                                    # 
 x, edges, embed, part, judge = y + 0.1, Edges(), load_embedder("bundled"), ComponentDiscriminator(8), Discriminator(128, narrow=1 / 32)
 with torch.no_grad():
     crop = (..., slice(48, 80), slice(36, 68))
-    terms = {"pixel": 0.1 * l1(x, y), "perceptual (Edges)": perceptual(edges(x), edges(y), edges.weights), "style (Edges)": 50 * style(edges(x), edges(y), edges.weights),
+    terms = {"pixel": 0.1 * l1(x, y), "perceptual (Edges)": perceptual(edges(x), edges(y), edges.weights),
+             "style (Edges)": 50 * style(edges(x), edges(y), edges.weights),
              "identity": 10 * identity(embed(x), embed(y)), "feature style": 200 * feature_style(part(x[crop])[1], part(y[crop])[1]),
              "adversarial, change": 0.1 * abs(g_logistic(judge(x)) - g_logistic(judge(y)))}
     stranger = 10 * identity(embed(y.flip(2)), embed(y))
@@ -81,7 +82,7 @@ def descend(loss, start, steps=40, lr=0.03, step=torch.optim.Adam):
     return z.detach().clamp(-1, 1), values
 
 
-y = to_tensor(example_faces(1, 64))
+y = to_tensor(cv2.resize(example_faces(1, 128)[0], (64, 64), interpolation=cv2.INTER_AREA))
 noise = 0.3 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
 pictures = []
 for extract in (Edges(), Scales()):
@@ -110,8 +111,10 @@ def saturating(fake):
 
 zero, s = torch.zeros(4), torch.linspace(-3, 3, 7)
 bce = F.binary_cross_entropy_with_logits
-checks = {"log 2 at score 0": lambda g: assert_close(g(zero), torch.tensor(2.0).log()), "cross-entropy with label 1": lambda g: assert_close(g(s), bce(s, torch.ones_like(s))),
-          "won: nothing left": lambda g: assert_close(g(zero + 50), torch.tensor(0.0)), "hopeless: 50": lambda g: assert_close(g(zero - 50), torch.tensor(50.0))}
+checks = {"log 2 at score 0": lambda g: assert_close(g(zero), torch.tensor(2.0).log()),
+          "cross-entropy with label 1": lambda g: assert_close(g(s), bce(s, torch.ones_like(s))),
+          "won: nothing left": lambda g: assert_close(g(zero + 50), torch.tensor(0.0)),
+          "hopeless: 50": lambda g: assert_close(g(zero - 50), torch.tensor(50.0))}
 for name, check in checks.items():
     check(g_logistic)
     test_fail(lambda: check(saturating), exc=AssertionError)

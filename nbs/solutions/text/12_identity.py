@@ -107,7 +107,7 @@ jumpy = descend(careless)
 up = lambda v: (np.diff(v) > 0).mean()
 print(f"loss: eval {quiet[0]:.2f} -> {quiet[-1]:.2f}, up in {up(quiet):.0%} of the steps; train {jumpy[0]:.2f} -> {jumpy[-1]:.2f}, up in {up(jumpy):.0%}")
 with torch.no_grad():
-    a, b = identity(careless(damaged), careless(damaged)), identity(quiet_net := embedder(damaged), quiet_net)
+    a, b = (identity(net(damaged), net(damaged)) for net in (careless, embedder))
 print(f"distance of a picture from itself: train {a:.2f}, eval {b:.0f}")
 assert up(quiet) < 0.1 < 0.2 < up(jumpy) and jumpy[-1] > 3 * quiet[-1] and a > 0.2 * jumpy[0] and b == 0
 

@@ -62,16 +62,16 @@ def fit(config, cls=RestorerTrainer, iterations=40):
 
 
 # %% tags=["volatile"]
-trained = {"all terms": fit(config), "pixels only": fit(without)}
+trained = {"all terms": fit(config), "no judges": fit(without)}
 sharp = lambda p: (p[..., 1:] - p[..., :-1]).abs().mean().item()
 for name, (t, out) in trained.items():
     print(f"{name:12} players {', '.join(t.nets)}: PSNR {psnr(out, y[21:]):.1f} dB, sharpness {sharp(out):.2f} (truth {sharp(y[21:]):.2f}, input {sharp(x[21:]):.2f})")
 (_, a), (_, b) = trained.values()
-assert set(trained["pixels only"][0].nets) == {"g"} and abs(psnr(a, y[21:]) - psnr(b, y[21:])) < 2 and not torch.equal(a, b)
+assert set(trained["no judges"][0].nets) == {"g"} and abs(psnr(a, y[21:]) - psnr(b, y[21:])) < 2 and not torch.equal(a, b)
 
 # %%
-#| fig-alt: "Four rows of three small faces: inputs, restored with all terms, with the pixel term alone, truths."
-show([*x[21:], *a, *b, *y[21:]], sum(([n] + [""] * 2 for n in ("input", "all terms", "pixels only", "truth")), []), cols=3, height=0.9);
+#| fig-alt: "Four rows of three small faces: inputs, restored with all terms, without judges, truths."
+show([*x[21:], *a, *b, *y[21:]], sum(([n] + [""] * 2 for n in ("input", "all terms", "no judges", "truth")), []), cols=3, height=0.9);
 
 
 # %% [markdown]

@@ -77,6 +77,7 @@ assert off["darkened"][0] > 2 > 0.01 > off["darkened"][1] and off["darkened, cut
 assert off["hair on one side"][2] == max(off["hair on one side"])
 
 # %%
+#| fig-alt: "Three times one face: evenly lit with a constant, brighter to the right with a plane, and more so with degree two."
 show([np.clip(crop + match(np.clip(crop - 1.0 * hair, 0, 255), crop, mask, d), 0, 255).astype(np.uint8) for d in (0, 1, 2)], ["constant", "plane", "degree two"], height=1.5);
 
 # %% [markdown]
@@ -105,6 +106,7 @@ assert_allclose(np.std(trembling), noise, rtol=0.03)
 # What does the network do with a crop that is off by as much? For a head whose square has 170 px, nine pixels are 3.4 of the model's 64. The faces are samples of the prior, aligned by themselves; damaged, moved, restored and moved back they are compared with the truth.
 
 # %%
+#| fig-alt: "Three rows of four small faces: the face, restored in time, and restored late, more blurred."
 net, prior, embed, g = load_weights("bundled"), load_prior("bundled"), load_embedder(), torch.Generator().manual_seed(22)
 size = net.config.size
 with torch.inference_mode():

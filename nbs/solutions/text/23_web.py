@@ -69,6 +69,7 @@ assert touched == {False: [True, True], True: [True, False]}
 temporary.cleanup()
 
 # %%
+#| fig-alt: "Twice the same picture of two faces side by side; in the second one only the left face is changed."
 show([two, restored.after.pixels], ["two faces", "the one nearer to the middle restored"], height=1.5);
 
 

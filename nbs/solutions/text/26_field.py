@@ -112,9 +112,10 @@ for name, v in psnr.items():
 assert psnr["jointly"][-2] > psnr["nearest"][-2] + 0.5 and abs(psnr["jointly"][0] - psnr["nearest"][0]) < 0.5
 
 # %%
+#| fig-alt: "Three rows of six small faces: clean; from the nearest codes, blotched; from codes chosen jointly, closer to the clean ones."
 pictures = [clean, *(draw(w, lambda h: put(choose(h + 2 * spread[:, None, None] * torch.randn(h.shape, generator=torch.Generator().manual_seed(1)))))
                      for choose in (alone, lambda h: jointly(h, (2 * spread) ** 2)))]
-show([p[i] for p in pictures for i in range(6)], [n for n in ("clean", "nearest", "jointly") for _ in range(6)], cols=6, height=0.85);
+show([p[i] for p in pictures for i in range(6)], rows=("clean", "nearest", "jointly"), cols=6, height=0.85);
 
 # %% [markdown]
 # The fall moves to the right: at little noise the nearest code was right already, at much noise the neighbours know better than the place itself. The level part does not rise, as there are no more codes than before. A transformer does the same with more than four neighbours, and without being told $\sigma$.
@@ -137,7 +138,7 @@ def distance(a, b):
     return cost[linear_sum_assignment(cost)].mean()
 
 
-def learned(start, end, steps=1000):
+def learned(start, end, steps=600):
     "The velocity of a rectified flow from `start` to `end` (n, 2)."
     torch.manual_seed(0)
     v = torch.nn.Sequential(torch.nn.Linear(3, 96), torch.nn.SiLU(), torch.nn.Linear(96, 96), torch.nn.SiLU(), torch.nn.Linear(96, 2))
@@ -172,6 +173,7 @@ print(f"the posterior mean itself: error {guess:.2f}")
 assert error["input"] > error["posterior mean"] > guess and way["input"] > 2 * way["posterior mean"] and max(apart.values()) < before
 
 # %%
+#| fig-alt: "Two panels of five islands of grey dots on a circle; purple dots lie on and near the islands, some between them."
 fig, axes = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
 for ax, (name, a) in zip(axes, answers.items()):
     ax.plot(*x[TEST].T, ".", ms=2, color="#bbbbbb"), ax.plot(*a.T, ".", ms=2, color="#CC79A7")
