@@ -395,14 +395,14 @@ def encoded(im, kind, **options):
 
 
 whole = encoded(small, "JPEG")
-plain = encoded(small, "PNG", compress_level=0)                             # pixels as they are: a changed byte is a changed colour
-one_byte = plain[:len(plain) // 2] + bytes([plain[len(plain) // 2] ^ 1]) + plain[len(plain) // 2 + 1:]
+plain = encoded(small, "PNG")
+unsummed = plain[:-16] + bytes(4) + plain[-12:]                             # the sum of the pixels stands before the last chunk, of 12 bytes
 turning = dict(save_all=True, append_images=[small.rotate(90), small.rotate(180)])
 cases = {
     "a letter": ("letter.jpg", b"Dear Eileen"),
     "an empty file": ("empty.png", b""),
     "half a download": ("half.jpg", whole[:len(whole) // 2]),
-    "a PNG with one changed byte": ("bit.png", one_byte),
+    "a PNG with a wrong checksum": ("sum.png", unsummed),
     "a PostScript program": ("page.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
     "a bomb: 3 kB that claim 2,500 million pixels": ("bomb.png", png_of(50_000, 50_000, bytes(3_000_000))),
     "no pixels": ("none.png", png_of(0, 7)),

@@ -102,6 +102,7 @@ def body(path, folder):
     out = re.sub(r'\bfig-alt="(.*?)"|\bdata-fig-alt="(.*?)"', lambda m: f'data-alt="{m[1] or m[2]}"', out)
     out = re.sub(r'<img ([^>]*?)alt="[^"]*"([^>]*?)data-alt="([^"]*)"', r'<img \1alt="\3"\2', out)
     out = re.sub(r'<img ([^>]*?)data-alt="([^"]*)"([^>]*?)alt="[^"]*"', r'<img \1alt="\2"\3', out)
+    out = re.sub(r'<img (?![^>]*\salt=)([^>]*?)data-alt=', r'<img \1alt=', out)        # without a caption pandoc writes no alt of its own
     return out.replace("<img ", '<img class="img-fluid" ')
 
 
