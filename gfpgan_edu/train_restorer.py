@@ -54,7 +54,7 @@ class LossWeights:
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #c9f2ae7f
+# %% ../nbs/15_train_restorer.ipynb #6ab13283
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -107,7 +107,7 @@ class RestorerConfig:
 
     @classmethod
     def faces64(cls):
-        "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings."
+        "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings, and the embedder that its card names."
         return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 7700, 8400),
                    narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
                    features="efficientnet-lite0", embedder="bundled",

@@ -208,7 +208,7 @@ class RestorerConfig:
 
     @classmethod
     def faces64(cls):
-        "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings."
+        "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings, and the embedder that its card names."
         return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 7700, 8400),
                    narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
                    features="efficientnet-lite0", embedder="bundled",
