@@ -446,7 +446,7 @@ def test_make_book_fails_where_quarto_warns(tree):
     (tree / "bin").mkdir()
     for name in ("nbs/book.py", "nbs/check_book.py", "nbs/api_page.py", "Makefile", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, tree / name)
-    for name, text in {".venv/bin/python": f'#!/bin/sh\nexec {sys.executable} "$@"\n', "bin/quarto": QUARTO.format(stream=2, code=0)}.items():
+    for name, text in {".venv/bin/python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', "bin/quarto": QUARTO.format(stream=2, code=0)}.items():
         (tree / name).write_text(text)
         (tree / name).chmod(0o755)
     (tree / ".venv/.installed").write_text(str(tree))
