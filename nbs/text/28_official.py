@@ -289,6 +289,27 @@ print(f"the paper says nothing: {silent / len(everything):.0%}; ours as the offi
 assert silent > len(everything) / 3 and same < silent
 
 # %% [markdown]
+# ## Where the paper's parts are
+#
+# | paper | what it shows | here |
+# |---|---|---|
+# | Eq. 1, 2 | U-Net, latent codes | @eq-unet, @eq-latent |
+# | Eq. 3, 4 | modulation, channel split | @eq-sft, @eq-cssft |
+# | Eq. 5 to 9 | the terms of the loss and their sum | @eq-rec, @eq-adv, @eq-comp, @eq-id, @eq-total |
+# | Eq. 10 | degradation | @eq-degradation |
+# | Fig. 1 | GFP-GAN beside other methods on photos | @fig-inversion-pictures, @fig-evaluation-baselines |
+# | Fig. 2 | the method | @fig-restoration-map, with real tensors @fig-gfpgan-flow |
+# | Fig. 3, Table 1 | blind restoration of CelebA-HQ | @fig-evaluation-bundled-faces, @tbl-evaluation-bundled-celeba |
+# | Fig. 4, Table 2 | four times super-resolution | @fig-evaluation-bundled-sr, numbers in `figures/bundled/scores.json` |
+# | Fig. 5, Table 3 | real photos | @fig-photos-real, @fig-photos-colour; twelve faces are too few for a Fréchet distance, the command stands in @sec-evaluation |
+# | Fig. 6, 7, Table 4 | ablations | @fig-evaluation-fig6, @fig-evaluation-fig7, @tbl-evaluation-table4 |
+# | Fig. 8, 9 | dark skin, limits | @fig-limits-alike, @fig-limits-heavy, @fig-limits-pose |
+#
+# : The paper's equations, figures and tables, and their counterparts {#tbl-official-where}
+#
+# The counterparts in @tbl-official-where are runs of this book, on the faces and at the sizes that they name. Their numbers stand for themselves and not beside the paper's.
+
+# %% [markdown]
 # ::: {.callout-warning}
 # ## What users trip over
 # - *"The converted weights draw red nonsense."* The official conversion script maps the bilinear class to the clean one. It runs on v1 too, without a word, but v1 enlarges maps by another filter, which has no clean form. Ours refuses it.
