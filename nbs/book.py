@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from api_page import api_page
@@ -165,7 +167,7 @@ def sync(root, wanted=(), from_notebooks=False):
 def execute(nb, cwd):
     """A copy of `nb` with fresh outputs. Raises CellExecutionError.
 
-    What could differ between machines is fixed: this interpreter's kernel, the hash seed, two threads (which sleep while they wait:
+    What could differ between machines is fixed: this interpreter's kernel, the hash seed, one thread (which sleeps while it waits:
     on a busy machine that is several times quicker), no GPU, the example faces, no start-up files of the user.
     """
     import nbformat
@@ -174,7 +176,7 @@ def execute(nb, cwd):
     with tempfile.TemporaryDirectory() as home:
         env = {k: v for k, v in os.environ.items() if k != "GFPGAN_EDU_FACES"}
         env |= {"PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "IPYTHONDIR": home, "CUDA_VISIBLE_DEVICES": "",
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "OMP_WAIT_POLICY": "PASSIVE"}
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "OMP_WAIT_POLICY": "PASSIVE"}
         node = nbformat.reads(as_json(nb), as_version=4)
         NotebookClient(node, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(cwd)}},
                        extra_arguments=["--log-level=ERROR"]).execute(env=env)
@@ -225,27 +227,32 @@ def seen_by_reader(cell):
             yield "a picture"
 
 
-def run_chapters(root, wanted=(), save=False):
-    "Execute the chapters. `save`: keep the outputs; else report where they differ from the saved ones. Returns problems; prints seconds."
+def run_chapter(path, root, save):
+    "Execute one chapter -> its problems, and the seconds it took."
     from nbclient.exceptions import CellExecutionError
 
-    problems, total = [], 0.0
-    for path in chapters(root, wanted):
-        nb, start = read_notebook(path), time.perf_counter()
-        try:
-            fresh = execute(nb, path.parent)
-        except CellExecutionError as e:
-            problems.append(f"{path.relative_to(root)}: a cell failed\n" + re.sub(r"\x1b\[[0-9;]*m", "", str(e)))
+    nb, start, problems = read_notebook(path), time.perf_counter(), []
+    try:
+        fresh = execute(nb, path.parent)
+    except CellExecutionError as e:
+        problems.append(f"{path.relative_to(root)}: a cell failed\n" + re.sub(r"\x1b\[[0-9;]*m", "", str(e)))
+    else:
+        if save:
+            write_if_changed(path, as_json(fresh))
         else:
-            if save:
-                write_if_changed(path, as_json(fresh))
-            else:
-                problems += [f"{path.relative_to(root)}: {d}" for d in differences(nb, fresh)]
-        seconds = time.perf_counter() - start
-        total += seconds
-        name, limit = (f"solutions/{path.stem}", SLOW_SOLUTIONS) if is_solution(path) else (path.stem, SLOW)
-        print(f"{name:30} {seconds:6.1f} s{f'   over {limit} s' if seconds > limit else ''}", flush=True)
-    print(f"{'total':30} {total:6.1f} s")
+            problems += [f"{path.relative_to(root)}: {d}" for d in differences(nb, fresh)]
+    return problems, time.perf_counter() - start
+
+
+def run_chapters(root, wanted=(), save=False):
+    "Execute the chapters, two at a time. `save`: keep the outputs; else report where they differ from the saved ones. Returns problems; prints seconds."
+    problems, begin, paths = [], time.perf_counter(), chapters(root, wanted)
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        for path, (found, seconds) in zip(paths, pool.map(partial(run_chapter, root=root, save=save), paths)):
+            problems += found
+            name, limit = (f"solutions/{path.stem}", SLOW_SOLUTIONS) if is_solution(path) else (path.stem, SLOW)
+            print(f"{name:30} {seconds:6.1f} s{f'   over {limit} s' if seconds > limit else ''}", flush=True)
+    print(f"{'together':30} {time.perf_counter() - begin:6.1f} s")
     return problems if chapters(root) else ["nbs: no chapter to run"]
 
 

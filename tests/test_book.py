@@ -309,7 +309,7 @@ def test_run_reports_failures_and_stale_outputs_but_not_volatile_ones(root, caps
     assert [f.split("\n")[0] for f in found] == ["nbs/01_first.ipynb: a cell failed", "nbs/02_second.ipynb: cell 2: saved output differs from a fresh run",
                                                  "nbs/02_second.ipynb: cell 4: saved output differs from a fresh run"]
     assert "NameError" in found[0] and "saved: ['5']" in found[1] and "fresh: ['4']" in found[1]
-    assert (root / "nbs/02_second.ipynb").read_bytes() == before and "total" in capsys.readouterr().out
+    assert (root / "nbs/02_second.ipynb").read_bytes() == before and "together" in capsys.readouterr().out
     edit_text(SOLUTIONS_PY, "2 + 2", "len(__import__('os').listdir('text')) + 4")(root)        # run where the notebook lies
     book.write_if_changed(solved := root / "nbs/solutions/02_second.ipynb", solved.read_text().replace('"outputs": []', f'"outputs": [{json.dumps(FOUR)}]'))
     found = book.run_chapters(root, ["solutions/02"])
