@@ -307,7 +307,7 @@ def score(a):
                 entry["by_damage"] = {m: by_damage(a.runs / "test" / f"{name}-{kind}".replace(" ", "-"), m) for m, *_ in entry["columns"] if m.startswith("deg")}
     folders = {n: folder for n in TRIALS if (folder := trial(a, n)).exists()}
     if folders and (not a.only or "trials" in a.only):
-        key = [{n: [iteration(folder), TRIALS[n]] for n, folder in folders.items()}, list(a.metrics)]
+        key = [{n: [iteration(folder), list(TRIALS[n])] for n, folder in folders.items()}, list(a.metrics)]
         result["trials"] = remembered(a.runs / "test/trials.json", key, lambda: score_trials(a, folders, size, degradation))
     if a.only:
         return

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from fastcore.test import test_fail
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from gfpgan_edu.baselines import mganprior, pulse, shrink
 from gfpgan_edu.csft import cs_sft
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import draw_map, example_faces, show
 from gfpgan_edu.faces import to_images, to_tensor
+from gfpgan_edu.full_scale import Tally
 from gfpgan_edu.identity import angle, load_embedder
 from gfpgan_edu.weights import load_prior, load_weights
 
@@ -76,28 +76,18 @@ assert (quality(once)[0] > quality(x)[0]).mean() > 0.5
 # %% [markdown]
 # ## One currency
 #
-# Seconds depend on the machine and on the care that went into each program. Multiplications do not. PyTorch has a rule for the operations of every convolution and matrix product, forward and backward; a dispatcher that sees all calls adds them up. (Its ready-made counter does the same, but stumbles over mGANprior's leaves.) If a search takes $n$ steps, its price in units of one pass is
+# Seconds depend on the machine and on the care that went into each program. Multiplications do not. The tally of @sec-full-scale adds up the operations of every convolution and matrix product, forward and backward. (PyTorch's ready-made counter stumbles over mGANprior's leaves.) If a search takes $n$ steps, its price in units of one pass is
 #
 # $$P(n)=\frac{a\,n+b}{c}$$ {#eq-inversion-price}
 #
 # with $a$ the operations of one step (a picture, its gradient with respect to the codes), $b$ those of the start and the last picture, and $c$ those of one pass of GFP-GAN, U-Net included. If the model of a straight line is right, two short runs fix $a$ and $b$, and every longer run must lie on it to the last operation.
 
 # %%
-class Operations(TorchDispatchMode):
-    "Adds up, by PyTorch's own rules, the operations of every convolution and matrix product that runs inside `with`."
-    total = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if rule := flop_registry.get(function._overloadpacket):
-            self.total += rule(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def operations(run):
-    with Operations() as counter:
+    "Operations of the convolutions and matrix products in run(), by the tally of @sec-full-scale."
+    with Tally() as counter:
         run()
-    return counter.total
+    return counter.cost[""].flops
 
 
 c = operations(lambda: net(x[:1]))

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from gfpgan_edu.baselines import gaussian_of_w, geocross, mganprior, on_sphere, pulse, shrink
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.examples import example_faces
 from gfpgan_edu.faces import to_images, to_tensor
+from gfpgan_edu.full_scale import Tally
 from gfpgan_edu.weights import load_prior, load_weights
 
 torch.set_num_threads(1)
@@ -36,33 +35,23 @@ x = to_tensor(np.stack([degrade(f, damage) for f in np.ascontiguousarray(to_imag
 # *With batches of 8 codes, how does the price of a step of mGANprior depend on `block`? Predict it from the operations of each layer, then measure.* What lies before the block runs for each of the $n$ codes, what lies behind it runs once. With $f_j$ the operations of layer $j$ for one picture and $m$ those of the mapping, a drawing costs $n\,(m+\sum_{before}f_j)+\sum_{behind}f_j$. The way back costs the same again: every convolution passes the gradient to what came in, and none is computed for the weights, which are frozen. (The styles are multiplied into the maps, so no weight depends on a code.)
 
 # %%
-class Operations(TorchDispatchMode):
-    "Adds up the operations of every convolution and matrix product inside `with`."
-    total = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if rule := flop_registry.get(function._overloadpacket):
-            self.total += rule(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def operations(run):
-    with Operations() as counter:
+    "Operations of the convolutions and matrix products in run()."
+    with Tally() as counter:
         run()
-    return counter.total
+    return counter.cost[""].flops
 
 
 net, cost = prior.synthesis, {}                                                # cost: (which list, number) -> operations for one picture
 layers = {(kind, k): layer for kind, some in (("conv", net.convs), ("rgb", net.to_rgbs)) for k, layer in enumerate(some)}
-with Operations() as counter, torch.no_grad():
-    hooks = [h for key, layer in layers.items() for h in (layer.register_forward_pre_hook(lambda m, a, key=key: cost.__setitem__(key, -counter.total)),
-                                                          layer.register_forward_hook(lambda m, a, o, key=key: cost.__setitem__(key, cost[key] + counter.total)))]
+with Tally() as counter, torch.no_grad():
+    hooks = [h for key, layer in layers.items() for h in (layer.register_forward_pre_hook(lambda m, a, key=key: cost.__setitem__(key, -counter.cost[""].flops)),
+                                                          layer.register_forward_hook(lambda m, a, o, key=key: cost.__setitem__(key, cost[key] + counter.cost[""].flops)))]
     prior.synthesis(prior.codes(w_true[:1]))
 for h in hooks:
     h.remove()
 mapping = operations(lambda: prior.mapping(z_true[:1]))
-assert sum(cost.values()) == counter.total > 0                                 # nothing is computed outside these layers
+assert sum(cost.values()) == counter.cost[""].flops > 0                                 # nothing is computed outside these layers
 
 for block in range(len(net.to_rgbs) - 1):                                      # block b is convs 2b + 1 and 2b + 2 and RGB layer b + 1
     each = mapping + sum(f for (kind, k), f in cost.items() if k <= (2 * block if kind == "conv" else block))
