@@ -1,5 +1,11 @@
 """What several test files share."""
+import os
+
 import pytest
+
+# Under `make test`, a make started by a test would take itself for a part of that run: other output (it names its folder), and -n or -k inherited.
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture
