@@ -10,7 +10,7 @@ __all__ = ['DONE', 'SOME_FAILED', 'NOTHING_DONE', 'INTERRUPTED', 'UNHEARD', 'SUF
            'look_at_packages', 'look_at_libraries', 'look_at_devices', 'look_at_weights', 'look_at_a_photo', 'Doctor',
            'Web', 'Completion', 'unbox', 'parse', 'main']
 
-# %% ../nbs/24_cli.ipynb #8d6121b9
+# %% ../nbs/24_cli.ipynb #5dcf7cd1
 import errno
 import io
 import json
@@ -26,14 +26,20 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 
 import tyro
+from fastcore.basics import patch
 
-# %% ../nbs/24_cli.ipynb #71248e3b
-DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141   # exit codes
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the files that are taken from a folder
+# %% ../nbs/24_cli.ipynb #cbf27056
+# exit codes
+DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141
+# of the files that are taken from a folder
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def reason(error, path=""):
-    "Why, in a few words and without the name of the file; the kind of error only where it is not one of those we expect."
+    """Why, in a few words and without the name of the file.
+
+    The kind of error is named only where it is not one of those we expect.
+    """
     if getattr(error, "strerror", None):
         return error.strerror.lower()
     text = str(error).removeprefix(f"{path}: ").removeprefix("image: ")
@@ -52,15 +58,19 @@ def make_writable(folder):
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()                              # gone when closed
 
-# %% ../nbs/24_cli.ipynb #0daa3711
+# %% ../nbs/24_cli.ipynb #a44ad822
 def one_line(message):
     "Text that fits on one line: white space to single blanks, what cannot be printed as an escape."
     text = " ".join(part for part in str(message).splitlines() if part.strip())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+                   for c in text)
 
 
 def complain(message):
-    "One line on stderr, over a progress bar if there is one. Where nobody reads stdout any more, that is not for the user but for `main`."
+    """One line on stderr, over a progress bar if there is one.
+
+    Where nobody reads stdout any more, that is not for the user but for `main`.
+    """
     from tqdm import tqdm
 
     if isinstance(message, BrokenPipeError):
@@ -68,43 +78,59 @@ def complain(message):
 
     tqdm.write(f"gfpgan-edu: {one_line(message)}", file=sys.stderr)
 
-# %% ../nbs/24_cli.ipynb #41247f9b
+# %% ../nbs/24_cli.ipynb #b92cb16d
 def photos_in(path, recursive=False, leave_out=()):
-    """The picture files of a folder (by suffix, sorted), or the one file named -> (paths, {subfolder that cannot be read: reason}).
+    """The picture files of a folder (by suffix, sorted), or the one file named.
 
-    `recursive`: subfolders too, through no links and without the folders `leave_out`. Raises OSError where there is nothing to read.
+    Returns (paths, {subfolder that cannot be read: reason}). `recursive`: subfolders too, through
+    no links and without the folders `leave_out`. Raises OSError where there is nothing to read.
     """
     path.stat()
     if not path.is_dir():
         return [path], {}
     os.scandir(path).close()
-    found, closed, skip = [], {}, {os.path.realpath(folder) for folder in leave_out}
-    for folder, subfolders, names in os.walk(path, onerror=lambda e: closed.update({Path(e.filename): reason(e)})):
-        subfolders[:] = [s for s in subfolders if recursive and os.path.realpath(os.path.join(folder, s)) not in skip]
+    found, closed = [], {}
+    skip = {os.path.realpath(folder) for folder in leave_out}
+
+    def cannot_be_read(error):
+        closed[Path(error.filename)] = reason(error)
+
+    for folder, subfolders, names in os.walk(path, onerror=cannot_be_read):
+        subfolders[:] = [s for s in subfolders
+                         if recursive and os.path.realpath(os.path.join(folder, s)) not in skip]
         found += [Path(folder, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     return sorted(found), closed
 
-# %% ../nbs/24_cli.ipynb #a449857e
+# %% ../nbs/24_cli.ipynb #72bb24fc
 def plan(sources, out, recursive=False, leave_out=()):
-    "Files and folders -> ([(picture, where its result goes)], {subfolder that cannot be read: reason}). Raises OSError or ValueError."
+    """Files and folders -> ([(picture, where its result goes)], {unreadable subfolder: reason}).
+
+    Raises OSError or ValueError.
+    """
     if not sources:
         raise ValueError("no photo is named")
     owners, closed = {}, {}
     for source in sources:
         paths, locked = photos_in(source, recursive, (out, *leave_out))
         if not paths and not locked:
-            raise ValueError(f"{source}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise ValueError(f"{source}: no pictures in this folder ({kinds})")
         closed |= locked
+        top = source if source.is_dir() else source.parent
         for path in paths:
-            target = out / path.relative_to(source if source.is_dir() else source.parent)
+            target = out / path.relative_to(top)
             if (other := owners.setdefault(target, path)) != path:
-                raise ValueError(f"{path}: its result would have the name of that of {other}; give them folders of their own")
+                raise ValueError(f"{path}: its result would have the name of that of {other}; "
+                                 "give them folders of their own")
     return [(path, target) for target, path in owners.items()], closed
 
-# %% ../nbs/24_cli.ipynb #68d9ff63
+# %% ../nbs/24_cli.ipynb #15e3ec6a
 @dataclass
 class Account:
-    "What became of the pictures of a run: complaints and notes on stderr, with `json` one line each on stdout, and a summary at the end."
+    """What became of the pictures of a run.
+
+    Complaints and notes on stderr, with `json` one line each on stdout, and a summary at the end.
+    """
 
     total: int
     out: Path
@@ -130,24 +156,34 @@ class Account:
             tqdm.write(json.dumps(record), file=sys.stdout)
             sys.stdout.flush()
 
-    def end(self, code=None):
-        "Print the summary -> exit code."
-        c = {status: self.counts[status] for status in ("done", "done_before", "no_face", "failed")}
-        left = self.total - sum(c.values())
-        if code is None:
-            code = DONE if not (c["no_face"] or c["failed"] or left) else SOME_FAILED if c["done"] or c["done_before"] else NOTHING_DONE
-        self.print(status="summary", photos=self.total, **c, left=left, reasons=dict(self.reasons.most_common()), out=str(self.out), exit_code=code)
-        if not self.json:
-            words = [f"{n} {word}" for n, word in ((c["done_before"], "done before"), (c["no_face"], "without a face"), (c["failed"], "failed"), (left, "left")) if n]
-            print(one_line(f"{c['done']} of {self.total} {self.verb} into {self.out}{': ' * bool(words)}{', '.join(words)}"))
-            for why, n in self.reasons.most_common(10) if self.total > 1 else ():
-                print(f"  {n} × {why}")
-        return code
+# %% ../nbs/24_cli.ipynb #98ccaaff
+@patch
+def end(self: Account, code=None):
+    "Print the summary -> exit code."
+    c = {status: self.counts[status] for status in ("done", "done_before", "no_face", "failed")}
+    left = self.total - sum(c.values())
+    if code is None:
+        done, lacking = c["done"] or c["done_before"], c["no_face"] or c["failed"] or left
+        code = DONE if not lacking else SOME_FAILED if done else NOTHING_DONE
+    self.print(status="summary", photos=self.total, **c, left=left,
+               reasons=dict(self.reasons.most_common()), out=str(self.out), exit_code=code)
+    if not self.json:
+        others = {"done before": c["done_before"], "without a face": c["no_face"],
+                  "failed": c["failed"], "left": left}
+        words = ", ".join(f"{n} {word}" for word, n in others.items() if n)
+        print(one_line(f"{c['done']} of {self.total} {self.verb} into {self.out}"
+                       f"{': ' * bool(words)}{words}"))
+        for why, n in self.reasons.most_common(10) if self.total > 1 else ():
+            print(f"  {n} × {why}")
+    return code
 
-# %% ../nbs/24_cli.ipynb #2a216649
+# %% ../nbs/24_cli.ipynb #543b4210
 @contextmanager
 def only_ours():
-    "Meanwhile nothing is heard of what libraries print past Python, as libtiff does about damaged files: a photo gets one line, and that is ours."
+    """Meanwhile nothing is heard of what libraries print past Python.
+
+    libtiff prints so about damaged files; a photo gets one line, and that is ours.
+    """
     try:
         kept = os.dup(2)
     except OSError:                                                         # there is no stderr
@@ -161,14 +197,18 @@ def only_ours():
         os.dup2(kept, 2)
         os.close(kept)
 
-# %% ../nbs/24_cli.ipynb #920c97aa
+# %% ../nbs/24_cli.ipynb #896e5db3
 def each_picture(pairs, work, account):
-    "Call work(path, target) -> what there is to tell, for every pair; what fails is told, and the next picture is taken."
+    """Call work(path, target) -> what there is to tell, for every pair.
+
+    What fails is told, and the next picture is taken.
+    """
     from tqdm import tqdm
 
     from gfpgan_edu.photos import NoFace
 
-    for path, target in tqdm(pairs, unit="photo", disable=len(pairs) < 2 or None):      # None: a bar on a terminal only
+    # disable=None: a bar on a terminal only
+    for path, target in tqdm(pairs, unit="photo", disable=len(pairs) < 2 or None):
         try:
             if target.exists() and target.samefile(path):
                 raise ValueError("the result would overwrite the original")
@@ -176,23 +216,27 @@ def each_picture(pairs, work, account):
                 found = work(path, target)
         except NoFace as e:
             account.tell(path, "no_face", reason(e, path))
-        except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
+        except Exception as e:       # unforeseen ones too; the other photos are done all the same
             account.tell(path, "failed", reason(e, path))
-            if {errno.ENOSPC, errno.EDQUOT, errno.EROFS} & {getattr(x, "errno", None) for x in (e, e.__cause__)}:
-                complain(f"{account.out}: no more can be written; the same command goes on when there is room")
+            numbers = {getattr(x, "errno", None) for x in (e, e.__cause__)}
+            if numbers & {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+                complain(f"{account.out}: no more can be written; "
+                         "the same command goes on when there is room")
                 break
         else:
             account.tell(path, "done", result=str(target), **found)
 
-# %% ../nbs/24_cli.ipynb #08372765
+# %% ../nbs/24_cli.ipynb #b408e019
 @dataclass
 class OnPictures:
     "What `restore` and `degrade` have in common."
 
-    photos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO_OR_FOLDER", help_behavior_hint="(one or more)")]
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional,
+                      tyro.conf.arg(metavar="PHOTO_OR_FOLDER", help_behavior_hint="(one or more)")]
     "Picture files, or folders of them."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the results, made if missing; names stay the same, originals are never touched. A result that is there already counts as done."
+    ("Folder for the results, made if missing; names stay the same, originals are never touched. A "
+     "result that is there already counts as done.")
     recursive: bool = False
     "Search subfolders too; the results keep their tree."
     force: bool = False
@@ -200,41 +244,49 @@ class OnPictures:
     json: bool = False
     "Print one JSON object per photo and one for the summary, and nothing else on stdout."
 
-    def each(self, verb, start, *others):
-        "Check all places, `others` for further results too, then call start() -> work, and work on every picture that is not done yet -> exit code."
-        try:
-            pairs, closed = plan(self.photos, self.out, self.recursive, others)
-        except (OSError, ValueError) as e:
-            complain(told(e))
-            return NOTHING_DONE
-        for folder in (self.out, *others):
-            try:
-                make_writable(folder)
-                if any(folder.samefile(source if source.is_dir() else source.parent) for source in self.photos):
-                    raise OSError(errno.EEXIST, "the results would overwrite the originals; choose another folder")
-            except OSError as e:
-                complain(f"{folder}: cannot be used for the results ({reason(e)})")
-                return NOTHING_DONE
-        before = [not self.force and target.is_file() and os.path.realpath(target) != os.path.realpath(path) for path, target in pairs]
-        try:
-            work = None if all(before) else start()
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        account = Account(len(pairs) + len(closed), self.out, verb, self.json)
-        try:
-            for path, why in closed.items():
-                account.tell(path, "failed", why)
-            for (path, target), there in zip(pairs, before):
-                if there:
-                    account.tell(path, "done_before", result=str(target))
-            each_picture([pair for pair, there in zip(pairs, before) if not there], work, account)
-        except KeyboardInterrupt:
-            account.end(INTERRUPTED)
-            raise
-        return account.end()
+# %% ../nbs/24_cli.ipynb #23e9f665
+@patch
+def each(self: OnPictures, verb, start, *others):
+    """Check all places, then work on every picture that is not done yet -> exit code.
 
-# %% ../nbs/24_cli.ipynb #14bb7a5c
+    `others`: folders for further results. start() -> work(path, target) for `each_picture`.
+    """
+    try:
+        pairs, closed = plan(self.photos, self.out, self.recursive, others)
+    except (OSError, ValueError) as e:
+        complain(told(e))
+        return NOTHING_DONE
+    for folder in (self.out, *others):
+        try:
+            make_writable(folder)
+            if any(folder.samefile(source if source.is_dir() else source.parent)
+                   for source in self.photos):
+                raise OSError(errno.EEXIST, "the results would overwrite the originals; "
+                                            "choose another folder")
+        except OSError as e:
+            complain(f"{folder}: cannot be used for the results ({reason(e)})")
+            return NOTHING_DONE
+    before = [not self.force and target.is_file()
+              and os.path.realpath(target) != os.path.realpath(path) for path, target in pairs]
+    try:
+        work = None if all(before) else start()
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    account = Account(len(pairs) + len(closed), self.out, verb, self.json)
+    try:
+        for path, why in closed.items():
+            account.tell(path, "failed", why)
+        for (path, target), there in zip(pairs, before):
+            if there:
+                account.tell(path, "done_before", result=str(target))
+        each_picture([pair for pair, there in zip(pairs, before) if not there], work, account)
+    except KeyboardInterrupt:
+        account.end(INTERRUPTED)
+        raise
+    return account.end()
+
+# %% ../nbs/24_cli.ipynb #51236481
 def fitted(alpha, image):
     "Transparency (h, w) or None, enlarged as the photo was: to the size of `image`."
     from PIL import Image
@@ -247,7 +299,10 @@ def fitted(alpha, image):
 
 
 def save_faces(folder, name, faces, force):
-    "The aligned pairs (before, after) of one photo as folder/NAME-1-before.png, folder/NAME-1-after.png, …; what is there stays unless `force`."
+    """Write the aligned pairs (before, after) of one photo.
+
+    As folder/NAME-1-before.png, folder/NAME-1-after.png, …; what is there stays unless `force`.
+    """
     from gfpgan_edu.pictures import write_image
 
     for i, pair in enumerate(faces, 1):
@@ -256,7 +311,7 @@ def save_faces(folder, name, faces, force):
             if force or not path.exists():
                 write_image(path, face)
 
-# %% ../nbs/24_cli.ipynb #075aa914
+# %% ../nbs/24_cli.ipynb #31c7280a
 @dataclass
 class Restore(OnPictures):
     """Restore the faces in photos, or in all photos of folders.
@@ -271,7 +326,8 @@ class Restore(OnPictures):
     weights: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = "bundled"
     "bundled, v1, v1.2, v1.3, v1.4 (downloaded once), or a .safetensors or .pth file."
     fidelity: Annotated[Optional[float], tyro.conf.arg(metavar="0..1")] = None
-    "How much of the degraded face is blended in: 0 the network's face, 1 the photo's; default: what the weights were made for."
+    ("How much of the degraded face is blended in: 0 the network's face, 1 the photo's; default: "
+     "what the weights were made for.")
     only_center: bool = False
     "Only the face nearest to the middle of the photo."
     aligned: bool = False
@@ -281,80 +337,104 @@ class Restore(OnPictures):
     save_faces: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
     "Folder for the aligned faces before and after: PHOTO-1-before.png, PHOTO-1-after.png, …"
     video: bool = False
-    "A folder holds the frames of one clip, in the order of their names: landmarks are smoothed over time, frames without a face are copied."
+    ("A folder holds the frames of one clip, in the order of their names: landmarks are smoothed "
+     "over time, frames without a face are copied.")
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps."
 
-    def run(self):
-        return self.clip() if self.video else self.each("restored", self.start, *([self.save_faces] if self.save_faces else []))
+# %% ../nbs/24_cli.ipynb #1aeb0881
+@patch
+def run(self: Restore):
+    if self.video:
+        return self.clip()
+    return self.each("restored", self.start, *([self.save_faces] if self.save_faces else []))
 
-    def start(self):
-        "Load the network -> work(path, target) for one photo."
-        from gfpgan_edu.photos import restore
-        from gfpgan_edu.pictures import read_picture, write_picture
 
-        options = dict(only_center=self.only_center, aligned=self.aligned, **self.options())
-        net = self.network()
+@patch
+def start(self: Restore):
+    "Load the network -> work(path, target) for one photo."
+    from gfpgan_edu.photos import restore
+    from gfpgan_edu.pictures import read_picture, write_picture
 
-        def work(path, target):
-            picture = read_picture(path)
-            result = restore(picture.pixels, net, **options)
-            if self.save_faces:                                             # before the photo: where its result is, its faces are too
-                save_faces(self.save_faces / target.parent.relative_to(self.out), target.name, result.faces, self.force)
-            write_picture(target, replace(picture, pixels=result.image, alpha=fitted(picture.alpha, result.image)))
-            return dict(notes=(*picture.notes, *result.notes), faces=len(result.faces), boxes=[[round(float(v), 1) for v in box] for box in result.boxes])
+    options = dict(only_center=self.only_center, aligned=self.aligned, **self.options())
+    net = self.network()
 
-        return work
+    def work(path, target):
+        picture = read_picture(path)
+        result = restore(picture.pixels, net, **options)
+        if self.save_faces:          # before the photo: where its result is, its faces are too
+            folder = self.save_faces / target.parent.relative_to(self.out)
+            save_faces(folder, target.name, result.faces, self.force)
+        alpha = fitted(picture.alpha, result.image)
+        write_picture(target, replace(picture, pixels=result.image, alpha=alpha))
+        boxes = [[round(float(v), 1) for v in box] for box in result.boxes]
+        return dict(notes=(*picture.notes, *result.notes), faces=len(result.faces), boxes=boxes)
 
-    def options(self):
-        "What `restore` and `restore_video` both take, checked before the first photo."
-        from gfpgan_edu.photos import pick_device
+    return work
 
-        if self.fidelity is not None and not 0 <= self.fidelity <= 1:
-            raise ValueError(f"--fidelity is {self.fidelity:g}, needs a number from 0 to 1")
-        if not 1 <= self.upscale <= 16:
-            raise ValueError(f"--upscale is {self.upscale:g}, needs a number from 1 to 16")
-        return dict(fidelity=self.fidelity, upscale=self.upscale, device=pick_device(self.device))
+# %% ../nbs/24_cli.ipynb #630d2ac0
+@patch
+def options(self: Restore):
+    "What `restore` and `restore_video` both take, checked before the first photo."
+    from gfpgan_edu.photos import pick_device
 
-    def network(self):
-        from gfpgan_edu.inference import fuse
-        from gfpgan_edu.weights import load_weights
+    if self.fidelity is not None and not 0 <= self.fidelity <= 1:
+        raise ValueError(f"--fidelity is {self.fidelity:g}, needs a number from 0 to 1")
+    if not 1 <= self.upscale <= 16:
+        raise ValueError(f"--upscale is {self.upscale:g}, needs a number from 1 to 16")
+    return dict(fidelity=self.fidelity, upscale=self.upscale, device=pick_device(self.device))
 
-        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()), consume=True)
 
-    def clip(self):
-        "Restore the frames of one clip -> exit code. A frame without a face is copied and counts as done."
-        try:
-            frames, *others = self.photos or (None,)
-            if others or not frames or not frames.is_dir():
-                raise ValueError("--video takes one folder of frames")
-            if self.only_center or self.aligned or self.save_faces or self.recursive:
-                raise ValueError("--video goes without --only-center, --aligned, --save-faces and --recursive")
-            pairs, _ = plan(self.photos, self.out)
-            make_writable(self.out)
-            if (there := sum(target.exists() for _, target in pairs)) and not self.force:
-                raise ValueError(f"{self.out}: holds {there} of the {len(pairs)} frames already; --force replaces them")
-            options = self.options()
+@patch
+def network(self: Restore):
+    from gfpgan_edu.inference import fuse
+    from gfpgan_edu.weights import load_weights
 
-            from gfpgan_edu.photos import restore_video
+    return fuse(load_weights(self.weights, progress=sys.stderr.isatty()), consume=True)
 
-            done = restore_video(frames, self.out, self.network(), progress=sys.stderr.isatty(), **options)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(told(e))
-            return NOTHING_DONE
-        account = Account(len(pairs), self.out, "restored", self.json)
-        for name in (*done.restored, *done.copied):
-            account.tell(frames / name, "done", result=str(self.out / name), copied=name in done.copied)
-        for path, why in done.failures:
-            account.tell(path, "failed", why.removeprefix(f"{path}: "))
-        for note in done.notes:
-            complain(f"{frames}: {note}")
-        return account.end()
+# %% ../nbs/24_cli.ipynb #87f4c351
+@patch
+def clip(self: Restore):
+    """Restore the frames of one clip -> exit code.
 
-# %% ../nbs/24_cli.ipynb #78710eac
+    A frame without a face is copied and counts as done.
+    """
+    try:
+        frames, *others = self.photos or (None,)
+        if others or not frames or not frames.is_dir():
+            raise ValueError("--video takes one folder of frames")
+        if self.only_center or self.aligned or self.save_faces or self.recursive:
+            raise ValueError("--video goes without --only-center, --aligned, --save-faces "
+                             "and --recursive")
+        pairs, _ = plan(self.photos, self.out)
+        make_writable(self.out)
+        if (there := sum(target.exists() for _, target in pairs)) and not self.force:
+            raise ValueError(f"{self.out}: holds {there} of the {len(pairs)} frames already; "
+                             "--force replaces them")
+        options = self.options()
+
+        from gfpgan_edu.photos import restore_video
+
+        done = restore_video(frames, self.out, self.network(), progress=sys.stderr.isatty(),
+                             **options)
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(told(e))
+        return NOTHING_DONE
+    account = Account(len(pairs), self.out, "restored", self.json)
+    for name in (*done.restored, *done.copied):
+        result = str(self.out / name)
+        account.tell(frames / name, "done", result=result, copied=name in done.copied)
+    for path, why in done.failures:
+        account.tell(path, "failed", why.removeprefix(f"{path}: "))
+    for note in done.notes:
+        complain(f"{frames}: {note}")
+    return account.end()
+
+# %% ../nbs/24_cli.ipynb #1cd9ecf3
 @dataclass
 class Degrade(OnPictures):
-    """Damage photos as training does: blur, loss of pixels, noise, JPEG, colour. Each has a draw of its own, from the seed and its name.
+    """Damage photos as training does: blur, loss of pixels, noise, JPEG, colour. Each has a draw of
+    its own, from the seed and its name.
 
     Example: gfpgan-edu degrade faces --out damaged --ranges severe --seed 1
     """
@@ -364,11 +444,13 @@ class Degrade(OnPictures):
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     "Another seed, another draw; the same seed, the same pixels."
     size: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
-    "Side of the faces that blur and loss of pixels are scaled to; default: the shorter side of each picture."
+    ("Side of the faces that blur and loss of pixels are scaled to; default: the shorter side of "
+     "each picture.")
 
     def run(self):
         if self.seed < 0 or self.size is not None and self.size < 1:
-            complain(f"--seed {self.seed} --size {self.size}: needs a seed from 0 and a size from 1 up")
+            complain(f"--seed {self.seed} --size {self.size}: "
+                     "needs a seed from 0 and a size from 1 up")
             return NOTHING_DONE
         return self.each("degraded", self.start)
 
@@ -381,19 +463,21 @@ class Degrade(OnPictures):
         def work(path, target):
             picture = read_picture(path)
             ranges = PRESETS[self.ranges].at(self.size or min(picture.pixels.shape[:2]))
-            params = sample_params(np.random.default_rng([self.seed, *os.fsencode(target.relative_to(self.out))]), ranges)
+            name = os.fsencode(target.relative_to(self.out))
+            params = sample_params(np.random.default_rng([self.seed, *name]), ranges)
             write_picture(target, replace(picture, pixels=degrade(picture.pixels, params)))
             return dict(notes=picture.notes, params=json.loads(params.to_json()))
 
         return work
 
-# %% ../nbs/24_cli.ipynb #dd05ea0f
+# %% ../nbs/24_cli.ipynb #3592abc3
 def check_target(path, suffixes, force):
     "Raise ValueError unless a file may be written at `path`; its folder is made."
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: its name must end in {' or '.join(suffixes)}")
     if path.is_dir() or path.exists() and not force:
-        raise ValueError(f"{path}: " + ("is a folder" if path.is_dir() else "exists; --force replaces it"))
+        why = "is a folder" if path.is_dir() else "exists; --force replaces it"
+        raise ValueError(f"{path}: {why}")
     try:
         make_writable(path.parent)
     except OSError as e:
@@ -413,7 +497,7 @@ def write_official(net, path):
     finally:
         part.unlink(missing_ok=True)
 
-# %% ../nbs/24_cli.ipynb #49ce6d34
+# %% ../nbs/24_cli.ipynb #ddb1c3cd
 @dataclass
 class Weights:
     """List, download, look into or convert weights.
@@ -424,15 +508,18 @@ class Weights:
     """
 
     action: Annotated[Literal["list", "fetch", "info", "convert"], tyro.conf.Positional]
-    "list the known names, fetch one into the cache, show what a .safetensors file holds, or convert one kind of file into the other."
+    ("list the known names, fetch one into the cache, show what a .safetensors file holds, or "
+     "convert one kind of file into the other.")
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME_OR_FILE")] = ""
     "A name (fetch), a file (info; without one, the bundled weights), or either (convert)."
     out: Annotated[Optional[Path], tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     "convert: the file to write, .safetensors (ours) or .pth (official)."
     family: Optional[Literal["v1", "bilinear", "clean"]] = None
-    "convert: the official class that a .pth belongs to; v1 and bilinear cannot be told apart by the file."
+    ("convert: the official class that a .pth belongs to; v1 and bilinear cannot be told apart by "
+     "the file.")
     clean: bool = False
-    "convert: multiply all scales into the weights, as the official clean files have them (bilinear networks only)."
+    ("convert: multiply all scales into the weights, as the official clean files have them "
+     "(bilinear networks only).")
     half: bool = False
     "convert: 16 bits a number in a .safetensors file, half the size."
     force: bool = False
@@ -441,7 +528,7 @@ class Weights:
     def run(self):
         try:
             getattr(self, self.action)()
-        except (ValueError, OSError) as e:                                  # WeightsError is a ValueError
+        except (ValueError, OSError) as e:      # WeightsError is a ValueError
             complain(e)
             return NOTHING_DONE
         return DONE
@@ -451,47 +538,61 @@ class Weights:
 
         print(f"bundled   inside the package, {w.BUNDLED}")
         for r in w.RELEASES.values():
-            print(f"{r.name:9} {r.family:6} {r.note}; {r.url}; SHA-256 {r.sha256 or 'not published'}")
+            sha256 = r.sha256 or "not published"
+            print(f"{r.name:9} {r.family:6} {r.note}; {r.url}; SHA-256 {sha256}")
         print(f"licence of the official files: {w.LICENCE}")
 
-    def fetch(self):
-        from gfpgan_edu import weights as w
+# %% ../nbs/24_cli.ipynb #c0d4df2e
+@patch
+def fetch(self: Weights):
+    from gfpgan_edu import weights as w
 
-        if self.what not in w.RELEASES:
-            raise w.WeightsError(f"{self.what or 'no name given'}: known are {', '.join(w.RELEASES)}")
-        print(w.download(self.what, progress=sys.stderr.isatty()))
+    if self.what not in w.RELEASES:
+        known = ", ".join(w.RELEASES)
+        raise w.WeightsError(f"{self.what or 'no name given'}: known are {known}")
+    print(w.download(self.what, progress=sys.stderr.isatty()))
 
-    def info(self):
-        from gfpgan_edu import weights as w
 
-        for k, v in w.read_header(w.bundled_path() if self.what in ("", "bundled") else self.what).items():
-            print(f"{k}: {v}")
+@patch
+def info(self: Weights):
+    from gfpgan_edu import weights as w
 
-    def convert(self):
-        if not self.what or self.out is None:
-            raise ValueError("convert needs two names, such as: gfpgan-edu weights convert v1.4 gfpgan14.safetensors")
-        check_target(self.out, (".safetensors", ".pth"), self.force)
-        official = self.out.suffix.lower() == ".pth"
-        if official and self.half:
-            raise ValueError("--half is for .safetensors files; the official code reads 32 bits")
-        import torch
+    path = w.bundled_path() if self.what in ("", "bundled") else self.what
+    for k, v in w.read_header(path).items():
+        print(f"{k}: {v}")
 
-        from gfpgan_edu.weights import LICENCE, RELEASES, load_weights, save, to_clean
+# %% ../nbs/24_cli.ipynb #e49419b8
+@patch
+def convert(self: Weights):
+    if not self.what or self.out is None:
+        raise ValueError("convert needs two names, such as: "
+                         "gfpgan-edu weights convert v1.4 gfpgan14.safetensors")
+    check_target(self.out, (".safetensors", ".pth"), self.force)
+    official = self.out.suffix.lower() == ".pth"
+    if official and self.half:
+        raise ValueError("--half is for .safetensors files; the official code reads 32 bits")
+    import torch
 
-        net = load_weights(self.what, self.family, progress=sys.stderr.isatty())
-        net = to_clean(net) if self.clean else net
-        if official:
-            write_official(net, self.out)
-        else:
-            save(net, self.out, torch.float16 if self.half else None, source=Path(self.what).name, **(dict(licence=LICENCE) if self.what in RELEASES else {}))
-        print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
-        if official and net.config.prior_share < 1:
-            print(f"{self.out}: the official code will show the prior's picture alone; a share of {net.config.prior_share:g} has no place in its files")
+    from gfpgan_edu.weights import LICENCE, RELEASES, load_weights, save, to_clean
 
-# %% ../nbs/24_cli.ipynb #33a1dd22
+    net = load_weights(self.what, self.family, progress=sys.stderr.isatty())
+    net = to_clean(net) if self.clean else net
+    if official:
+        write_official(net, self.out)
+    else:
+        kind = torch.float16 if self.half else None
+        licence = dict(licence=LICENCE) if self.what in RELEASES else {}
+        save(net, self.out, kind, source=Path(self.what).name, **licence)
+    print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
+    if official and net.config.prior_share < 1:
+        print(f"{self.out}: the official code will show the prior's picture alone; "
+              f"a share of {net.config.prior_share:g} has no place in its files")
+
+# %% ../nbs/24_cli.ipynb #dc41a8b8
 @dataclass
 class Export:
-    """Write weights as an ONNX file, for programs without PyTorch: "face" (b, 3, size, size) in [-1, 1] -> "restored", of aligned faces.
+    """Write weights as an ONNX file, for programs without PyTorch: "face" (b, 3, size, size)
+    in [-1, 1] -> "restored", of aligned faces.
 
     Example: gfpgan-edu export v1.4 gfpgan.onnx
     """
@@ -511,14 +612,16 @@ class Export:
             from gfpgan_edu.weights import LICENCE, RELEASES, load_weights
 
             net = load_weights(self.weights, progress=sys.stderr.isatty())
-            export_onnx(net, self.out, weights=Path(self.weights).name, **(dict(licence=LICENCE) if self.weights in RELEASES else {}))
+            licence = dict(licence=LICENCE) if self.weights in RELEASES else {}
+            export_onnx(net, self.out, weights=Path(self.weights).name, **licence)
         except (ValueError, OSError, RuntimeError) as e:
             complain(e)
             return NOTHING_DONE
-        print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, faces of {net.config.size} px"))
+        size = self.out.stat().st_size / 1e6
+        print(one_line(f"{self.out}: {size:.1f} MB, faces of {net.config.size} px"))
         return DONE
 
-# %% ../nbs/24_cli.ipynb #60dcd786
+# %% ../nbs/24_cli.ipynb #04ff07fb
 @dataclass
 class Prepare:
     """Cut the faces out of a folder of photos, aligned, for training.
@@ -529,7 +632,8 @@ class Prepare:
     photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     "Folder of pictures; its subfolders are searched too."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the faces and manifest.jsonl (where eyes and mouth are). A run that was broken off goes on where it was."
+    ("Folder for the faces and manifest.jsonl (where eyes and mouth are). A run that was broken "
+     "off goes on where it was.")
     size: int = 512
     "Side of the aligned faces in px."
     aligned: bool = False
@@ -545,7 +649,9 @@ class Prepare:
         from gfpgan_edu.faces import prepare
 
         try:
-            done = prepare(self.photos, self.out, self.size, aligned=self.aligned, largest=self.largest, min_face=self.min_face, compression=self.compression)
+            done = prepare(self.photos, self.out, self.size, aligned=self.aligned,
+                           largest=self.largest, min_face=self.min_face,
+                           compression=self.compression)
         except (ValueError, OSError) as e:
             complain(e)
             return NOTHING_DONE
@@ -553,127 +659,168 @@ class Prepare:
             complain(f"{path}: {reason}")
         for path in done.no_face:
             complain(f"{path}: no face that is large enough")
-        print(one_line(f"{done.written} faces written into {self.out}, {done.skipped} pictures done before, {len(done.no_face)} without a face, {len(done.unreadable)} unreadable"))
-        return SOME_FAILED if done.unreadable else DONE if done.written or done.skipped else NOTHING_DONE
+        print(one_line(
+            f"{done.written} faces written into {self.out}, {done.skipped} pictures done before, "
+            f"{len(done.no_face)} without a face, {len(done.unreadable)} unreadable"))
+        if done.unreadable:
+            return SOME_FAILED
+        return DONE if done.written or done.skipped else NOTHING_DONE
 
-# %% ../nbs/24_cli.ipynb #946a2c6c
+# %% ../nbs/24_cli.ipynb #1625ddbd
 @dataclass
 class Train:
-    """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the run goes on.
+    """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the
+    run goes on.
 
     Example: gfpgan-edu train --preset tiny --data faces --out runs/tiny --minutes 3
 
-    Several GPUs: torchrun --no-python --nproc-per-node 4 gfpgan-edu train --preset paper --data faces --out runs/paper --prior prior.pth
+    Several GPUs: torchrun --no-python --nproc-per-node 4 gfpgan-edu train --preset paper --data
+    faces --out runs/paper --prior prior.pth
 
-    Several machines: the same on each, with torchrun's --nnodes 2 --node-rank 0 (1, …) --rdzv-backend c10d --rdzv-endpoint HOST:29500,
+    Several machines: the same on each, with
+    torchrun's --nnodes 2 --node-rank 0 (1, …) --rdzv-backend c10d --rdzv-endpoint HOST:29500,
     and --out on a disk that all of them see (only the first process writes).
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     "Folder of aligned faces; `gfpgan-edu prepare` makes one."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder of the run: config.yaml, checkpoints, metrics.jsonl, tensorboard/, validation sheets, at the end ema.safetensors."
+    ("Folder of the run: config.yaml, checkpoints, metrics.jsonl, tensorboard/, validation sheets, "
+     "at the end ema.safetensors.")
     what: Annotated[Literal["restorer", "prior"], tyro.conf.Positional] = "restorer"
     "What to train."
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    "restorer: paper, official, faces128, faces64, faces32, tiny. prior: paper, faces128, faces64, faces32, tiny."
+    ("restorer: paper, official, faces128, faces64, faces32, tiny. prior: paper, faces128, "
+     "faces64, faces32, tiny.")
     config: Annotated[Optional[Path], tyro.conf.arg(metavar="YAML")] = None
     "A config file in the place of a preset, such as the config.yaml of another run."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    "Changes to it, such as run.batch=4 loss.pixel=1 model.size=256 run.precision=bf16; unknown keys are errors."
+    ("Changes to it, such as run.batch=4 loss.pixel=1 model.size=256 run.precision=bf16; unknown "
+     "keys are errors.")
     valid: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
     "Folder of faces for validation; without one, some of --data are held out."
     prior: Annotated[str, tyro.conf.arg(metavar="WHICH")] = ""
-    "Restorer: the prior to build on: bundled, an official .pth or a .safetensors, or random. The same as --set prior=…"
+    ("Restorer: the prior to build on: bundled, an official .pth or a .safetensors, or random. The "
+     "same as --set prior=…")
     init_from: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = ""
-    "Fine-tune: begin with these weights (of the same kind; names as in `gfpgan-edu weights list`); the model's config is theirs."
+    ("Fine-tune: begin with these weights (of the same kind; names as in `gfpgan-edu weights "
+     "list`); the model's config is theirs.")
     minutes: Annotated[Optional[float], tyro.conf.arg(metavar="M")] = None
     "Stop after this time with a checkpoint; saying the command again goes on."
     on_nonfinite: Optional[Literal["stop", "rollback"]] = None
-    "When a loss or gradient is not finite: stop, or return to the last checkpoint with half the learning rate, at most three times."
+    ("When a loss or gradient is not finite: stop, or return to the last checkpoint with half the "
+     "learning rate, at most three times.")
     compile: bool = False
     "torch.compile what needs no second derivative."
     device: Literal["auto", "cpu"] = "auto"
     "auto takes a GPU where there is one."
     dry_run: bool = False
-    "Print the config, run ten iterations on the data in a temporary folder, print memory, speed, waiting for data and the time the run would take, and stop. --out is not touched."
+    ("Print the config, run ten iterations on the data in a temporary folder, print memory, speed, "
+     "waiting for data and the time the run would take, and stop. --out is not touched.")
     show_config: bool = False
     "Only print the config."
 
-    def resolve(self):
-        "The config of the run and the weights to begin with (or None). Raises ValueError or OSError."
-        from gfpgan_edu import train_prior, train_restorer
-        from gfpgan_edu.engine import override, read_config
+# %% ../nbs/24_cli.ipynb #3a676656
+@patch
+def resolve(self: Train):
+    """The config of the run and the weights to begin with (or None).
 
-        cls = train_restorer.RestorerConfig if self.what == "restorer" else train_prior.PriorConfig
-        presets = train_restorer.PRESETS if self.what == "restorer" else train_prior.PRESETS
-        file = self.config or (self.out / "config.yaml" if (self.out / "config.yaml").exists() and not self.preset else None)
-        if file is not None:
-            config = read_config(cls, file)
-        elif self.preset in presets:
-            config = presets[self.preset]()
-        else:
-            raise ValueError(f"--preset {self.preset or 'is missing'}: there are {', '.join(presets)} for the {self.what}")
-        net, changes = None, list(self.set)
-        if self.init_from:
-            from gfpgan_edu.weights import load_prior, load_weights
+    Raises ValueError or OSError.
+    """
+    from gfpgan_edu import train_prior, train_restorer
+    from gfpgan_edu.engine import override, read_config
 
-            net = load_weights(self.init_from) if self.what == "restorer" else load_prior(self.init_from)
-            theirs = net.config if self.what == "prior" else net.config.to_dict()
-            changes = [f"{'model.' * (self.what == 'restorer')}{k}={v}" for k, v in theirs.items() if k != "equalized" or self.what == "restorer"] + changes
-        changes += [f"prior={self.prior}"] * bool(self.prior) + [f"run.on_nonfinite={self.on_nonfinite}"] * bool(self.on_nonfinite) + ["run.compile=true"] * self.compile
-        return override(config, changes), net
+    restorer = self.what == "restorer"
+    cls = train_restorer.RestorerConfig if restorer else train_prior.PriorConfig
+    presets = train_restorer.PRESETS if restorer else train_prior.PRESETS
+    saved = self.out / "config.yaml"
+    file = self.config or (saved if saved.exists() and not self.preset else None)
+    if file is not None:
+        config = read_config(cls, file)
+    elif self.preset in presets:
+        config = presets[self.preset]()
+    else:
+        raise ValueError(f"--preset {self.preset or 'is missing'}: "
+                         f"there are {', '.join(presets)} for the {self.what}")
+    net, changes = None, list(self.set)
+    if self.init_from:
+        from gfpgan_edu.weights import load_prior, load_weights
 
-    def run(self):
-        try:
-            config, net = self.resolve()
-            if self.show_config or self.dry_run:
-                return self.rehearse(config, net)
-            trainer = self.trainer(config, net, self.out)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        try:
-            ended = trainer.fit(self.minutes)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(str(e).strip().splitlines()[-1])                       # an error from a loading process brings its whole story
-            return SOME_FAILED if trainer.it else NOTHING_DONE
-        if trainer.main:
-            print(one_line(f"{ended} at iteration {trainer.it} of {config.run.iterations}; weights in {self.out / 'ema.safetensors'}"))
-        trainer.state.destroy_process_group()
-        return INTERRUPTED if ended == "interrupted" else DONE
+        net = load_weights(self.init_from) if restorer else load_prior(self.init_from)
+        theirs = net.config.to_dict() if restorer else net.config
+        model = {k: v for k, v in theirs.items() if restorer or k != "equalized"}
+        changes = [f"{'model.' * restorer}{k}={v}" for k, v in model.items()] + changes
+    if self.prior:
+        changes.append(f"prior={self.prior}")
+    if self.on_nonfinite:
+        changes.append(f"run.on_nonfinite={self.on_nonfinite}")
+    if self.compile:
+        changes.append("run.compile=true")
+    return override(config, changes), net
 
-    def rehearse(self, config, net):
-        "The config, and with --dry-run what ten iterations tell, as comments, so that the whole is still a config file."
-        import yaml
+# %% ../nbs/24_cli.ipynb #7fdbbd97
+@patch
+def run(self: Train):
+    try:
+        config, net = self.resolve()
+        if self.show_config or self.dry_run:
+            return self.rehearse(config, net)
+        trainer = self.trainer(config, net, self.out)
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    try:
+        ended = trainer.fit(self.minutes)
+    except (ValueError, OSError, RuntimeError) as e:
+        # an error from a loading process brings its whole story
+        complain(str(e).strip().splitlines()[-1])
+        return SOME_FAILED if trainer.it else NOTHING_DONE
+    if trainer.main:
+        print(one_line(f"{ended} at iteration {trainer.it} of {config.run.iterations}; "
+                       f"weights in {self.out / 'ema.safetensors'}"))
+    trainer.state.destroy_process_group()
+    return INTERRUPTED if ended == "interrupted" else DONE
 
-        from gfpgan_edu.engine import checkpoints, plain
-        from gfpgan_edu.full_scale import rehearse
 
-        text = yaml.safe_dump(plain(config), sort_keys=False)
-        if self.show_config:
-            print(text, end="")
-            return DONE
-        with tempfile.TemporaryDirectory(prefix="gfpgan-edu-") as folder:
-            trainer = self.trainer(config, net, Path(folder))
-            try:
-                told = rehearse(trainer)
-            except (ValueError, OSError, RuntimeError) as e:
-                raise RuntimeError(str(e).strip().splitlines()[-1]) from e      # an error from a loading process brings its whole story
-        if trainer.main:
-            begun = checkpoints(self.out)
-            print(text + "".join(f"# {line}\n" for line in told.lines(int(begun[-1].stem[6:]) if begun else 0)), end="")
-        trainer.state.destroy_process_group()
+@patch
+def trainer(self: Train, config, net, out):
+    from gfpgan_edu.train_prior import PriorTrainer
+    from gfpgan_edu.train_restorer import RestorerTrainer
+
+    device = None if self.device == "auto" else self.device
+    if self.what == "prior":
+        return PriorTrainer(config, self.data, out, device=device, init_from=net)
+    return RestorerTrainer(config, self.data, out, valid=self.valid, device=device, init_from=net)
+
+# %% ../nbs/24_cli.ipynb #47db7fb8
+@patch
+def rehearse(self: Train, config, net):
+    """Print the config, and with --dry-run what ten iterations tell.
+
+    That is printed as comments, so that the whole is still a config file.
+    """
+    import yaml
+
+    from gfpgan_edu.engine import checkpoints, plain
+    from gfpgan_edu.full_scale import rehearse
+
+    text = yaml.safe_dump(plain(config), sort_keys=False)
+    if self.show_config:
+        print(text, end="")
         return DONE
-
-    def trainer(self, config, net, out):
-        from gfpgan_edu.train_prior import PriorTrainer
-        from gfpgan_edu.train_restorer import RestorerTrainer
-
-        device = None if self.device == "auto" else self.device
-        if self.what == "prior":
-            return PriorTrainer(config, self.data, out, device=device, init_from=net)
-        return RestorerTrainer(config, self.data, out, valid=self.valid, device=device, init_from=net)
+    with tempfile.TemporaryDirectory(prefix="gfpgan-edu-") as folder:
+        trainer = self.trainer(config, net, Path(folder))
+        try:
+            told = rehearse(trainer)
+        except (ValueError, OSError, RuntimeError) as e:
+            # an error from a loading process brings its whole story
+            raise RuntimeError(str(e).strip().splitlines()[-1]) from e
+    if trainer.main:
+        begun = checkpoints(self.out)
+        lines = told.lines(int(begun[-1].stem[6:]) if begun else 0)
+        print(text + "".join(f"# {line}\n" for line in lines), end="")
+    trainer.state.destroy_process_group()
+    return DONE
 
 # %% ../nbs/24_cli.ipynb #c38749e7
 @dataclass
@@ -685,7 +832,7 @@ class TrainPrior(Train):
 
     what: tyro.conf.Suppress[Literal["prior"]] = "prior"
 
-# %% ../nbs/24_cli.ipynb #b18e1b85
+# %% ../nbs/24_cli.ipynb #2b21fa8e
 @dataclass
 class Testset:
     """Build a test set: lq/ to be restored, gt/ the truth, every draw of the damage saved.
@@ -694,7 +841,8 @@ class Testset:
     """
 
     kind: Annotated[Literal["blind", "sr", "colour", "real"], tyro.conf.Positional]
-    "blind: damage as in training; sr: reduced bicubically; colour: each face grey and yellowed; real: photos without a truth."
+    ("blind: damage as in training; sr: reduced bicubically; colour: each face grey and yellowed; "
+     "real: photos without a truth.")
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     "Folder of clean aligned faces (real: of photos)."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -709,36 +857,44 @@ class Testset:
     factor: int = 4
     "sr: how many times smaller."
     name: str = ""
-    "real: LFW-Test, CelebChild-Test, WebPhoto-Test or any other; known ones are checked against the paper's number of pictures."
+    ("real: LFW-Test, CelebChild-Test, WebPhoto-Test or any other; known ones are checked against "
+     "the paper's number of pictures.")
     align: bool = False
     "real: the photos are not aligned; cut every face out."
     limit: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
     "Only the first N pictures."
 
-    def run(self):
-        from gfpgan_edu import evaluation as e
+# %% ../nbs/24_cli.ipynb #c16eaa86
+@patch
+def run(self: Testset):
+    from gfpgan_edu import evaluation as e
 
-        try:
-            if self.kind == "blind":
-                made = e.build_blind(self.source, self.out, self.size, self.ranges, self.seed, self.draws, self.limit)
-            elif self.kind == "sr":
-                made = e.build_sr(self.source, self.out, self.size, self.factor, self.limit)
-            elif self.kind == "colour":
-                made = e.build_colour(self.source, self.out, self.size, self.ranges, self.seed, self.limit)
-            else:
-                made = e.wrap_real(self.source, self.out, self.name or self.source.name, self.size, self.align, self.limit)
-        except (ValueError, OSError, RuntimeError) as error:
-            complain(error)
-            return NOTHING_DONE
-        for path, reason in made.failed:
-            complain(f"{path}: {reason}")
-        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{f'; {made.note}' * bool(made.note)}"))
-        return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
+    try:
+        if self.kind == "blind":
+            made = e.build_blind(self.source, self.out, self.size, self.ranges, self.seed,
+                                 self.draws, self.limit)
+        elif self.kind == "sr":
+            made = e.build_sr(self.source, self.out, self.size, self.factor, self.limit)
+        elif self.kind == "colour":
+            made = e.build_colour(self.source, self.out, self.size, self.ranges, self.seed,
+                                  self.limit)
+        else:
+            name = self.name or self.source.name
+            made = e.wrap_real(self.source, self.out, name, self.size, self.align, self.limit)
+    except (ValueError, OSError, RuntimeError) as error:
+        complain(error)
+        return NOTHING_DONE
+    for path, reason in made.failed:
+        complain(f"{path}: {reason}")
+    note = f"; {made.note}" if made.note else ""
+    print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{note}"))
+    return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
 
-# %% ../nbs/24_cli.ipynb #26ff655a
+# %% ../nbs/24_cli.ipynb #00e6fd83
 @dataclass
 class Baseline:
-    """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For photos take `restore`.
+    """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For
+    photos take `restore`.
 
     Example: gfpgan-edu baseline pulse --lq celeba-test/lq --out results/pulse --prior bundled
     """
@@ -748,7 +904,8 @@ class Baseline:
     lq: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     "Folder of aligned faces of the method's size."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the results; those already there are left, so a run that was broken off goes on. method.json says what it cost."
+    ("Folder for the results; those already there are left, so a run that was broken off goes on. "
+     "method.json says what it cost.")
     prior: Annotated[str, tyro.conf.arg(metavar="WHICH")] = ""
     "The StyleGAN2 that is searched: bundled (64 px), prior32, an official .pth or a .safetensors."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -756,25 +913,27 @@ class Baseline:
     batch: int = 8
     device: Literal["auto", "cpu"] = "auto"
 
-    def run(self):
-        import yaml
+# %% ../nbs/24_cli.ipynb #68a596c5
+@patch
+def run(self: Baseline):
+    import yaml
 
-        from gfpgan_edu.evaluation import apply_method, method
+    from gfpgan_edu.evaluation import apply_method, method
 
-        try:
-            settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
-            if "device" in settings:
-                raise ValueError(f"{self.method} has no setting device; there is --device")
-            restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
-            failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        for path, reason in failed:
-            complain(f"{path}: {reason}")
-        done = len(list(self.out.glob("*.png")))
-        print(one_line(f"{done} restored faces in {self.out}, {len(failed)} failed"))
-        return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
+    try:
+        settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
+        if "device" in settings:
+            raise ValueError(f"{self.method} has no setting device; there is --device")
+        restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
+        failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    for path, reason in failed:
+        complain(f"{path}: {reason}")
+    done = len(list(self.out.glob("*.png")))
+    print(one_line(f"{done} restored faces in {self.out}, {len(failed)} failed"))
+    return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
 
 # %% ../nbs/24_cli.ipynb #6c4c40f7
 def _device(wanted):
@@ -783,12 +942,13 @@ def _device(wanted):
 
     return "cuda" if wanted == "auto" and torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/24_cli.ipynb #3b9f241f
+# %% ../nbs/24_cli.ipynb #6fc3cb7e
 @dataclass
 class Evaluate:
     """Measure folders of restored faces, whatever made them, and print one table.
 
-    Example: gfpgan-edu evaluate --pred Input=celeba-test/lq results/pulse --gt celeba-test/gt --out table.md table.json
+    Example: gfpgan-edu evaluate --pred Input=celeba-test/lq results/pulse --gt
+    celeba-test/gt --out table.md table.json
     """
 
     pred: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]DIR")]
@@ -803,16 +963,20 @@ class Evaluate:
     "Files for the table: .json, .csv, .md."
     per_image: Annotated[Optional[Path], tyro.conf.arg(metavar="CSV")] = None
     "File for every number of every picture."
-    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
-    "Also lpips-alex chroma colourfulness deg:bundled deg:dlib perceptual:efficientnet-lite1 frechet:efficientnet-lite1."
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (
+        "psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+    ("Also lpips-alex chroma colourfulness deg:bundled deg:dlib perceptual:efficientnet-lite1 "
+     "frechet:efficientnet-lite1.")
     protocol: Literal["plain", "vqfr"] = "plain"
-    "vqfr: channel means and deviations matched before PSNR and SSIM, pairs below 1 degree left out of deg."
+    ("vqfr: channel means and deviations matched before PSNR and SSIM, pairs below 1 degree left "
+     "out of deg.")
     channel: Literal["rgb", "y"] = "rgb"
     "PSNR and SSIM on colours or on brightness."
     suffix: str = ""
     "Ending of the result names that the truths do not have, such as _00."
     niqe: str = ""
-    "File of NIQE's pristine parameters: niqe_pris_params.npz, modelparameters.mat, or one of fit_niqe."
+    ("File of NIQE's pristine parameters: niqe_pris_params.npz, modelparameters.mat, or one of "
+     "fit_niqe.")
     arcface: str = ""
     "The official arcface_resnet18.pth, for deg."
     inception: str = ""
@@ -823,53 +987,67 @@ class Evaluate:
     "Replace tables and statistics that are there."
     device: Literal["auto", "cpu"] = "auto"
 
-    def run(self):
-        from gfpgan_edu.evaluation import evaluate
-        from gfpgan_edu.metrics import Files, Protocol
+# %% ../nbs/24_cli.ipynb #3c9fa0e4
+@patch
+def run(self: Evaluate):
+    from gfpgan_edu.evaluation import evaluate
+    from gfpgan_edu.metrics import Files, Protocol
 
-        try:
-            folders = dict((name, path) if eq else (Path(p).name or p, p) for p in self.pred for name, eq, path in [p.partition("=")])
-            if len(folders) < len(self.pred):
-                raise ValueError("two folders of --pred have the same name; write NAME=DIR")
-            if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
-                raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
-            for path in (*self.out, *filter(None, [self.per_image])):
-                check_target(path, (path.suffix.lower(),), self.force)
-            if self.save_reference and not self.force and any(self.save_reference.glob("*.npz")):
-                raise ValueError(f"{self.save_reference}: holds statistics already; --force replaces them")
-            protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
-            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference, self.reference_size)
-            for path in self.out:
-                table.write(path)
-            if self.per_image:
-                table.write_images(self.per_image)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        return self.report(table)
+    try:
+        folders = {}
+        for p in self.pred:
+            name, eq, path = p.partition("=")
+            folders |= {name: path} if eq else {Path(p).name or p: p}
+        if len(folders) < len(self.pred):
+            raise ValueError("two folders of --pred have the same name; write NAME=DIR")
+        if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
+            raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
+        for path in (*self.out, *filter(None, [self.per_image])):
+            check_target(path, (path.suffix.lower(),), self.force)
+        if self.save_reference and not self.force and any(self.save_reference.glob("*.npz")):
+            raise ValueError(f"{self.save_reference}: holds statistics already; "
+                             "--force replaces them")
+        protocol = Protocol.vqfr() if self.protocol == "vqfr" else Protocol()
+        protocol = replace(protocol, channel=self.channel)
+        files = Files(self.niqe, self.arcface, self.inception)
+        table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, files,
+                         self.suffix, _device(self.device), sys.stderr.isatty(),
+                         self.save_reference, self.reference_size)
+        for path in self.out:
+            table.write(path)
+        if self.per_image:
+            table.write_images(self.per_image)
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    return self.report(table)
 
-    def report(self, table):
-        print(table.markdown(), end="")
-        for why in table.missing.values():
-            complain(why)
-        for r in table.results:
-            for path, reason in r.failed:
-                complain(f"{path}: {reason}")
-            for stems, what in ((r.missing, "no result"), (r.extra, "no truth")):
-                for stem in stems[:10]:
-                    complain(f"{r.name}: {what} for {stem}")
-                if len(stems) > 10:
-                    complain(f"{r.name}: {what} for {len(stems) - 10} more")
-        if not any(r.images for r in table.results):
-            return NOTHING_DONE
-        return SOME_FAILED if any(r.failed or r.missing or r.extra for r in table.results) else DONE
+# %% ../nbs/24_cli.ipynb #56c19e3f
+@patch
+def report(self: Evaluate, table):
+    print(table.markdown(), end="")
+    for why in table.missing.values():
+        complain(why)
+    for r in table.results:
+        for path, reason in r.failed:
+            complain(f"{path}: {reason}")
+        for stems, what in ((r.missing, "no result"), (r.extra, "no truth")):
+            for stem in stems[:10]:
+                complain(f"{r.name}: {what} for {stem}")
+            if len(stems) > 10:
+                complain(f"{r.name}: {what} for {len(stems) - 10} more")
+    if not any(r.images for r in table.results):
+        return NOTHING_DONE
+    return SOME_FAILED if any(r.failed or r.missing or r.extra for r in table.results) else DONE
 
-# %% ../nbs/24_cli.ipynb #6f245b76
+# %% ../nbs/24_cli.ipynb #4fa5e92d
 @dataclass
 class Ablate:
-    """Train, restore and score the rows of Table 4 and Fig. 7 with equal budgets; said again with the same --out, it goes on.
+    """Train, restore and score the rows of Table 4 and Fig. 7 with equal budgets; said again with
+    the same --out, it goes on.
 
-    Example: gfpgan-edu ablate --data faces --valid other-faces --out runs/ablation --minutes-each 5 --seeds 2
+    Example: gfpgan-edu ablate --data faces --valid other-faces --out
+    runs/ablation --minutes-each 5 --seeds 2
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -877,7 +1055,8 @@ class Ablate:
     valid: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     "Folder of other aligned faces to measure on."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder of the runs, with table.md, ablation.json, per_image.csv, fig6.png and fig7.png at the end."
+    ("Folder of the runs, with table.md, ablation.json, per_image.csv, fig6.png and fig7.png at "
+     "the end.")
     preset: Literal["faces32", "tiny", "faces128", "paper", "official"] = "faces32"
     "Config of the full model; the rows change it."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -891,35 +1070,48 @@ class Ablate:
     seeds: int = 2
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW")] = ()
     "Some of full a b c d no-parts D D+fm l1; default: all."
-    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("psnr", "ssim", "lpips-vgg", "fid", "deg:bundled")
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (
+        "psnr", "ssim", "lpips-vgg", "fid", "deg:bundled")
     "As in `evaluate`."
     limit: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
     "Measure on the first N of --valid only."
     device: Literal["auto", "cpu"] = "auto"
 
-    def run(self):
-        from gfpgan_edu import evaluation as e
-        from gfpgan_edu.engine import override
-        from gfpgan_edu.pictures import write_image
-        from gfpgan_edu.train_restorer import PRESETS
+# %% ../nbs/24_cli.ipynb #6440f0cf
+@patch
+def run(self: Ablate):
+    from gfpgan_edu import evaluation as e
+    from gfpgan_edu.engine import override
+    from gfpgan_edu.pictures import write_image
+    from gfpgan_edu.train_restorer import PRESETS
 
-        try:
-            base, rows = override(PRESETS[self.preset](), list(self.set)), self.rows or tuple(e.ROWS)
-            if odd := [r for r in rows if r not in e.ROWS]:
-                raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
-            device = None if self.device == "auto" else self.device
-            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True), self.minutes)
-            if len(folders) < len(rows) * self.seeds:
-                print(f"stopped: {len(folders)} of {len(rows) * self.seeds} runs are finished; the same command goes on")
-                return DONE
-            result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics, limit=self.limit, device=_device(self.device), progress=sys.stderr.isatty())
-            for name, wanted in (("fig6", ("a", "b", "c", "d", "full")), ("fig7", ("no-parts", "D", "D+fm", "full"))):
-                write_image(self.out / f"{name}.png", e.ablation_grid(self.out, [r for r in wanted if r in rows]))
-        except (ValueError, OSError, RuntimeError) as error:
-            complain(error)
-            return NOTHING_DONE
-        print(e.ablation_table(result), end="")
-        return DONE
+    def say(line):
+        print(one_line(line), flush=True)
+
+    try:
+        base = override(PRESETS[self.preset](), list(self.set))
+        rows = self.rows or tuple(e.ROWS)
+        if odd := [r for r in rows if r not in e.ROWS]:
+            raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
+        device = None if self.device == "auto" else self.device
+        folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each,
+                               self.iterations, self.valid, device, say, self.minutes)
+        if len(folders) < len(rows) * self.seeds:
+            print(f"stopped: {len(folders)} of {len(rows) * self.seeds} runs are finished; "
+                  "the same command goes on")
+            return DONE
+        result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics,
+                              limit=self.limit, device=_device(self.device),
+                              progress=sys.stderr.isatty())
+        figures = {"fig6": ("a", "b", "c", "d", "full"), "fig7": ("no-parts", "D", "D+fm", "full")}
+        for name, wanted in figures.items():
+            grid = e.ablation_grid(self.out, [r for r in wanted if r in rows])
+            write_image(self.out / f"{name}.png", grid)
+    except (ValueError, OSError, RuntimeError) as error:
+        complain(error)
+        return NOTHING_DONE
+    print(e.ablation_table(result), end="")
+    return DONE
 
 # %% ../nbs/24_cli.ipynb #68b2a5bd
 @dataclass
@@ -936,7 +1128,7 @@ def judged(check, fine, found, todo, otherwise="missing"):
     "A Finding; what to do is told only where it is not fine."
     return Finding(check, "ok" if fine else otherwise, found, "" if fine else todo)
 
-# %% ../nbs/24_cli.ipynb #fb0861f1
+# %% ../nbs/24_cli.ipynb #d96eabbf
 def look_at_packages():
     "Python and every requirement of the package; the extras, one line each."
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -945,7 +1137,8 @@ def look_at_packages():
     from packaging.requirements import Requirement
 
     yield judged("gfpgan_edu", True, version("gfpgan_edu"), "")
-    yield judged("python", sys.version_info >= (3, 10), python_version(), "install Python 3.10 or newer")
+    version_fits = sys.version_info >= (3, 10)
+    yield judged("python", version_fits, python_version(), "install Python 3.10 or newer")
     extras = {}
     for need in map(Requirement, requires("gfpgan_edu") or ()):
         try:
@@ -956,30 +1149,43 @@ def look_at_packages():
         if need.marker:                                                     # extra == "onnx"
             extras.setdefault(str(need.marker).split('"')[1], []).append((need, have, fits))
         else:
-            yield judged(need.name, fits, f"{have or 'not installed'}{f' (needs {need.specifier})' * bool(need.specifier)}", f'pip install "{need}"')
+            found = have or "not installed"
+            if need.specifier:
+                found += f" (needs {need.specifier})"
+            yield judged(need.name, fits, found, f'pip install "{need}"')
     for extra, needs in sorted(extras.items()):
         lacking = [need.name for need, _, fits in needs if not fits]
-        yield judged(f"extra {extra}", not lacking, f"lacks {', '.join(lacking)}" if lacking else "complete", f'if wanted: pip install "gfpgan_edu[{extra}]"', "warn")
+        found = f"lacks {', '.join(lacking)}" if lacking else "complete"
+        todo = f'if wanted: pip install "gfpgan_edu[{extra}]"'
+        yield judged(f"extra {extra}", not lacking, found, todo, "warn")
 
-# %% ../nbs/24_cli.ipynb #5fc47480
+# %% ../nbs/24_cli.ipynb #c2a61554
 def look_at_libraries():
     "Whether the compiled libraries load, and the programs besides them."
     import shutil
 
-    for name, does in ("torch", "the networks"), ("torchvision", "needed by the detector"), ("cv2", "OpenCV, and the libraries it needs (libGL)"):
+    libraries = {"torch": "the networks", "torchvision": "needed by the detector",
+                 "cv2": "OpenCV, and the libraries it needs (libGL)"}
+    for name, does in libraries.items():
         try:
             import_module(name)
             yield Finding(f"import {name}", "ok", does)
         except Exception as e:
-            lib = next((lib for lib in ("libGL", "libgthread", "libglib") if lib in str(e)), None)
-            todo = "sudo apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless" if lib else "install torch and torchvision together: https://pytorch.org/get-started/locally"
+            todo = "install torch and torchvision together: https://pytorch.org/get-started/locally"
+            if any(lib in str(e) for lib in ("libGL", "libgthread", "libglib")):
+                todo = ("sudo apt-get install libgl1 libglib2.0-0, "
+                        "or pip install opencv-python-headless")
             yield Finding(f"import {name}", "missing", str(e), todo)
     quarto = shutil.which("quarto")
-    yield judged("quarto", quarto, quarto or "not found", "only `make book` needs it: https://quarto.org/docs/download", "warn")
+    todo = "only `make book` needs it: https://quarto.org/docs/download"
+    yield judged("quarto", quarto, quarto or "not found", todo, "warn")
 
-# %% ../nbs/24_cli.ipynb #65f44519
+# %% ../nbs/24_cli.ipynb #e0126486
 def look_at_devices():
-    "The bundled network on every device: milliseconds for one face. And whether a graphics card lies idle."
+    """The bundled network on every device: milliseconds for one face.
+
+    And whether a graphics card lies idle.
+    """
     import shutil
     from time import perf_counter
 
@@ -988,20 +1194,29 @@ def look_at_devices():
     from gfpgan_edu.inference import fuse
     from gfpgan_edu.weights import load_weights
 
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    devices = ["cpu"]
+    devices += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    n = torch.get_num_threads()
+    threads = f"{n} thread{'s' * (n > 1)}"
     for device in devices:
         net, times = fuse(load_weights(), consume=True).to(device), []
         for _ in range(5):
             begin = perf_counter()
             y = net(torch.zeros(1, 3, net.config.size, net.config.size, device=device))[0].cpu()
             times.append(perf_counter() - begin)
-        name = torch.cuda.get_device_name() if device == "cuda" else f"{(n := torch.get_num_threads())} thread{'s' * (n > 1)}" if device == "cpu" else "Apple"
-        yield judged(device, torch.isfinite(y).all(), f"{name}, {1000 * min(times):.1f} ms for a face of {net.config.size} px", "the network's output is not finite: install torch again")
+        name = {"cpu": threads, "mps": "Apple"}.get(device) or torch.cuda.get_device_name()
+        found = f"{name}, {1000 * min(times):.1f} ms for a face of {net.config.size} px"
+        yield judged(device, torch.isfinite(y).all(), found,
+                     "the network's output is not finite: install torch again")
     if "cuda" not in devices:
         idle = shutil.which("nvidia-smi") is not None
-        yield judged("cuda", not idle, "a driver is there, but torch cannot use it" if idle else "none, the CPU does the work", "https://pytorch.org/get-started/locally names the torch that fits the driver", "warn")
+        found = "none, the CPU does the work"
+        if idle:
+            found = "a driver is there, but torch cannot use it"
+        todo = "https://pytorch.org/get-started/locally names the torch that fits the driver"
+        yield judged("cuda", not idle, found, todo, "warn")
 
-# %% ../nbs/24_cli.ipynb #4383c0fa
+# %% ../nbs/24_cli.ipynb #fc93c7ff
 def look_at_weights():
     "The bundled files against their SHA-256, the cache, what is in it."
     from gfpgan_edu import weights as w
@@ -1010,40 +1225,46 @@ def look_at_weights():
     for name, want in SHA256.items():
         path = w.bundled_path().with_name(name)
         same = path.is_file() and w.sha256_of(path) == want
-        found = "bundled, SHA-256 agrees" if same else f"{path}: {'SHA-256 differs' if path.is_file() else 'no such file'}"
+        ill = "SHA-256 differs" if path.is_file() else "no such file"
+        found = "bundled, SHA-256 agrees" if same else f"{path}: {ill}"
         yield judged(path.stem, same, found, "install the package again")
     cache = w.cache_dir()
     try:
         make_writable(cache)
         yield Finding("cache", "ok", str(cache))
     except OSError as e:
-        yield Finding("cache", "warn", f"{cache}: {reason(e)}", "downloads fail; name another folder in $GFPGAN_EDU_CACHE")
+        yield Finding("cache", "warn", f"{cache}: {reason(e)}",
+                      "downloads fail; name another folder in $GFPGAN_EDU_CACHE")
     known = w._remembered(cache / "hashes.json")
     for r in w.RELEASES.values():
+        fetch = f"gfpgan-edu weights fetch {r.name}"
         path = cache / r.url.rsplit("/", 1)[1]
         want = r.sha256 or known.get(r.url)
         if path.is_file():
             same = want is None or w.sha256_of(path) == want
-            found = f"{path}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {'differs' if not same else 'agrees' if want else 'not published'}"
-            yield judged(r.name, same, found, f"delete it, then: gfpgan-edu weights fetch {r.name}", "warn")
+            ours = "differs" if not same else "agrees" if want else "not published"
+            found = f"{path}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {ours}"
+            yield judged(r.name, same, found, f"delete it, then: {fetch}", "warn")
         elif path.with_name(f"{path.name}.part").is_file():
-            yield Finding(r.name, "warn", "download broken off", f"gfpgan-edu weights fetch {r.name} goes on with it")
+            yield Finding(r.name, "warn", "download broken off", f"{fetch} goes on with it")
         else:
-            yield Finding(r.name, "ok", "not downloaded", f"if wanted: gfpgan-edu weights fetch {r.name}")
+            yield Finding(r.name, "ok", "not downloaded", f"if wanted: {fetch}")
 
-# %% ../nbs/24_cli.ipynb #f84a464c
+# %% ../nbs/24_cli.ipynb #a8294bd5
 def look_at_a_photo():
     "Detector, network and all between."
     from gfpgan_edu.examples import astronaut
     from gfpgan_edu.photos import restore
 
     n = len(restore(astronaut()).faces)
-    yield judged("a photo", n == 1, f"{n} face restored", "detector or network do not work: look at the lines above")
+    yield judged("a photo", n == 1, f"{n} face restored",
+                 "detector or network do not work: look at the lines above")
 
-# %% ../nbs/24_cli.ipynb #99bbdd04
+# %% ../nbs/24_cli.ipynb #b4ae6d52
 @dataclass
 class Doctor:
-    """Look at versions, devices, weights, cache and extras: one line each, with what to do. Exit code 2 where something needed is missing.
+    """Look at versions, devices, weights, cache and extras: one line each, with what to do. Exit
+    code 2 where something needed is missing.
 
     Example: gfpgan-edu doctor
     """
@@ -1053,26 +1274,31 @@ class Doctor:
 
     def run(self):
         missing = False
-        for look in (look_at_packages, look_at_libraries, look_at_devices, look_at_weights, look_at_a_photo):
+        for look in (look_at_packages, look_at_libraries, look_at_devices, look_at_weights,
+                     look_at_a_photo):
             try:
                 for finding in look():
                     missing |= finding.status == "missing"
                     self.print(finding)
-            except Exception as e:                                          # a check that fails is a finding
+            except Exception as e:                               # a check that fails is a finding
                 missing = True
-                self.print(Finding(look.__name__.removeprefix("look_at_").replace("_", " "), "missing", f"{type(e).__name__}: {e}"))
+                check = look.__name__.removeprefix("look_at_").replace("_", " ")
+                self.print(Finding(check, "missing", f"{type(e).__name__}: {e}"))
         return NOTHING_DONE if missing else DONE
 
     def print(self, finding):
         if self.json:
             print(json.dumps(asdict(finding)), flush=True)
         else:
-            print(one_line(f"{finding.status:8}{finding.check:20}{finding.found}{'; ' * bool(finding.todo)}{finding.todo}"), flush=True)
+            todo = f"; {finding.todo}" if finding.todo else ""
+            line = f"{finding.status:8}{finding.check:20}{finding.found}{todo}"
+            print(one_line(line), flush=True)
 
-# %% ../nbs/24_cli.ipynb #7052c693
+# %% ../nbs/24_cli.ipynb #2bc4a899
 @dataclass
 class Web:
-    """Open a local page: drop a photo, see it restored, download it. Needs pip install "gfpgan_edu[web]".
+    """Open a local page: drop a photo, see it restored, download it. Needs
+    pip install "gfpgan_edu[web]".
 
     Example: gfpgan-edu web --port 7860
     """
@@ -1090,7 +1316,8 @@ class Web:
         try:
             from gfpgan_edu.web import launch
 
-            launch(port=self.port, weights=self.weights, max_mb=self.max_mb, open_browser=self.open_browser)
+            launch(port=self.port, weights=self.weights, max_mb=self.max_mb,
+                   open_browser=self.open_browser)
         except (ImportError, ValueError, OSError, RuntimeError) as e:
             complain(e)
             return NOTHING_DONE
@@ -1110,45 +1337,60 @@ class Completion:
     def run(self):
         parse(["--tyro-print-completion", self.shell])
 
-# %% ../nbs/24_cli.ipynb #9b52e2d8
+# %% ../nbs/24_cli.ipynb #a382eb1a
 # The word after gfpgan-edu, and the class that does what it says.
-COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export, "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior, "testset": Testset,
-            "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate, "doctor": Doctor, "completion": Completion}
+COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export,
+            "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior,
+            "testset": Testset, "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate,
+            "doctor": Doctor, "completion": Completion}
 # What the help of the whole command says.
 ABOUT = """GFP-GAN: restore faces in photos, and train what restores them.
 
-Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished files are kept; 141 nobody read the output.
+Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished
+files are kept; 141 nobody read the output.
 
 Help of a command: gfpgan-edu restore --help"""
 
 
 def unbox(text):
-    "The box that tyro draws around an error -> one line: what is wrong, what may be meant, where there is help."
-    lines = [line[1:].rstrip("│ ") for line in text.splitlines()[1:]]       # without frame and title
-    kept = [line for line in lines if not line.startswith(" " * 9)]         # what stands further in is the help of an option
-    parts = [" ".join(part.split()) for part in re.split(r"^[ ─╯-]*$", "\n".join(kept), flags=re.M)]
-    return "; ".join(part.replace("For full", "for full") for part in parts if part and not part.startswith("Argument helptext")) or text
+    """The box that tyro draws around an error -> one line.
 
-# %% ../nbs/24_cli.ipynb #40ef3d31
+    It tells what is wrong, what may be meant, where there is help.
+    """
+    # without frame and title
+    lines = [line[1:].rstrip("│ ") for line in text.splitlines()[1:]]
+    # what stands further in is the help of an option
+    kept = [line for line in lines if not line.startswith(" " * 9)]
+    blocks = re.split(r"^[ ─╯-]*$", "\n".join(kept), flags=re.M)
+    parts = [" ".join(block.split()) for block in blocks]
+    return "; ".join(part.replace("For full", "for full") for part in parts
+                     if part and not part.startswith("Argument helptext")) or text
+
+# %% ../nbs/24_cli.ipynb #3f9c2478
 def parse(args=None):
-    "Words of the command line -> a command. Help ends with SystemExit(0), bad usage with one line and SystemExit(2)."
-    command = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items())]
+    """Words of the command line -> a command.
+
+    Help ends with SystemExit(0), bad usage with one line and SystemExit(2).
+    """
+    named = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items()]
+    command = Union[tuple(named)]
     with redirect_stderr(io.StringIO()) as box:
         try:
-            return tyro.cli(command, prog="gfpgan-edu", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(command, prog="gfpgan-edu", description=ABOUT, args=args,
+                            config=(tyro.conf.FlagCreatePairsOff,))
         except SystemExit as e:
             if not e.code:
                 raise
     complain(unbox(box.getvalue()))
     raise SystemExit(NOTHING_DONE)
 
-# %% ../nbs/24_cli.ipynb #7655571c
+# %% ../nbs/24_cli.ipynb #31f12717
 def main(args=None):
     "Entry point of the command `gfpgan-edu`; exits with the codes that its help names."
     try:
         try:
             code = parse(args).run()
-        except SystemExit as e:                                             # help, completion and bad usage
+        except SystemExit as e:                                     # help, completion and bad usage
             code = e.code or DONE
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -1158,6 +1400,7 @@ def main(args=None):
         complain("not enough memory")
         code = NOTHING_DONE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more is said at exit
+        # nothing more is said at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = UNHEARD
     sys.exit(code)

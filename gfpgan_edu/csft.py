@@ -11,37 +11,42 @@ from torch import nn
 
 from .layers import SQRT2, EqualizedConv2d
 
-# %% ../nbs/07_csft.ipynb #1de49900
+# %% ../nbs/07_csft.ipynb #e973cefb
 def _check(name, got, want):
     if got.shape != want.shape:
         raise ValueError(f"{name} is {tuple(got.shape)}, needs {tuple(want.shape)}")
 
 
 def sft(f, alpha, beta):
-    "Spatial feature transform (Eq. 3): alpha ⊙ f + beta, all (b, c, h, w). Raises ValueError on unequal shapes."
+    """Spatial feature transform (Eq. 3): alpha ⊙ f + beta, all (b, c, h, w).
+    Raises ValueError on unequal shapes."""
     _check("alpha", alpha, f), _check("beta", beta, f)
     return f * alpha + beta
 
-# %% ../nbs/07_csft.ipynb #bc939c54
+# %% ../nbs/07_csft.ipynb #c1b4737b
 def cs_sft(f, alpha, beta):
-    "Channel split (Eq. 4): f (b, c, h, w) keeps its first c/2 channels; the rest become alpha ⊙ f + beta, both (b, c/2, h, w)."
+    """Channel split (Eq. 4): f (b, c, h, w) keeps its first c/2 channels; the rest become
+    alpha ⊙ f + beta, both (b, c/2, h, w)."""
     keep, mod = f.chunk(2, dim=1)
     return torch.cat([keep, sft(mod, alpha, beta)], dim=1)
 
-# %% ../nbs/07_csft.ipynb #174acc57
+# %% ../nbs/07_csft.ipynb #84298943
 class ConditionHead(nn.Module):
-    """F_spatial (b, cin, s, s) -> (alpha, beta), each (b, cout, s, s): two 3×3 convolutions each, with a leaky ReLU between.
+    """F_spatial (b, cin, s, s) -> (alpha, beta), each (b, cout, s, s): two 3×3 convolutions each,
+    with a leaky ReLU between.
 
-    The last biases centre alpha at 1 and beta at 0. The spread around them is proportional to F_spatial at the start of training,
-    and not small: about 1 for features of variance 1. An untrained head does disturb the prior.
+    The last biases centre alpha at 1 and beta at 0. The spread around them is proportional to
+    F_spatial at the start of training, and not small: about 1 for features of variance 1. An
+    untrained head does disturb the prior.
     """
 
     def __init__(self, cin, cout, *, equalized=True):
         super().__init__()
 
         def head(bias_init):
-            return nn.Sequential(EqualizedConv2d(cin, cin, gain=SQRT2, activate=True, equalized=equalized),
-                                 EqualizedConv2d(cin, cout, bias_init=bias_init, equalized=equalized))
+            return nn.Sequential(
+                EqualizedConv2d(cin, cin, gain=SQRT2, activate=True, equalized=equalized),
+                EqualizedConv2d(cin, cout, bias_init=bias_init, equalized=equalized))
 
         self.scale, self.shift = head(1.0), head(0.0)
 

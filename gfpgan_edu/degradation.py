@@ -16,9 +16,11 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-# %% ../nbs/02_degradation.ipynb #ab21d1cd
+# %% ../nbs/02_degradation.ipynb #2aa774c4
 def gaussian_kernel(sigma_x, sigma_y=None, theta=0.0, size=41):
-    "Blur kernel k_σ (size, size), float64, sum 1: a Gaussian with axes sigma_x, sigma_y turned by theta (radians); sigma 0 gives a single 1. An even size is a ValueError."
+    """Blur kernel k_σ (size, size), float64, sum 1: a Gaussian with axes sigma_x, sigma_y turned by
+    theta (radians); sigma 0 gives a single 1. An even size is a ValueError.
+    """
     if size % 2 == 0 or size < 1:
         raise ValueError(f"kernel size is {size}, needs an odd number")
     sx, sy = max(sigma_x, 1e-3), max(sigma_x if sigma_y is None else sigma_y, 1e-3)
@@ -28,19 +30,24 @@ def gaussian_kernel(sigma_x, sigma_y=None, theta=0.0, size=41):
     k = np.exp(-0.5 * (a**2 + b**2))
     return k / k.sum()
 
-# %% ../nbs/02_degradation.ipynb #b0ea88ba
+# %% ../nbs/02_degradation.ipynb #a463b499
 def fourier_blur(x, k):
-    "y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border; k n×n, n odd, and the same after a half turn."
+    """y * k by @eq-degradation-fourier: x float32 H×W×3, mirrored at the border.
+
+    k is n×n, n odd, and the same after a half turn.
+    """
     (h, w), n = x.shape[:2], len(k)
     # transforms are quick at sizes like 2^a 3^b 5^c
     rows, columns = (cv2.getOptimalDFTSize(v + n - 1) for v in (h, w))
-    kernel, plane, out = np.zeros((rows, columns), np.float32), np.empty((rows, columns), np.float32), np.empty((h, w, 3), np.float32)
     # its centre is not at 0: the result moves by n // 2
+    kernel = np.zeros((rows, columns), np.float32)
     kernel[:n, :n] = k
     cv2.dft(kernel, kernel)
     # all in one buffer: fresh memory costs more than the transforms
+    plane, out = np.empty((rows, columns), np.float32), np.empty((h, w, 3), np.float32)
+    rim, below, right = n // 2, rows - h - n // 2, columns - w - n // 2
     for c in range(3):
-        cv2.copyMakeBorder(cv2.extractChannel(x, c), n // 2, rows - h - n // 2, n // 2, columns - w - n // 2,
+        cv2.copyMakeBorder(cv2.extractChannel(x, c), rim, below, rim, right,
                            cv2.BORDER_REFLECT_101, plane)
         cv2.dft(plane, plane)
         cv2.mulSpectrums(plane, kernel, 0, plane)
@@ -48,29 +55,37 @@ def fourier_blur(x, k):
         cv2.insertChannel(plane[n - 1:n - 1 + h, n - 1:n - 1 + w], out, c)
     return out
 
-# %% ../nbs/02_degradation.ipynb #712e6cda
+# %% ../nbs/02_degradation.ipynb #8216a05d
 def blur(x, sigma_x, sigma_y=None, theta=0.0, size=41):
-    "y * k_σ of x, float32 H×W×3, mirrored at the border: the quickest of three ways to the same sums."
+    "y * k_σ, x float32 H×W×3 mirrored at the border: the quickest of three ways to the same sums."
     k = gaussian_kernel(sigma_x, sigma_y, theta, size)
-    column, row = (g[g > 1e-8] for g in (k.sum(1), k.sum(0)))      # the other taps are nothing in float32
-    if theta == 0 and max(len(column), len(row)) <= 33:            # k = outer(column, row)
+    # the other taps are nothing in float32
+    column, row = (g[g > 1e-8] for g in (k.sum(1), k.sum(0)))
+    # k = outer(column, row)
+    if theta == 0 and max(len(column), len(row)) <= 33:
         return cv2.sepFilter2D(x, -1, row, column)
     return fourier_blur(x, k) if size > 11 else cv2.filter2D(x, -1, k)
 
-# %% ../nbs/02_degradation.ipynb #5d86dd8e
+# %% ../nbs/02_degradation.ipynb #eb9ef715
 def resize(x, width, height):
-    "Linear resize of x, float32 H×W×3, to at least one pixel each way; no filter against aliasing, as in the official code."
+    """Linear resize of x, float32 H×W×3, to at least one pixel each way.
+
+    No filter against aliasing, as in the official code.
+    """
     return cv2.resize(x, (max(1, width), max(1, height)), interpolation=cv2.INTER_LINEAR)
 
-# %% ../nbs/02_degradation.ipynb #1b6d08b3
+# %% ../nbs/02_degradation.ipynb #22119435
 def add_noise(x, delta, seed):
-    "x + n_δ, clipped to [0, 1]: Gaussian noise of `delta` grey levels (of 255), independent in each pixel and channel, a pure function of `seed`."
+    """x + n_δ, clipped to [0, 1]: Gaussian noise of `delta` grey levels (of 255).
+
+    Independent in each pixel and channel, a pure function of `seed`.
+    """
     noise = np.random.default_rng(seed).standard_normal(x.shape, np.float32)
     noise *= np.float32(delta / 255)
     noise += x
     return np.clip(noise, 0, 1, out=noise)
 
-# %% ../nbs/02_degradation.ipynb #006adcfb
+# %% ../nbs/02_degradation.ipynb #fbe0ffa0
 def to_uint8(x):
     "float in [0, 1] -> uint8, rounded, not truncated."
     # 255 x + 0 x + 0: stops at 0 and 255, and makes no copies
@@ -79,17 +94,19 @@ def to_uint8(x):
 
 def jpeg(img, q):
     "Encode and decode uint8 H×W×3 RGB as JPEG of quality q (1 … 100)."
-    ok, buffer = cv2.imencode(".jpg", cv2.cvtColor(img, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, int(q)])
+    bgr = cv2.cvtColor(img, cv2.COLOR_RGB2BGR)
+    ok, buffer = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(q)])
     if not ok:
         raise ValueError(f"JPEG encoding failed for shape {img.shape}, quality {q}")
     return cv2.cvtColor(cv2.imdecode(buffer, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
-# %% ../nbs/02_degradation.ipynb #a2df8419
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)                  # shares of R, G and B in the brightness (BT.601)
+# %% ../nbs/02_degradation.ipynb #566243fb
+# shares of R, G and B in the brightness (BT.601)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def shift_colour(x, shift):
-    "Add `shift`, three numbers in grey levels (of 255), to the channels of x, float32 H×W×3 in [0, 1]; clipped."
+    "x, float32 H×W×3 in [0, 1], plus `shift`, three numbers in grey levels (of 255); clipped."
     # four numbers: OpenCV's scalars have four channels
     x = cv2.add(x, (*(float(s) / 255 for s in shift), 0.0))
     return np.clip(x, 0, 1, out=x)
@@ -99,20 +116,23 @@ def to_gray(x):
     "The brightness of x, float32 H×W×3 RGB, in all three channels."
     return cv2.cvtColor(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
-# %% ../nbs/02_degradation.ipynb #1c7a4232
+# %% ../nbs/02_degradation.ipynb #28946a10
 JITTER = ("brightness", "contrast", "saturation", "hue")            # kinds of colour jitter
 
 
 def jitter_colour(x, jitter):
-    "Apply ((name, factor), …), names as in JITTER, in order to x, float32 H×W×3 RGB in [0, 1], clipped after each."
+    """Apply ((name, factor), …), names as in JITTER, in order to x, clipped after each.
+
+    x: float32 H×W×3 RGB in [0, 1].
+    """
     for name, f in jitter:
-        f = float(f)                                               # a numpy number would turn x into float64
+        f = float(f)                                  # a numpy number would turn x into float64
         if name == "hue":
-            hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)               # hue in degrees
-            hsv[..., 0] += 360 * (f % 1)                           # the way back takes it round the circle
+            hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)  # hue in degrees
+            hsv[..., 0] += 360 * (f % 1)              # the way back takes it round the circle
             x = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         elif name == "brightness":
-            x = f * x                                              # black is 0
+            x = f * x                                 # black is 0
         elif name == "contrast":
             mean = cv2.mean(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY))[0]
             x = f * x + np.float32((1 - f) * mean)
@@ -123,10 +143,10 @@ def jitter_colour(x, jitter):
         x = np.clip(x, 0, 1, out=x)
     return x
 
-# %% ../nbs/02_degradation.ipynb #b7e6814f
+# %% ../nbs/02_degradation.ipynb #69da1e19
 @dataclass(frozen=True)
 class DegradationParams:
-    "One draw: every number that `degrade` needs, the noise's seed included. The defaults change nothing."
+    "One draw: all that `degrade` needs, the noise's seed included. The defaults change nothing."
     sigma_x: float = 0.0
     sigma_y: float = 0.0
     theta: float = 0.0                   # radians, angle of the x axis of the kernel
@@ -140,12 +160,16 @@ class DegradationParams:
     jitter: tuple = ()                   # (("hue", 0.03), ("contrast", 1.2), …), in this order
 
     def __post_init__(self):
-        possible = dict(
-            sigma_x=0 <= self.sigma_x < math.inf, sigma_y=0 <= self.sigma_y < math.inf, theta=math.isfinite(self.theta),
-            kernel_size=self.kernel_size % 2 == 1 and self.kernel_size > 0, r=0 < self.r < math.inf, delta=0 <= self.delta < math.inf,
-            q=self.q is None or 1 <= self.q <= 100, noise_seed=self.noise_seed >= 0, shift=self.shift is None or len(self.shift) == 3,
-            jitter=all(name in JITTER and (abs(f) <= 0.5 if name == "hue" else f >= 0) for name, f in self.jitter))
-        if wrong := [f"{name} = {getattr(self, name)!r}" for name, ok in possible.items() if not ok]:
+        possible = dict(sigma_x=0 <= self.sigma_x < math.inf, sigma_y=0 <= self.sigma_y < math.inf,
+                        theta=math.isfinite(self.theta),
+                        kernel_size=self.kernel_size % 2 == 1 and self.kernel_size > 0,
+                        r=0 < self.r < math.inf, delta=0 <= self.delta < math.inf,
+                        q=self.q is None or 1 <= self.q <= 100, noise_seed=self.noise_seed >= 0,
+                        shift=self.shift is None or len(self.shift) == 3,
+                        jitter=all(name in JITTER and (abs(f) <= 0.5 if name == "hue" else f >= 0)
+                                   for name, f in self.jitter))
+        wrong = [f"{name} = {getattr(self, name)!r}" for name, ok in possible.items() if not ok]
+        if wrong:
             raise ValueError(f"impossible degradation: {', '.join(wrong)}")
 
     def to_json(self):
@@ -164,12 +188,12 @@ class DegradationParams:
         d["jitter"] = tuple((name, value) for name, value in d.get("jitter", ()))
         return cls(**d)
 
-# %% ../nbs/02_degradation.ipynb #2e1f17f3
+# %% ../nbs/02_degradation.ipynb #a2bd1d42
 @dataclass(frozen=True)
 class DegradationRanges:
-    """What `sample_params` draws from. Pixels (sigma, kernel) and factors (r) are stated for faces of `size` px; `at(size)` rescales them.
+    """What `sample_params` draws from; sigma, kernel and r hold for faces of `size` px (see `at`).
 
-    Pairs are (low, high) of a uniform draw; each `*_prob` is the chance that the step happens at all.
+    Pairs are (low, high) of a uniform draw; each `*_prob` is the chance of the step at all.
     """
     sigma: tuple = (0.2, 10.0)           # blur, px
     r: tuple = (1.0, 8.0)                # downsampling factor; below 1 it enlarges
@@ -192,37 +216,48 @@ class DegradationRanges:
         lowest, highest = dict(q=1, hue=-0.5), dict(q=100, hue=0.5)
         for f in fields(self):
             v = getattr(self, f.name)
+            low, high = lowest.get(f.name, 0), highest.get(f.name, math.inf)
             if f.name.endswith("_prob") and not 0 <= v <= 1:
                 raise ValueError(f"{f.name} is {v}, needs a probability")
-            if isinstance(f.default, tuple) and not (len(v) == 2 and lowest.get(f.name, 0) <= v[0] <= v[1] <= highest.get(f.name, math.inf)):
-                raise ValueError(f"{f.name} is {v}, needs (low, high) from {lowest.get(f.name, 0)} to {highest.get(f.name, math.inf)}")
-        if self.kernel_size % 2 == 0 or self.kernel_size < 1 or self.r[0] == 0 or not self.shift >= 0 or not self.size >= 1:
+            if isinstance(f.default, tuple) and not (len(v) == 2 and low <= v[0] <= v[1] <= high):
+                raise ValueError(f"{f.name} is {v}, needs (low, high) from {low} to {high}")
+        if (self.kernel_size % 2 == 0 or self.kernel_size < 1 or self.r[0] == 0
+                or not self.shift >= 0 or not self.size >= 1):
             raise ValueError(f"impossible ranges: {self}")
 
     def at(self, size):
-        "The same loss of detail for faces of `size` px: sigma, kernel and r scale by size / self.size, r above 1 not below 1."
+        "The same loss at `size` px: sigma, kernel, r times size / self.size, r > 1 not below 1."
         k = size / self.size
         sigma = tuple(s * k for s in self.sigma)
         r = tuple(x if x <= 1 else max(1.0, x * k) for x in self.r)
-        return replace(self, sigma=sigma, r=r, kernel_size=2 * math.ceil((self.kernel_size // 2) * k) + 1, size=size)
+        kernel_size = 2 * math.ceil((self.kernel_size // 2) * k) + 1
+        return replace(self, sigma=sigma, r=r, kernel_size=kernel_size, size=size)
 
-# %% ../nbs/02_degradation.ipynb #122b00bb
-PAPER = DegradationRanges(shift_prob=0.3, gray_prob=0.01, jitter_prob=0.3)                            # Sec. 4.1; colour: the official numbers
-OFFICIAL = replace(PAPER, sigma=(0.1, 10.0), r=(0.8, 8.0), delta=(0.0, 20.0))                         # train_gfpgan_v1.yml
-SEVERE = replace(PAPER, sigma=(0.2, 16.0), r=(1.0, 24.0), delta=(0.0, 20.0), q=(30.0, 100.0), kernel_size=65)    # for nets of 64 to 256 px
-EXTREME = replace(SEVERE, sigma=(0.2, 24.0), r=(1.0, 64.0), kernel_size=97)                            # for 32 px: down to faces of 8 px
-PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}               # by name, for the command line
+# %% ../nbs/02_degradation.ipynb #623b2998
+# Sec. 4.1; colour: the official numbers
+PAPER = DegradationRanges(shift_prob=0.3, gray_prob=0.01, jitter_prob=0.3)
+# train_gfpgan_v1.yml
+OFFICIAL = replace(PAPER, sigma=(0.1, 10.0), r=(0.8, 8.0), delta=(0.0, 20.0))
+# for nets of 64 to 256 px
+SEVERE = replace(PAPER, sigma=(0.2, 16.0), r=(1.0, 24.0), delta=(0.0, 20.0), q=(30.0, 100.0),
+                 kernel_size=65)
+# for 32 px: down to faces of 8 px
+EXTREME = replace(SEVERE, sigma=(0.2, 24.0), r=(1.0, 64.0), kernel_size=97)
+# by name, for the command line
+PRESETS = {"paper": PAPER, "official": OFFICIAL, "severe": SEVERE, "extreme": EXTREME}
 
-# %% ../nbs/02_degradation.ipynb #476e2daf
+# %% ../nbs/02_degradation.ipynb #bff62363
 def sample_params(rng, ranges=PAPER):
-    """Draw `DegradationParams` from `ranges` with `rng`, a numpy Generator. All the randomness of a degradation is drawn here.
+    """Draw `DegradationParams` from `ranges` with `rng`, a numpy Generator.
 
-    Every number is drawn, used or not: one seed gives comparable damage under different ranges.
+    All the randomness of a degradation is drawn here. Every number is drawn, used or not: one seed
+    gives comparable damage under different ranges.
     """
     def uniform(name):
         return float(rng.uniform(*getattr(ranges, name)))
 
-    sigma_x, sigma_y, theta = uniform("sigma"), uniform("sigma"), float(rng.uniform(-math.pi, math.pi))
+    sigma_x, sigma_y = uniform("sigma"), uniform("sigma")
+    theta = float(rng.uniform(-math.pi, math.pi))
     r, delta, q, seed = uniform("r"), uniform("delta"), int(uniform("q")), int(rng.integers(2**32))
     shift = tuple(float(v) for v in rng.uniform(-ranges.shift, ranges.shift, 3))
     jitter = tuple((JITTER[i], uniform(JITTER[i])) for i in rng.permutation(4))
@@ -233,15 +268,17 @@ def sample_params(rng, ranges=PAPER):
     return DegradationParams(sigma_x, sigma_y, theta, ranges.kernel_size, r, delta, q, seed,
                              shift if shifted else None, gray, jitter if jittered else ())
 
-# %% ../nbs/02_degradation.ipynb #b40cfbf0
+# %% ../nbs/02_degradation.ipynb #758af4bd
 def degrade(img, params):
-    """Eq. 10, x = [(y * k_σ) ↓r + n_δ] JPEG_q, then back to size, then colour: uint8 H×W×3 RGB -> uint8 H×W×3 RGB.
+    """Eq. 10, x = [(y * k_σ) ↓r + n_δ] JPEG_q, then back to size, then colour.
 
-    Pure and deterministic: the same `img` and `params` give the same bytes. Order of steps as in the official data set.
+    uint8 H×W×3 RGB -> uint8 H×W×3 RGB. Pure and deterministic: the same `img` and `params` give the
+    same bytes. Order of steps as in the official data set.
     """
-    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8 and img.ndim == 3 and img.shape[2] == 3
-            and img.size):
-        raise ValueError(f"degrade needs uint8 H×W×3, got {getattr(img, 'dtype', type(img).__name__)} {getattr(img, 'shape', '')}")
+    if not (isinstance(img, np.ndarray) and img.dtype == np.uint8
+            and img.ndim == 3 and img.shape[2] == 3 and img.size):
+        kind, shape = getattr(img, "dtype", type(img).__name__), getattr(img, "shape", "")
+        raise ValueError(f"degrade needs uint8 H×W×3, got {kind} {shape}")
     h, w = img.shape[:2]
     x = np.divide(img, 255, dtype=np.float32)
     if max(params.sigma_x, params.sigma_y) > 0:
@@ -258,10 +295,10 @@ def degrade(img, params):
         x = to_gray(x)
     return to_uint8(jitter_colour(x, params.jitter))
 
-# %% ../nbs/02_degradation.ipynb #4cad19ce
+# %% ../nbs/02_degradation.ipynb #c1858f1e
 @lru_cache(maxsize=100)
 def jpeg_tables(q):
-    "Q of @eq-degradation-jpeg for brightness and colour, (2, 8, 8) float32, read from a file of quality q."
+    "Q of @eq-degradation-jpeg, brightness and colour, (2, 8, 8) float32, from a file of quality q."
     import io
 
     from PIL import Image
@@ -272,22 +309,24 @@ def jpeg_tables(q):
 
 
 def _coded(x, table):
-    "What is left of x (b, h, w), sides multiples of 8, after rounding the cosine transform of its blocks to multiples of `table`."
+    """What is left of x (b, h, w), sides multiples of 8, after rounding the cosine transform of its
+    blocks to multiples of `table`."""
     import torch
 
     n = torch.arange(8, device=x.device, dtype=x.dtype)
-    waves = torch.cos(math.pi / 16 * (2 * n + 1) * n[:, None]) / 2                 # (frequency, pixel)
+    waves = torch.cos(math.pi / 16 * (2 * n + 1) * n[:, None]) / 2            # (frequency, pixel)
     waves[0] /= math.sqrt(2)
     blocks = (x - 128).unflatten(2, (-1, 8)).unflatten(1, (-1, 8))
     c = torch.einsum("ui,naibj,vj->naubv", waves, blocks, waves)
     # the library counts in eighths, and ties are common then:
     c = (8 * c).round() / 8
-    c = c.sign() * (c.abs() / table[:, None] + 0.5).floor() * table[:, None]       # away from zero
-    return (torch.einsum("ui,naubv,vj->naibj", waves, c, waves) + 128.5001).floor().clip(0, 255).flatten(3).flatten(1, 2)
+    c = c.sign() * (c.abs() / table[:, None] + 0.5).floor() * table[:, None]  # away from zero
+    x = torch.einsum("ui,naubv,vj->naibj", waves, c, waves) + 128.5001
+    return x.floor().clip(0, 255).flatten(3).flatten(1, 2)
 
-# %% ../nbs/02_degradation.ipynb #61cdcd35
+# %% ../nbs/02_degradation.ipynb #95cc5380
 def jpeg_tensor(x, q):
-    "`jpeg` in torch, on any device: x float (b, 3, h, w) of whole numbers from 0 to 255, RGB -> the same."
+    "`jpeg` in torch, on any device: x float (b, 3, h, w), whole numbers 0 to 255, RGB -> the same."
     import torch
     from torch.nn.functional import interpolate, pad
 
@@ -302,23 +341,26 @@ def jpeg_tensor(x, q):
     even = torch.arange(x.shape[3] // 2, device=x.device) % 2 == 0
     colour = colour.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).sum((3, 5))
     colour = ((colour + torch.where(even, 1, 2)) / 4).floor()
-    y, colour = (pad(v, (0, 0, 0, -v.shape[2] % 8), mode="replicate") for v in (y[:, None].round(), colour))
+    y, colour = (pad(v, (0, 0, 0, -v.shape[2] % 8), mode="replicate")
+                 for v in (y[:, None].round(), colour))
     y, cb, cr = _coded(y[:, 0], tables[0]), *(_coded(c, tables[1]) for c in colour.unbind(1))
     colour = torch.stack([cb, cr], 1)[:, :, :(h + 1) // 2, :(w + 1) // 2]
     even = torch.arange(2 * colour.shape[3], device=x.device) % 2 == 0
-    colour = (interpolate(colour, scale_factor=2, mode="bilinear") + torch.where(even, 8 / 16, 7 / 16)).floor() - 128
+    colour = interpolate(colour, scale_factor=2, mode="bilinear")
+    colour = (colour + torch.where(even, 8 / 16, 7 / 16)).floor() - 128
     y, (cb, cr) = y[:, :h, :w], colour[:, :, :h, :w].unbind(1)
-    return torch.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], 1).round().clip(0, 255)
+    rgb = [y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb]
+    return torch.stack(rgb, 1).round().clip(0, 255)
 
-# %% ../nbs/02_degradation.ipynb #c0cc0805
+# %% ../nbs/02_degradation.ipynb #9505933e
 def _blur_batch(x, params):
     "x * k_σ for each picture of x (b, 3, h, w)."
     import torch
 
     n = max(p.kernel_size for p in params)
-    kernels = [np.pad(gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size), (n - p.kernel_size) // 2)
-               for p in params]
-    kernels = torch.as_tensor(np.stack(kernels), dtype=x.dtype, device=x.device)[:, None]
+    kernels = [gaussian_kernel(p.sigma_x, p.sigma_y, p.theta, p.kernel_size) for p in params]
+    kernels = np.stack([np.pad(k, (n - len(k)) // 2) for k in kernels])
+    kernels = torch.as_tensor(kernels, dtype=x.dtype, device=x.device)[:, None]
     x = torch.nn.functional.pad(x, [n // 2] * 4, mode="reflect")
     h, w = x.shape[2:]
     size = [cv2.getOptimalDFTSize(v) for v in (h, w)]
@@ -336,21 +378,25 @@ def _jitter_tensor(x, jitter):
         x = (adjust_hue(x, f) if name == "hue" else f * x + (1 - f) * towards[name]).clip(0, 1)
     return x
 
-# %% ../nbs/02_degradation.ipynb #9bd4919d
+# %% ../nbs/02_degradation.ipynb #06f3ee5a
 def degrade_batch(x, params, noise=None):
-    """`degrade` in torch, on any device: x float (b, 3, h, w) in [-1, 1] and one record for each picture -> the same shape, in steps of 8 bits.
+    """`degrade` in torch, on any device: x float (b, 3, h, w) in [-1, 1] and one record for each
+    picture -> the same shape, in steps of 8 bits.
 
-    noise(record, shape) -> standard normal tensor. By default it comes from a torch generator with the record's seed: as strong as that of
-    `degrade`, but other numbers, and on each kind of device its own. The picture must be larger than half the kernel.
+    noise(record, shape) -> standard normal tensor. By default it comes from a torch generator with
+    the record's seed: as strong as that of `degrade`, but other numbers, and on each kind of device
+    its own. The picture must be larger than half the kernel.
     """
     import torch
     from torch.nn.functional import interpolate
 
     def randn(p, shape):
-        return torch.randn(shape, generator=torch.Generator(x.device).manual_seed(p.noise_seed), device=x.device)
+        generator = torch.Generator(x.device).manual_seed(p.noise_seed)
+        return torch.randn(shape, generator=generator, device=x.device)
 
     if x.ndim != 4 or x.shape[:2] != (len(params), 3):
-        raise ValueError(f"degrade_batch needs (b, 3, h, w) and b records, got {tuple(x.shape)} and {len(params)}")
+        raise ValueError("degrade_batch needs (b, 3, h, w) and b records, "
+                         f"got {tuple(x.shape)} and {len(params)}")
     (h, w), out = x.shape[2:], []
     for y, p in zip(_blur_batch(x.float() / 2 + 0.5, params).split(1), params):
         y = interpolate(y, (max(1, int(h // p.r)), max(1, int(w // p.r))), mode="bilinear")

@@ -7,7 +7,7 @@ __all__ = ['FREE', 'Run', 'config_from', 'read_config', 'plain', 'override', 'St
            'stepwise', 'adam', 'Phase', 'TrainingError', 'NonFinite', 'Players', 'checkpoints', 'naming', 'write_whole',
            'write_checkpoint', 'read_checkpoint', 'Trainer', 'Journal']
 
-# %% ../nbs/13_engine.ipynb #a7d3b50e
+# %% ../nbs/13_engine.ipynb #4ebc0395
 import json
 import math
 import os
@@ -29,24 +29,25 @@ from typing import Callable, Literal, Union, get_args, get_origin, get_type_hint
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from .weights import save
 
-# %% ../nbs/13_engine.ipynb #f6f6a678
+# %% ../nbs/13_engine.ipynb #b6032985
 @dataclass(frozen=True)
 class Run:
     "What every training run needs, whatever it trains."
 
     iterations: int = 800_000
-    batch: int = 12                    # pictures per iteration, over all processes and micro-batches
+    batch: int = 12                    # pictures per iteration, of all processes
     accumulate: int = 1                # micro-batches whose gradients are summed before a step
     seed: int = 0
-    ema_images: float = 3750.0         # half-life of the average, in pictures seen: the official 0.5^(32/10000) at batch 12
+    ema_images: float = 3750.0         # half-life of the average, in pictures: official at batch 12
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False              # torch.compile for what needs no second derivative
     workers: int = 4                   # processes that load and degrade
-    threads: int = 0                   # of the CPU, for the sums; 0: torch's choice. Small nets are quickest with 1
+    threads: int = 0                   # of the CPU; 0: torch's choice. 1 is quickest for small nets
     log_every: int = 100               # iterations
     valid_every: int = 5000
     save_every: int = 5000
@@ -54,68 +55,83 @@ class Run:
     on_nonfinite: Literal["stop", "rollback"] = "stop"
 
     def __post_init__(self):
-        for name in ("iterations", "batch", "accumulate", "log_every", "valid_every", "save_every", "keep", "ema_images"):
+        for name in ("iterations", "batch", "accumulate", "log_every", "valid_every", "save_every",
+                     "keep", "ema_images"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs a positive number")
-        for name, most in dict(seed=2**63 - 1, workers=1024, threads=1024).items():             # thousands of processes or threads bring a machine down
+        # thousands of processes or threads bring a machine down
+        for name, most in dict(seed=2**63 - 1, workers=1024, threads=1024).items():
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs 0 to {most}")
         if self.batch > 1 << 20:
             raise ValueError(f"batch is {self.batch}, needs {1 << 20} at most")
 
-# %% ../nbs/13_engine.ipynb #2d22cdf4
+# %% ../nbs/13_engine.ipynb #e1b2b3e3
 def _suits(v, hint):
     "`v` as the annotation `hint` wants it; TypeError where it does not suit."
     if get_origin(hint) in (Union, types.UnionType):
-        return None if v is None else _suits(v, next(h for h in get_args(hint) if h is not type(None)))
+        inner = next(h for h in get_args(hint) if h is not type(None))
+        return None if v is None else _suits(v, inner)
     if get_origin(hint) is Literal:
         hint, ok = get_args(hint), v in get_args(hint)
     elif hint is float:
         try:
-            v = float(v) if not isinstance(v, bool) else "a truth value"          # YAML 1.1 reads 1e-3 as text
+            # YAML 1.1 reads 1e-3 as text
+            v = float(v) if not isinstance(v, bool) else "a truth value"
         except (TypeError, ValueError, OverflowError):
             pass
         hint, ok = "a finite number", isinstance(v, float) and math.isfinite(v)
     elif hint is tuple:
-        ok, v = isinstance(v, (list, tuple)) and all(isinstance(x, (int, float, str)) for x in v), tuple(v) if isinstance(v, list) else v
+        ok = isinstance(v, (list, tuple)) and all(isinstance(x, (int, float, str)) for x in v)
+        v = tuple(v) if isinstance(v, list) else v
     else:
         ok = isinstance(v, hint) and isinstance(v, bool) == (hint is bool)
     if not ok:
         raise TypeError(f"needs {getattr(hint, '__name__', hint)}")
     return v
 
-
-_told = reprlib.Repr()                                                           # a few nested lists of YAML can be gigabytes once written out
+# %% ../nbs/13_engine.ipynb #647fd66a
+_told = reprlib.Repr()        # a few nested lists of YAML can be gigabytes once written out
 _told.maxlevel, _told.maxstring = 2, 60
 
 
 def config_from(cls, d, where=""):
-    "A config dataclass `cls` from plain dicts, lists and numbers, as YAML holds them. Unknown keys and unfit values are a ValueError."
+    """A config dataclass `cls` from plain dicts, lists and numbers, as YAML holds them.
+
+    Unknown keys and unfit values are a ValueError.
+    """
     hints, values = get_type_hints(cls), {}
     if not isinstance(d, dict):
-        raise ValueError(f"{where.rstrip('.') or 'the config'} is {_told.repr(d)}, needs keys and values")
+        what = where.rstrip(".") or "the config"
+        raise ValueError(f"{what} is {_told.repr(d)}, needs keys and values")
     if unknown := sorted(" ".join(str(k)[:60].split()) for k in d.keys() - hints.keys()):
-        raise ValueError(f"unknown config key {where}{unknown[0]}; there are {', '.join(where + k for k in hints)}")
+        known = ", ".join(where + k for k in hints)
+        raise ValueError(f"unknown config key {where}{unknown[0]}; there are {known}")
     for k, v in d.items():
         try:
-            values[k] = config_from(hints[k], v, f"{where}{k}.") if is_dataclass(hints[k]) else _suits(v, hints[k])
+            nested = is_dataclass(hints[k])
+            values[k] = config_from(hints[k], v, f"{where}{k}.") if nested else _suits(v, hints[k])
         except TypeError as e:
             raise ValueError(f"{where}{k} is {_told.repr(v)}, {e}") from None
     return cls(**values)
 
-# %% ../nbs/13_engine.ipynb #ea84102a
+# %% ../nbs/13_engine.ipynb #d51cbbaf
 def _yaml(text):
     "YAML as dicts, lists and values; ValueError where it is none."
     import yaml
 
     try:
         return yaml.safe_load(text)
-    except Exception as e:                                                       # YAMLError, and on odd values whatever Python raises
-        raise ValueError(f"not YAML ({(str(e) or type(e).__name__).splitlines()[0][:200]})") from None
+    except Exception as e:                  # YAMLError, and on odd values whatever Python raises
+        why = (str(e) or type(e).__name__).splitlines()[0][:200]
+        raise ValueError(f"not YAML ({why})") from None
 
 
 def read_config(cls, path):
-    "A config dataclass `cls` from a YAML file of at most 1 MB. Raises ValueError that names the file and the reason, and OSError."
+    """A config dataclass `cls` from a YAML file of at most 1 MB.
+
+    Raises ValueError that names the file and the reason, and OSError.
+    """
     with open(path, "rb") as f:
         data = f.read(1_000_001)
     try:
@@ -130,9 +146,12 @@ def plain(config):
     "The inverse of `config_from`: dicts, lists, numbers and text."
     return json.loads(json.dumps(asdict(config)))
 
-# %% ../nbs/13_engine.ipynb #b11cf8b4
+# %% ../nbs/13_engine.ipynb #d201e69f
 def override(config, settings):
-    'A copy of `config` with settings such as "run.batch=4"; values are read as YAML. Unknown keys are a ValueError.'
+    """A copy of `config` with settings such as "run.batch=4"; values are read as YAML.
+
+    Unknown keys are a ValueError.
+    """
     d = plain(config)
     for setting in settings:
         key, eq, value = setting.partition("=")
@@ -141,24 +160,28 @@ def override(config, settings):
         for part in path:
             here = here.get(part) if isinstance(here, dict) else None
         if not eq or not isinstance(here, dict) or last not in here:
-            raise ValueError(f"{setting!r}: no such setting; write key=value with a key as in config.yaml, such as run.batch=4")
+            raise ValueError(f"{setting!r}: no such setting; write key=value with a key as in "
+                             "config.yaml, such as run.batch=4")
         try:
             here[last] = _yaml(value) if value.strip() else ""
         except ValueError as e:
             raise ValueError(f"{setting!r}: {e}") from None
     return config_from(type(config), d)
 
-# %% ../nbs/13_engine.ipynb #0b2d2c84
+# %% ../nbs/13_engine.ipynb #30d600b4
 class Stream:
-    """Which picture comes when: an endless sampler of batches of (epoch, index) that depends on nothing but the clock.
+    """Which picture comes when: an endless sampler of batches that depends on the clock alone.
 
-    Picture p of the run (p = 0, 1, …) is entry p mod n of the permutation of epoch p div n. Of the `batch` pictures of an iteration,
-    this process takes number rank, rank + world, … : together they see what one process would see.
+    A batch is a list of (epoch, index). Picture p of the run (p = 0, 1, …) is entry p mod n of the
+    permutation of epoch p div n. Of the `batch` pictures of an iteration, this process takes number
+    rank, rank + world, … : together they see what one process would see.
     """
 
     def __init__(self, n, batch, seed=0, rank=0, world=1, start=0):
-        self.n, self.batch, self.seed, self.rank, self.world, self.start = n, batch, seed, rank, world, start
-        self._order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(n))
+        self.n, self.batch, self.seed = n, batch, seed
+        self.rank, self.world, self.start = rank, world, start
+        order = lambda epoch: np.random.default_rng([seed, epoch]).permutation(n)
+        self._order = lru_cache(2)(order)
 
     def at(self, position):
         epoch, place = divmod(position, self.n)
@@ -170,12 +193,14 @@ class Stream:
             yield [self.at(p) for p in range(first + self.rank, first + self.batch, self.world)]
             first += self.batch
 
-# %% ../nbs/13_engine.ipynb #8f01bd8e
+# %% ../nbs/13_engine.ipynb #e93381c6
 def split(batch, k):
     "k micro-batches: number j takes samples j, j + k, … of every tensor."
-    return [batch] if k == 1 else [{name: v[j::k] for name, v in batch.items()} for j in range(k)]
+    if k == 1:
+        return [batch]
+    return [{name: v[j::k] for name, v in batch.items()} for j in range(k)]
 
-# %% ../nbs/13_engine.ipynb #264f71e2
+# %% ../nbs/13_engine.ipynb #f665c889
 def ema_decay(batch, half_life):
     "Decay per iteration for which a weight's influence halves every `half_life` pictures."
     return 0.5 ** (batch / half_life)
@@ -183,26 +208,43 @@ def ema_decay(batch, half_life):
 
 @torch.no_grad()
 def average(ema, net, decay):
-    "ema ← decay·ema + (1 - decay)·net, over what is trained of `net`: a frozen prior is the same in both, as are the buffers."
-    own, new = zip(*((a, b) for a, b in zip(ema.parameters(), net.parameters()) if b.requires_grad))
+    """ema ← decay·ema + (1 - decay)·net, over what is trained of `net`.
+
+    The rest, such as a frozen prior and the buffers, is the same in both.
+    """
+    pairs = zip(ema.parameters(), net.parameters())
+    own, new = zip(*((a, b) for a, b in pairs if b.requires_grad))
     torch._foreach_lerp_(own, new, 1 - decay)
 
-# %% ../nbs/13_engine.ipynb #811cc1a0
+# %% ../nbs/13_engine.ipynb #e482f2de
 def stepwise(milestones, gamma=0.5, warmup=0):
-    "Factor of the learning rate at an iteration: ×gamma after each milestone, rising linearly over the first `warmup` iterations."
-    return lambda it: gamma ** sum(it > m for m in milestones) * min(1.0, it / warmup if warmup else 1.0)
+    """Factor of the learning rate at an iteration, as a function of it.
+
+    ×gamma after each milestone, rising linearly over the first `warmup` iterations.
+    """
+    def factor(it):
+        return gamma ** sum(it > m for m in milestones) * min(1.0, it / warmup if warmup else 1.0)
+
+    return factor
 
 
 def adam(net, lr, betas, lazy=None):
-    """Adam over what is to be trained of `net`. `lazy` = k: a term that runs every k-th iteration shares this optimiser, so the betas
-    are raised to k/(k+1), as StyleGAN2 does to keep the memory of the other steps."""
-    ratio = lazy / (lazy + 1) if lazy else 1.0
-    return torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr, betas=(betas[0] ** ratio, betas[1] ** ratio), fused=True)
+    """Adam over what is to be trained of `net`.
 
-# %% ../nbs/13_engine.ipynb #4453114f
+    `lazy` = k: a term that runs every k-th iteration shares this optimiser, so the betas are raised
+    to k/(k+1), as StyleGAN2 does to keep the memory of the other steps.
+    """
+    ratio = lazy / (lazy + 1) if lazy else 1.0
+    learns = [p for p in net.parameters() if p.requires_grad]
+    return torch.optim.Adam(learns, lr, betas=(betas[0] ** ratio, betas[1] ** ratio), fused=True)
+
+# %% ../nbs/13_engine.ipynb #9ca1915a
 @dataclass(frozen=True)
 class Phase:
-    "One backward pass: at iterations divisible by `every`, `terms(micro-batch)` -> {name: weighted loss} fills the gradients of `player`."
+    """One backward pass, at iterations divisible by `every`.
+
+    terms(micro-batch) -> {name: weighted loss} fills the gradients of `player`.
+    """
 
     player: str
     terms: Callable
@@ -216,127 +258,181 @@ class TrainingError(RuntimeError):
 class NonFinite(TrainingError):
     "A loss or a gradient that is not a number."
 
-# %% ../nbs/13_engine.ipynb #089e7c9c
+# %% ../nbs/13_engine.ipynb #59a99836
 class Players:
-    """Networks that learn, each with its optimiser and its phases, and one iteration of them. In every process of a run there is one of these.
+    """Networks that learn, each with its optimiser and its phases, and one iteration of them.
 
-    nets {player: network that learns}, optimizers {player: Adam}, phases [Phase, …], averaged (the player whose average is kept),
-    schedule (iteration -> factor of the learning rate), frozen {name: network that only helps}. `fast` has them all, compiled if asked.
+    In every process of a run there is one of these. nets {player: network that learns}, optimizers
+    {player: Adam}, phases [Phase, …], averaged (the player whose average is kept), schedule
+    (iteration -> factor of the learning rate), frozen {name: network that only helps}. `fast` has
+    them all, compiled if asked.
     """
 
-    def __init__(self, config, nets, optimizers, phases, averaged, schedule, frozen=None, device=None):
-        with warnings.catch_warnings():                        # tqdm looks for Jupyter's widgets
-            warnings.simplefilter("ignore")
-            from accelerate import PartialState
-
+    def __init__(self, config, nets, optimizers, phases, averaged, schedule, frozen=None,
+                 device=None):
         self.config, self.run = config, config.run
-        no_card = device is None and not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        self.state = PartialState(cpu=device == "cpu" or no_card, timeout=timedelta(minutes=30))       # untold, processes on CPUs do not find one another
-        self.rank, self.world, self.main = self.state.process_index, self.state.num_processes, self.state.is_main_process
+        self.state = _processes(device)
+        self.rank, self.world = self.state.process_index, self.state.num_processes
+        self.main = self.state.is_main_process
         self.device = self.state.device if device is None else torch.device(device)
         if self.run.threads:
             torch.set_num_threads(self.run.threads)
         if self.run.batch % (self.world * self.run.accumulate):
-            raise TrainingError(f"batch {self.run.batch} cannot be shared by {self.world} processes × {self.run.accumulate} micro-batches")
-        layout = torch.channels_last if self.run.channels_last else torch.preserve_format
-        self.nets = {k: n.to(self.device, memory_format=layout) for k, n in nets.items()}
-        self.frozen = {k: n.to(self.device, memory_format=layout) if isinstance(n, torch.nn.Module) else n for k, n in (frozen or {}).items()}
-        self.fast = {k: torch.compile(n) if self.run.compile else n for k, n in (self.nets | self.frozen).items()}
-        self.learns = {k: [p for p in n.parameters() if p.requires_grad] for k, n in self.nets.items()}
-        self.averaged, self.ema = averaged, deepcopy(self.nets[averaged]).eval().requires_grad_(False)
+            raise TrainingError(f"batch {self.run.batch} cannot be shared by {self.world} "
+                                f"processes × {self.run.accumulate} micro-batches")
+        self.nets = {k: self.put(n) for k, n in nets.items()}
+        self.frozen = {k: self.put(n) for k, n in (frozen or {}).items()}
+        everyone = self.nets | self.frozen
+        self.fast = {k: torch.compile(n) if self.run.compile else n for k, n in everyone.items()}
+        self.learns = {k: [p for p in n.parameters() if p.requires_grad]
+                       for k, n in self.nets.items()}
+        self.averaged = averaged
+        self.ema = deepcopy(self.nets[averaged]).eval().requires_grad_(False)
         self.optimizers, self.phases, self.schedule = optimizers, phases, schedule
         self.base_lr = {k: o.param_groups[0]["lr"] for k, o in optimizers.items()}
-        self.half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.run.precision]
+        self.half = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[self.run.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
         self.it, self.lr_factor, self.rollbacks, self.extra, self.logs = 0, 1.0, 0, {}, {}
-
-    def seed(self, shared=False):
-        "All random numbers of an iteration follow from this, for this process or `shared` by all: there is no random state to save."
-        stream = 0 if shared else self.rank + 1
-        return int(np.random.SeedSequence([self.run.seed, self.it, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def inputs(self, batch):
         "The batch (this process's share) with whatever a subclass adds to it."
         return batch
 
-    def call(self, net, *args, **kwargs):
-        "net(*args) in the run's precision; what comes out is float32 again, so that losses are computed in it."
-        up = lambda t: t.float() if torch.is_tensor(t) and t.dtype in (torch.bfloat16, torch.float16) else t
-        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
-            return torch.utils._pytree.tree_map(up, net(*args, **kwargs))
+# %% ../nbs/13_engine.ipynb #bbba473c
+def _processes(device):
+    "What `accelerate` knows of the processes of this run."
+    with warnings.catch_warnings():                           # tqdm looks for Jupyter's widgets
+        warnings.simplefilter("ignore")
+        from accelerate import PartialState
 
-    def iteration(self, batch):
-        "Every player takes its turn: gradients of its due phases over all micro-batches, one step; the average follows the averaged player."
-        torch.manual_seed(self.seed())
-        micros = split(self.inputs(batch), self.run.accumulate)
-        self.logs, stepped = {}, False
-        for player, optimizer in self.optimizers.items():
-            for k, parameters in self.learns.items():
-                for p in parameters:
-                    p.requires_grad_(k == player)
-            optimizer.zero_grad(set_to_none=True)
-            if terms := self.gradients(player, micros):
-                self.step(player, optimizer, terms)
-                stepped = True
-            if player == self.averaged:
-                average(self.ema, self.nets[player], ema_decay(self.run.batch, self.run.ema_images))
-        if stepped and self.scaler.is_enabled():
-            self.scaler.update()
+    # untold, processes on CPUs do not find one another
+    card = torch.cuda.is_available() or torch.backends.mps.is_available()
+    cpu = device == "cpu" or device is None and not card
+    return PartialState(cpu=cpu, timeout=timedelta(minutes=30))
 
-    def gradients(self, player, micros):
-        "The backward passes that are due: they fill the gradients of `player` -> {name of a term: its mean over the micro-batches}."
-        terms = defaultdict(float)
-        for phase in self.phases:
-            if phase.player == player and self.it % phase.every == 0:
-                for micro in micros:
-                    losses = phase.terms(micro)
-                    self.scaler.scale(sum(losses.values()) / len(micros)).backward()
-                    for name, v in losses.items():
-                        terms[name] += v.detach() / len(micros)
-        return terms
 
-    def step(self, player, optimizer, terms):
-        "Mean of gradients and losses over the processes, the check that all are finite, then the optimiser's step."
-        grads = [p.grad for p in self.learns[player] if p.grad is not None]
-        values = torch.stack([v.float() if v.dtype != torch.float64 else v for v in terms.values()])
-        if self.world > 1:
-            flat = self.mean_over_processes(torch.cat([g.flatten() for g in grads] + [values.to(grads[0].dtype)]))
-            *parts, values = flat.split([g.numel() for g in grads] + [len(values)])
-            for g, part in zip(grads, parts):
-                g.copy_(part.view_as(g))
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(optimizer)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        self.logs |= dict(zip(terms, values)) | {f"grad_{player}": norm}
-        if not torch.isfinite(torch.cat([values, norm[None].to(values)])).all():
-            bad = [k for k, v in zip(terms, values) if not torch.isfinite(v)]
-            if bad or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:     # a too large scale is fp16's affair: it skips the step
-                raise NonFinite(f"{'loss ' + ', '.join(bad) if bad else 'the gradient of ' + player} is not finite at iteration {self.it}")
-        for group in optimizer.param_groups:
-            group["lr"] = self.base_lr[player] * self.schedule(self.it) * self.lr_factor
-        self.scaler.step(optimizer)
+@patch
+def put(self: Players, net):
+    "A network to the device, in the run's memory layout; what is no network stays as it is."
+    if not isinstance(net, torch.nn.Module):
+        return net
+    last = self.run.channels_last
+    return net.to(self.device, memory_format=torch.channels_last if last else torch.preserve_format)
 
-    def mean_over_processes(self, t):
-        from accelerate.utils import reduce
+# %% ../nbs/13_engine.ipynb #75ce95e5
+@patch
+def seed(self: Players, shared=False):
+    """All random numbers of an iteration follow from this, for this process or `shared` by all:
+    there is no random state to save."""
+    stream = 0 if shared else self.rank + 1
+    entropy = np.random.SeedSequence([self.run.seed, self.it, stream])
+    return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-        return reduce(t, "mean") if self.world > 1 else t
 
-    def state_dict(self):
-        return dict(iteration=self.it, config=plain(self.config), lr_factor=self.lr_factor, rollbacks=self.rollbacks, scaler=self.scaler.state_dict(),
-                    nets={k: n.state_dict() for k, n in self.nets.items()}, ema=self.ema.state_dict(), extra=dict(self.extra),
-                    optimizers={k: o.state_dict() for k, o in self.optimizers.items()})
+@patch
+def call(self: Players, net, *args, **kwargs):
+    "net(*args) in the run's precision; what comes out is float32 again, for the losses."
+    def up(t):
+        return t.float() if torch.is_tensor(t) and t.dtype in (torch.bfloat16, torch.float16) else t
 
-    def load_state_dict(self, state):
-        for k, n in self.nets.items():
-            n.load_state_dict(state["nets"][k])
-            self.optimizers[k].load_state_dict(state["optimizers"][k])
-        self.ema.load_state_dict(state["ema"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        self.it, self.lr_factor, self.rollbacks = state["iteration"], state["lr_factor"], state["rollbacks"]
-        self.extra = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in state["extra"].items()}
+    half = self.half is not None
+    with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=half):
+        return torch.utils._pytree.tree_map(up, net(*args, **kwargs))
 
-# %% ../nbs/13_engine.ipynb #004d2e51
+# %% ../nbs/13_engine.ipynb #f882d683
+@patch
+def iteration(self: Players, batch):
+    """Every player takes its turn: gradients of its due phases over all micro-batches, one step.
+    The average follows the averaged player."""
+    torch.manual_seed(self.seed())
+    micros = split(self.inputs(batch), self.run.accumulate)
+    self.logs, stepped = {}, False
+    for player, optimizer in self.optimizers.items():
+        for k, parameters in self.learns.items():
+            for p in parameters:
+                p.requires_grad_(k == player)
+        optimizer.zero_grad(set_to_none=True)
+        if terms := self.gradients(player, micros):
+            self.step(player, optimizer, terms)
+            stepped = True
+        if player == self.averaged:
+            average(self.ema, self.nets[player], ema_decay(self.run.batch, self.run.ema_images))
+    if stepped and self.scaler.is_enabled():
+        self.scaler.update()
+
+# %% ../nbs/13_engine.ipynb #fcff3f32
+@patch
+def gradients(self: Players, player, micros):
+    """The backward passes that are due: they fill the gradients of `player`.
+    -> {name of a term: its mean over the micro-batches}"""
+    terms = defaultdict(float)
+    for phase in self.phases:
+        if phase.player == player and self.it % phase.every == 0:
+            for micro in micros:
+                losses = phase.terms(micro)
+                self.scaler.scale(sum(losses.values()) / len(micros)).backward()
+                for name, v in losses.items():
+                    terms[name] += v.detach() / len(micros)
+    return terms
+
+# %% ../nbs/13_engine.ipynb #b8c891d6
+@patch
+def step(self: Players, player, optimizer, terms):
+    """Mean of gradients and losses over the processes, the check that all are finite, then the
+    optimiser's step."""
+    grads = [p.grad for p in self.learns[player] if p.grad is not None]
+    values = torch.stack([v.float() if v.dtype != torch.float64 else v for v in terms.values()])
+    if self.world > 1:
+        message = [g.flatten() for g in grads] + [values.to(grads[0].dtype)]
+        flat = self.mean_over_processes(torch.cat(message))
+        *parts, values = flat.split([len(m) for m in message])
+        for g, part in zip(grads, parts):
+            g.copy_(part.view_as(g))
+    if self.scaler.is_enabled():
+        self.scaler.unscale_(optimizer)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    self.logs |= dict(zip(terms, values)) | {f"grad_{player}": norm}
+    if not torch.isfinite(torch.cat([values, norm[None].to(values)])).all():
+        bad = [k for k, v in zip(terms, values) if not torch.isfinite(v)]
+        # a too large scale is fp16's affair: it skips the step
+        if bad or not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            what = f"loss {', '.join(bad)}" if bad else f"the gradient of {player}"
+            raise NonFinite(f"{what} is not finite at iteration {self.it}")
+    for group in optimizer.param_groups:
+        group["lr"] = self.base_lr[player] * self.schedule(self.it) * self.lr_factor
+    self.scaler.step(optimizer)
+
+
+@patch
+def mean_over_processes(self: Players, t):
+    from accelerate.utils import reduce
+
+    return reduce(t, "mean") if self.world > 1 else t
+
+# %% ../nbs/13_engine.ipynb #eef7ecb4
+@patch
+def state_dict(self: Players):
+    return dict(iteration=self.it, config=plain(self.config), lr_factor=self.lr_factor,
+                rollbacks=self.rollbacks, scaler=self.scaler.state_dict(),
+                nets={k: n.state_dict() for k, n in self.nets.items()}, ema=self.ema.state_dict(),
+                extra=dict(self.extra),
+                optimizers={k: o.state_dict() for k, o in self.optimizers.items()})
+
+
+@patch
+def load_state_dict(self: Players, state):
+    for k, n in self.nets.items():
+        n.load_state_dict(state["nets"][k])
+        self.optimizers[k].load_state_dict(state["optimizers"][k])
+    self.ema.load_state_dict(state["ema"])
+    if self.scaler.is_enabled():
+        self.scaler.load_state_dict(state["scaler"])
+    self.it, self.lr_factor = state["iteration"], state["lr_factor"]
+    self.rollbacks = state["rollbacks"]
+    self.extra = {k: v.to(self.device) if torch.is_tensor(v) else v
+                  for k, v in state["extra"].items()}
+
+# %% ../nbs/13_engine.ipynb #86615128
 def checkpoints(folder):
     "The state files of a run, oldest first."
     return sorted(Path(folder).glob("state-*.pt"))
@@ -344,16 +440,22 @@ def checkpoints(folder):
 
 @contextmanager
 def naming(path):
-    "What goes wrong while `path` is written becomes a TrainingError of one line: the file, the reason, the last good checkpoint beside it."
+    """What goes wrong while `path` is written becomes a TrainingError of one line: the file, the
+    reason, the last good checkpoint beside it."""
     try:
         yield
-    except (OSError, RuntimeError) as e:                       # torch wraps a full disk in a RuntimeError
-        cause, last = e.__context__ if isinstance(e.__context__, OSError) else e, checkpoints(path.parent)
-        raise TrainingError(f"{path}: not written ({cause}); last good checkpoint: {last[-1] if last else 'none'}") from e
+    except (OSError, RuntimeError) as e:                # torch wraps a full disk in a RuntimeError
+        cause = e.__context__ if isinstance(e.__context__, OSError) else e
+        last = checkpoints(path.parent)[-1:] or ["none"]
+        raise TrainingError(f"{path}: not written ({cause}); "
+                            f"last good checkpoint: {last[0]}") from e
 
 
 def write_whole(path, write):
-    "All or nothing: `write(file)` fills another file, which is forced to the disk, then renamed to `path`. Raises TrainingError; `path` is as before then."
+    """All or nothing: `write(file)` fills another file, which is forced to the disk, then renamed.
+
+    Raises TrainingError; `path` is as before then.
+    """
     part = path.with_suffix(".part")
     with naming(path):
         try:
@@ -365,14 +467,17 @@ def write_whole(path, write):
         except (OSError, RuntimeError):
             part.unlink(missing_ok=True)
             raise
-        if os.name == "posix":                                 # the new name, too, has to reach the disk
+        if os.name == "posix":                            # the new name, too, has to reach the disk
             handle = os.open(path.parent, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
 
-# %% ../nbs/13_engine.ipynb #df79df42
+# %% ../nbs/13_engine.ipynb #134d1356
 def write_checkpoint(folder, iteration, state, keep=3):
-    "Write state-ITERATION.pt; only when it is safe on the disk are all but the last `keep` deleted. Raises TrainingError; the older ones are untouched then."
+    """Write state-ITERATION.pt; when it is safe on the disk, all but the last `keep` are deleted.
+
+    Raises TrainingError; the older ones are untouched then.
+    """
     path = Path(folder) / f"state-{iteration:08d}.pt"
     write_whole(path, lambda f: torch.save(state, f))
     for old in checkpoints(folder)[:-keep]:
@@ -381,19 +486,25 @@ def write_checkpoint(folder, iteration, state, keep=3):
 
 
 def read_checkpoint(folder):
-    "(state, path) of the newest undamaged checkpoint, (None, None) where there is none. Damaged ones are passed over with a warning."
+    """(state, path) of the newest undamaged checkpoint, (None, None) where there is none.
+
+    Damaged ones are passed over with a warning.
+    """
     for path in reversed(checkpoints(folder)):
         try:
-            with zipfile.ZipFile(path) as z:                   # torch.load does not verify the checksums in its own files
+            with zipfile.ZipFile(path) as z:              # torch.load does not verify its checksums
                 if bad := z.testzip():
                     raise zipfile.BadZipFile(f"checksum of {bad} is wrong")
             return torch.load(path, map_location="cpu", weights_only=True), path
         except Exception as e:
-            warnings.warn(f"{path}: damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__}); going back to the one before")
+            why = str(e).splitlines()[0] if str(e) else type(e).__name__
+            warnings.warn(f"{path}: damaged ({why}); going back to the one before")
     return None, None
 
-# %% ../nbs/13_engine.ipynb #8237c884
-FREE = {"run": {"iterations", "workers", "threads", "log_every", "valid_every", "save_every", "keep", "on_nonfinite"}}     # may change when a run goes on
+# %% ../nbs/13_engine.ipynb #dff82c90
+# what may change when a run goes on
+FREE = {"run": {"iterations", "workers", "threads", "log_every", "valid_every", "save_every",
+                "keep", "on_nonfinite"}}
 
 
 def _differences(old, new, where=""):
@@ -413,9 +524,10 @@ def _filled(cls, d):
         return plain(config_from(cls, d))
     return d
 
-# %% ../nbs/13_engine.ipynb #89fc9603
+# %% ../nbs/13_engine.ipynb #c40c5367
 def _quiet_worker(_):
-    "A loading process: one thread; signals are its parent's affair, which needs it to the end of the iteration."
+    """A loading process: one thread; signals are its parent's affair, which needs it to the end of
+    the iteration."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -426,7 +538,8 @@ def _quiet_worker(_):
 
 @contextmanager
 def _signals(trainer):
-    "Ctrl-C and SIGTERM end the run after the iteration, with a checkpoint; again after two seconds (torchrun repeats what it gets at once): on the spot."
+    """Ctrl-C and SIGTERM end the run after the iteration, with a checkpoint; again after two
+    seconds: on the spot. (torchrun repeats at once what it gets.)"""
     import threading
 
     def ask(number, frame):
@@ -436,27 +549,32 @@ def _signals(trainer):
         first, trainer.stop = first or time.monotonic(), "interrupted"
 
     first = None
-    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    # other threads may set no handler
+    here = threading.current_thread() is threading.main_thread()
+    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
     try:
         yield
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
 
-# %% ../nbs/13_engine.ipynb #b86dadf0
+# %% ../nbs/13_engine.ipynb #a327d803
 class Trainer(Players):
-    """A run of `Players` in a folder: data, checkpoints, journal, signals. What the trainers of this book share.
+    """A run of `Players` in a folder: data, checkpoints, journal, signals.
 
-    A subclass builds its networks, then calls this. `out`: the folder; None: nothing is written. `data`: a map-style data set with keys
-    (epoch, index). For the rest see `Players`. A subclass may override `inputs`, `validate` and `card`.
+    What the trainers of this book share. A subclass builds its networks, then calls this. `out`:
+    the folder; None: nothing is written. `data`: a map-style data set with keys (epoch, index). For
+    the rest see `Players`. A subclass may override `inputs`, `validate` and `card`.
     """
 
-    def __init__(self, config, out, nets, optimizers, phases, averaged, data, schedule, frozen=None, device=None):
+    def __init__(self, config, out, nets, optimizers, phases, averaged, data, schedule,
+                 frozen=None, device=None):
         super().__init__(config, nets, optimizers, phases, averaged, schedule, frozen, device)
-        self.out, self.data, self.stop, self.deadline = None if out is None else Path(out), data, None, math.inf
+        self.out = None if out is None else Path(out)
+        self.data, self.stop, self.deadline = data, None, math.inf
 
     def validate(self):
-        "(numbers {name: value}, picture uint8 H×W×3 or None) of the averaged network on fixed inputs."
+        "(numbers {name: value}, picture uint8 H×W×3 or None) of the average on fixed inputs."
         return {}, None
 
     def card(self):
@@ -464,126 +582,164 @@ class Trainer(Players):
         return dict(iterations=self.it, images=self.it * self.run.batch)
 
     def loader(self):
-        stream = Stream(len(self.data), self.run.batch, self.run.seed, self.rank, self.world, self.it)
-        workers = dict(num_workers=self.run.workers, persistent_workers=True, worker_init_fn=_quiet_worker) if self.run.workers else {}
-        if workers:
+        run = self.run
+        stream = Stream(len(self.data), run.batch, run.seed, self.rank, self.world, self.it)
+        workers = {}
+        if run.workers:
             import cv2
 
-            cv2.setNumThreads(0)                               # validation has used OpenCV's threads; a forked process would wait for them for ever
-        return torch.utils.data.DataLoader(self.data, batch_sampler=stream, pin_memory=self.device.type == "cuda", **workers)
+            # validation has used OpenCV's threads; a forked process would wait for them for ever
+            cv2.setNumThreads(0)
+            workers = dict(num_workers=run.workers, persistent_workers=True,
+                           worker_init_fn=_quiet_worker)
+        return torch.utils.data.DataLoader(self.data, batch_sampler=stream,
+                                           pin_memory=self.device.type == "cuda", **workers)
 
     def place(self, batch):
-        layout = lambda v: torch.channels_last if self.run.channels_last and v.ndim == 4 else torch.contiguous_format
-        return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout(v)) for k, v in batch.items()}
+        def layout(v):
+            last = self.run.channels_last and v.ndim == 4
+            return torch.channels_last if last else torch.contiguous_format
+
+        return {k: v.to(self.device, non_blocking=True).contiguous(memory_format=layout(v))
+                for k, v in batch.items()}
 
     def save(self):
         if self.main and self.out:
             write_checkpoint(self.out, self.it, self.state_dict(), self.run.keep)
 
-    def resume(self):
-        "Go back to the newest good checkpoint of the folder -> whether there was one. A folder made with another config is a TrainingError."
-        import yaml
+# %% ../nbs/13_engine.ipynb #09c080d0
+@patch
+def resume(self: Trainer):
+    """Go back to the newest good checkpoint of the folder -> whether there was one.
 
-        state = None
-        if self.out:
-            self.out.mkdir(parents=True, exist_ok=True)
-            state, _ = read_checkpoint(self.out)
-            if state is None and checkpoints(self.out):
-                raise TrainingError(f"{self.out}: every checkpoint is damaged; move the folder away to start anew")
-            if state and (changed := _differences(_filled(type(self.config), state["config"]), plain(self.config))):
-                raise TrainingError(f"{self.out}: holds a run with another config: {'; '.join(changed)}. Choose another folder, or the same config")
-        if state:
-            self.load_state_dict(state)
-        own = sum(p.detach().double().abs().sum() for n in self.nets.values() for p in n.parameters())
-        mean = self.mean_over_processes(own)
-        if self.mean_over_processes((own - mean).abs()) > 1e-12 * mean:
-            raise TrainingError("the processes start from different weights")
-        if self.main and self.out:
-            for part in self.out.glob("*.part"):                                       # left by a run that was killed while it wrote
-                part.unlink()
-            write_whole(self.out / "config.yaml", lambda f: f.write(yaml.safe_dump(plain(self.config), sort_keys=False).encode()))
-        return state is not None
+    A folder made with another config is a TrainingError.
+    """
+    import yaml
 
-    def fit(self, minutes=None):
-        """Train from the newest checkpoint to the last iteration -> "done"; "stopped" at the time limit, "interrupted" by a signal, both with a checkpoint.
-
-        Raises NonFinite where a loss or gradient is not finite (with `on_nonfinite="rollback"`: after three returns to the last checkpoint),
-        TrainingError where the folder does not fit or cannot be written.
-        """
-        self.stop, self.deadline = None, math.inf if minutes is None else time.monotonic() + 60 * minutes
-        resumed = self.resume()
-        with Journal(self, self.it if resumed else -1) as journal, _signals(self):
-            if not resumed and self.it == 0:
-                self.report(journal)
-                self.save()
-            while True:
-                try:
-                    ended = self.loop(journal)
-                    break
-                except NonFinite as e:
-                    self.roll_back(e, journal)
-        if self.main and self.out:
-            with naming(self.out / "ema.safetensors"):
-                save(self.ema, self.out / "ema.safetensors", **self.card())
-        self.state.wait_for_everyone()
-        return ended
-
-    def loop(self, journal):
-        batches = iter(self.loader())
-        try:
-            while self.it < self.run.iterations:
-                self.it += 1
-                self.iteration(self.place(next(batches)))
-                journal.tick(self.logs)
-                if self.it % self.run.valid_every == 0 or self.it == self.run.iterations:
-                    self.report(journal)
-                ending = self.agreed_stop()
-                if ending or self.it % self.run.save_every == 0 or self.it == self.run.iterations:
-                    self.save()
-                if ending and self.it < self.run.iterations:
-                    return self.stop or "stopped"
-            return "done"
-        finally:
-            if self.run.workers:
-                batches._shutdown_workers()                    # an error's traceback would keep them, and SIGTERM, Python's last word, they ignore
-
-    def agreed_stop(self):
-        "Whether any process was asked to stop or ran out of time; all learn it at the same iteration."
-        if self.stop is None and time.monotonic() > self.deadline:
-            self.stop = "stopped"
-        if self.world == 1:
-            return self.stop is not None
-        return bool(self.mean_over_processes(torch.tensor(float(self.stop is not None), device=self.device)) > 0)
-
-    def roll_back(self, error, journal):
-        "Return to the last good checkpoint with half the learning rate, at most three times."
-        state, path = read_checkpoint(self.out) if self.out else (None, "none")
-        if state is None or self.rollbacks >= 3 or self.run.on_nonfinite != "rollback":
-            raise NonFinite(f"{error}; last good checkpoint: {path}") from error
-        rollbacks, factor = self.rollbacks + 1, self.lr_factor / 2
+    state = None
+    if self.out:
+        self.out.mkdir(parents=True, exist_ok=True)
+        state, _ = read_checkpoint(self.out)
+        if state is None and checkpoints(self.out):
+            raise TrainingError(f"{self.out}: every checkpoint is damaged; move the folder away to "
+                                "start anew")
+        now = plain(self.config)
+        if state and (changed := _differences(_filled(type(self.config), state["config"]), now)):
+            raise TrainingError(f"{self.out}: holds a run with another config: "
+                                f"{'; '.join(changed)}. Choose another folder, or the same config")
+    if state:
         self.load_state_dict(state)
-        self.rollbacks, self.lr_factor = rollbacks, factor
-        self.save()                                                                    # else a kill would forget it
-        journal.rewind(f"{error}; back to iteration {self.it}, learning rate × {factor:g} ({rollbacks} of 3)")
+    own = sum(p.detach().double().abs().sum() for n in self.nets.values() for p in n.parameters())
+    mean = self.mean_over_processes(own)
+    if self.mean_over_processes((own - mean).abs()) > 1e-12 * mean:
+        raise TrainingError("the processes start from different weights")
+    if self.main and self.out:
+        for part in self.out.glob("*.part"):                  # left by a run killed while it wrote
+            part.unlink()
+        text = yaml.safe_dump(now, sort_keys=False)
+        write_whole(self.out / "config.yaml", lambda f: f.write(text.encode()))
+    return state is not None
 
-    def report(self, journal):
-        if self.main:
-            journal.picture(*self.validate())
-        self.state.wait_for_everyone()
+# %% ../nbs/13_engine.ipynb #847d630e
+@patch
+def fit(self: Trainer, minutes=None):
+    """Train from the newest checkpoint to the last iteration -> "done".
 
-# %% ../nbs/13_engine.ipynb #78547d32
+    -> "stopped" at the time limit, "interrupted" by a signal, both with a checkpoint. Raises
+    NonFinite where a loss or gradient is not finite (with `on_nonfinite="rollback"`: after three
+    returns to the last checkpoint), TrainingError where the folder does not fit or cannot be
+    written.
+    """
+    self.stop = None
+    self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    resumed = self.resume()
+    with Journal(self, self.it if resumed else -1) as journal, _signals(self):
+        if not resumed and self.it == 0:
+            self.report(journal)
+            self.save()
+        while True:
+            try:
+                ended = self.loop(journal)
+                break
+            except NonFinite as e:
+                self.roll_back(e, journal)
+    if self.main and self.out:
+        with naming(self.out / "ema.safetensors"):
+            save(self.ema, self.out / "ema.safetensors", **self.card())
+    self.state.wait_for_everyone()
+    return ended
+
+
+@patch
+def report(self: Trainer, journal):
+    if self.main:
+        journal.picture(*self.validate())
+    self.state.wait_for_everyone()
+
+# %% ../nbs/13_engine.ipynb #4caa60fd
+@patch
+def loop(self: Trainer, journal):
+    "Iterations, with reports and checkpoints, until the last one or until all agree to stop."
+    batches = iter(self.loader())
+    try:
+        while self.it < self.run.iterations:
+            self.it += 1
+            self.iteration(self.place(next(batches)))
+            journal.tick(self.logs)
+            if self.it % self.run.valid_every == 0 or self.it == self.run.iterations:
+                self.report(journal)
+            ending = self.agreed_stop()
+            if ending or self.it % self.run.save_every == 0 or self.it == self.run.iterations:
+                self.save()
+            if ending and self.it < self.run.iterations:
+                return self.stop or "stopped"
+        return "done"
+    finally:
+        # an error's traceback would keep the workers, and SIGTERM, Python's last word, they ignore
+        if self.run.workers:
+            batches._shutdown_workers()
+
+
+@patch
+def agreed_stop(self: Trainer):
+    "Whether any process was asked to stop or ran out of time; all learn it at the same iteration."
+    if self.stop is None and time.monotonic() > self.deadline:
+        self.stop = "stopped"
+    if self.world == 1:
+        return self.stop is not None
+    asked = torch.tensor(float(self.stop is not None), device=self.device)
+    return bool(self.mean_over_processes(asked) > 0)
+
+# %% ../nbs/13_engine.ipynb #7114957a
+@patch
+def roll_back(self: Trainer, error, journal):
+    "Return to the last good checkpoint with half the learning rate, at most three times."
+    state, path = read_checkpoint(self.out) if self.out else (None, "none")
+    if state is None or self.rollbacks >= 3 or self.run.on_nonfinite != "rollback":
+        raise NonFinite(f"{error}; last good checkpoint: {path}") from error
+    rollbacks, factor = self.rollbacks + 1, self.lr_factor / 2
+    self.load_state_dict(state)
+    self.rollbacks, self.lr_factor = rollbacks, factor
+    self.save()                                               # else a kill would forget it
+    journal.rewind(f"{error}; back to iteration {self.it}, learning rate × {factor:g} "
+                   f"({rollbacks} of 3)")
+
+# %% ../nbs/13_engine.ipynb #c860c676
 class Journal:
-    "What a run tells: a progress bar, metrics.jsonl, TensorBoard and valid-ITERATION.png in the run's folder. Only the main process writes."
+    """What a run tells: a progress bar, metrics.jsonl, TensorBoard and valid-ITERATION.png in the
+    run's folder. Only the main process writes."""
 
     def __init__(self, trainer, keep):
         "Lines up to iteration `keep` stay; those after it will be written again."
-        self.trainer, self.folder, self.keep = trainer, trainer.out if trainer.main else None, keep
+        self.trainer, self.keep = trainer, keep
+        self.folder = trainer.out if trainer.main else None
 
     def __enter__(self):
         from tqdm import tqdm
 
         t = self.trainer
-        self.bar = tqdm(total=t.run.iterations, initial=t.it, unit="it", disable=None if t.main else True, smoothing=0.05)
+        self.bar = tqdm(total=t.run.iterations, initial=t.it, unit="it",
+                        disable=None if t.main else True, smoothing=0.05)
         self.file = self.board = None
         self.since, self.images = time.perf_counter(), t.it * t.run.batch
         if self.folder:
@@ -596,55 +752,71 @@ class Journal:
     def __exit__(self, *_):
         self.bar.close()
         for file in (self.file, self.board) if self.folder else ():
-            with suppress(OSError):                            # every line has been flushed, or its loss reported
+            with suppress(OSError):                       # every line was flushed, or its loss told
                 file.close()
 
-    def trim(self, keep):
-        "Drop lines after the iteration `keep`, and one that was cut off."
-        path, kept = self.folder / "metrics.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(ValueError, KeyError):
-                kept += [line] * (json.loads(line)["iteration"] <= keep)
-        write_whole(path, lambda f: f.write("".join(f"{line}\n" for line in kept).encode()))
-        self.file = open(path, "a", buffering=1)
+# %% ../nbs/13_engine.ipynb #0009aa00
+@patch
+def write(self: Journal, numbers):
+    "One line of {name: value} in metrics.jsonl; numbers go to TensorBoard too."
+    t = self.trainer
+    if self.folder:
+        line = json.dumps(dict(iteration=t.it, images=t.it * t.run.batch) | numbers)
+        with naming(self.folder / "metrics.jsonl"):
+            self.file.write(line + "\n")
+        with naming(self.folder / "tensorboard"):
+            for k, v in numbers.items():
+                if isinstance(v, (int, float)):
+                    self.board.add_scalar(k, v, t.it)
 
-    def write(self, numbers):
-        t = self.trainer
-        if self.folder:
-            with naming(self.folder / "metrics.jsonl"):
-                self.file.write(json.dumps(dict(iteration=t.it, images=t.it * t.run.batch) | numbers) + "\n")
-            with naming(self.folder / "tensorboard"):
-                for k, v in numbers.items():
-                    if isinstance(v, (int, float)):
-                        self.board.add_scalar(k, v, t.it)
 
-    def tick(self, logs):
-        "After each iteration; every `log_every` iterations the numbers are read from the device and written."
-        t = self.trainer
-        self.bar.update()
-        if t.it % t.run.log_every == 0 or t.it == t.run.iterations:
-            seconds, images = time.perf_counter() - self.since, t.it * t.run.batch - self.images
-            self.since, self.images = time.perf_counter(), t.it * t.run.batch
-            numbers = {k: float(v) for k, v in logs.items()}
-            self.bar.set_postfix({"img/s": f"{images / seconds:.1f}"} | {k: f"{v:.3g}" for k, v in numbers.items() if not k.startswith("grad_")})
-            self.write(numbers | dict(lr=t.base_lr[t.averaged] * t.schedule(t.it) * t.lr_factor, images_per_second=round(images / seconds, 2)))
+@patch
+def tick(self: Journal, logs):
+    """After each iteration; every `log_every` iterations the numbers are read from the device and
+    written."""
+    t = self.trainer
+    self.bar.update()
+    if t.it % t.run.log_every == 0 or t.it == t.run.iterations:
+        seconds, images = time.perf_counter() - self.since, t.it * t.run.batch - self.images
+        self.since, self.images = time.perf_counter(), t.it * t.run.batch
+        numbers = {k: float(v) for k, v in logs.items()}
+        losses = {k: f"{v:.3g}" for k, v in numbers.items() if not k.startswith("grad_")}
+        self.bar.set_postfix({"img/s": f"{images / seconds:.1f}"} | losses)
+        lr = t.base_lr[t.averaged] * t.schedule(t.it) * t.lr_factor
+        self.write(numbers | dict(lr=lr, images_per_second=round(images / seconds, 2)))
 
-    def picture(self, numbers, image):
-        if numbers:
-            self.write(numbers)
-        if self.folder and image is not None:
-            import cv2
 
-            png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
-            write_whole(self.folder / f"valid-{self.trainer.it:08d}.png", lambda f: f.write(png))
+@patch
+def picture(self: Journal, numbers, image):
+    "What `Trainer.validate` gave: the numbers as a line, the picture as a file."
+    if numbers:
+        self.write(numbers)
+    if self.folder and image is not None:
+        import cv2
 
-    def rewind(self, message):
-        "The run went back to an earlier iteration."
-        print(message, file=sys.stderr)
-        self.bar.reset(total=self.trainer.run.iterations)
-        self.bar.update(self.trainer.it)
-        self.since, self.images = time.perf_counter(), self.trainer.it * self.trainer.run.batch
-        if self.folder:
-            self.file.close()
-            self.trim(self.trainer.it)
-            self.write(dict(rollback=message))
+        png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+        write_whole(self.folder / f"valid-{self.trainer.it:08d}.png", lambda f: f.write(png))
+
+# %% ../nbs/13_engine.ipynb #e8b52df5
+@patch
+def trim(self: Journal, keep):
+    "Drop lines after the iteration `keep`, and one that was cut off."
+    path, kept = self.folder / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError, KeyError):
+            kept += [line] * (json.loads(line)["iteration"] <= keep)
+    write_whole(path, lambda f: f.write("".join(f"{line}\n" for line in kept).encode()))
+    self.file = open(path, "a", buffering=1)
+
+
+@patch
+def rewind(self: Journal, message):
+    "The run went back to an earlier iteration."
+    print(message, file=sys.stderr)
+    self.bar.reset(total=self.trainer.run.iterations)
+    self.bar.update(self.trainer.it)
+    self.since, self.images = time.perf_counter(), self.trainer.it * self.trainer.run.batch
+    if self.folder:
+        self.file.close()
+        self.trim(self.trainer.it)
+        self.write(dict(rollback=message))

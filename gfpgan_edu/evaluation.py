@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'OLD_PHOTOS', 'ROWS', 'PAPER_ORDER', 'ABLATION_METRICS', 'Te
            'apply_method', 'row_config', 'train_rows', 'verdict', 'counterpart', 'saved_test_set', 'score_rows',
            'ablation_table', 'ablation_grid', 'spread']
 
-# %% ../nbs/19_evaluation.ipynb #9945ccbe
+# %% ../nbs/19_evaluation.ipynb #94ee20f2
 import csv
 import inspect
 import io
@@ -24,50 +24,57 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from fastcore.basics import patch
 from PIL import Image
 
 from .baselines import UNET_GAN, UNET_L1, mganprior, pulse
 from .degradation import PRESETS as DEGRADATIONS, degrade, sample_params
 from .engine import TrainingError, _suits, override, plain, write_whole
-from .faces import _picture_names, _square, align as align_face, detect, to_images, to_tensor
-from .metrics import DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics, read_statistics
+from .faces import (_picture_names, _square, align as align_face, detect, to_images,
+                              to_tensor)
+from .metrics import (DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics,
+                                read_statistics)
 from .pictures import PhotoError, read_image, write_image
 from .train_restorer import RestorerTrainer
 from .inference import fuse
 from .weights import WeightsError, load_prior, load_weights, read_header
 
-# %% ../nbs/19_evaluation.ipynb #cdd312ef
-KNOWN = {"LFW-Test": 1711, "CelebChild-Test": 180, "WebPhoto-Test": 407, "CelebA-Test": 3000}       # pictures, as the paper counts them
+# %% ../nbs/19_evaluation.ipynb #fd5ffbce
+# pictures, as the paper counts them
+KNOWN = {"LFW-Test": 1711, "CelebChild-Test": 180, "WebPhoto-Test": 407, "CelebA-Test": 3000}
 
 
 @dataclass
 class TestSet:
-    "What a builder made: `folder` holds lq/, gt/ (not of real photos), draws.jsonl and testset.json."
+    "What was made: `folder` holds lq/, gt/ (not of real photos), draws.jsonl and testset.json."
     folder: Path
     n: int = 0
-    failed: list = field(default_factory=list)                                 # (path, reason)
+    failed: list = field(default_factory=list)      # (path, reason)
     note: str = ""
 
-# %% ../nbs/19_evaluation.ipynb #9ecbf96f
+# %% ../nbs/19_evaluation.ipynb #bdfe57d3
 def _reason(error, path):
     return str(error).removeprefix(f"{path}: ")
 
 
 def _build(source, out, about, make, limit=None, note=lambda n: ""):
-    "Calls make(index, path, picture) -> [(file, {folder: picture}, draw)] for each readable picture of `source`, writes what it yields."
+    """Calls make(index, path, picture) -> [(file, {folder: picture}, draw)] for each readable
+    picture of `source`, writes what it yields."""
     source, out, done = Path(source), Path(out), TestSet(Path(out))
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: is not empty; choose another folder, so that two test sets do not mix")
+        raise ValueError(f"{out}: is not empty; choose another folder, "
+                         "so that two test sets do not mix")
     names, taken = _picture_names(source), set()
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "draws.jsonl", "w", encoding="utf-8", newline="\n") as log:
         for index, name in enumerate(names[:limit]):
+            path = source / name
             try:
-                made = make(index, source / name, read_image(source / name))
+                made = make(index, path, read_image(path))
                 if taken & {file for file, _, _ in made}:
-                    raise PhotoError(f"{source / name}: a picture of this name is in the set already")
+                    raise PhotoError(f"{path}: a picture of this name is in the set already")
             except ValueError as e:
-                done.failed.append((source / name, _reason(e, source / name)))
+                done.failed.append((path, _reason(e, path)))
                 continue
             taken |= {file for file, _, _ in made}
             for file, pictures, draw in made:
@@ -76,11 +83,12 @@ def _build(source, out, about, make, limit=None, note=lambda n: ""):
                 log.write(json.dumps(dict(file=file, source=name, **draw)) + "\n")
             done.n += len(made)
     done.note = note(done.n)
-    text = json.dumps(about | dict(limit=limit, pictures=done.n, left_out=len(done.failed), note=done.note), indent=1)
+    found = dict(limit=limit, pictures=done.n, left_out=len(done.failed), note=done.note)
+    text = json.dumps(about | found, indent=1)
     write_whole(out / "testset.json", lambda f: f.write(text.encode() + b"\n"))
     return done
 
-# %% ../nbs/19_evaluation.ipynb #e0104413
+# %% ../nbs/19_evaluation.ipynb #27bd5964
 def _draw(seed, index, k, ranges, size):
     if ranges not in DEGRADATIONS:
         raise ValueError(f"no ranges {ranges!r}; there are {', '.join(DEGRADATIONS)}")
@@ -88,82 +96,115 @@ def _draw(seed, index, k, ranges, size):
 
 
 def build_blind(source, out, size=512, ranges="paper", seed=0, draws=1, limit=None):
-    """A set like CelebA-Test from aligned clean faces: gt/ the pictures at `size` px, lq/ `draws` damaged versions of each (Eq. 10).
+    """A set like CelebA-Test from aligned clean faces: gt/ the pictures at `size` px, lq/ `draws`
+    damaged versions of each (Eq. 10).
 
-    `ranges`: a name in `gfpgan_edu.degradation.PRESETS`. Each draw depends on (seed, number of the picture, draw) alone and is kept in
-    draws.jsonl, so the set can be made again from the clean faces (@eq-evaluation-draw). Raises ValueError for a folder that is not fit.
+    `ranges`: a name in `gfpgan_edu.degradation.PRESETS`. Each draw depends on (seed, number of the
+    picture, draw) alone and is kept in draws.jsonl, so the set can be made again from the clean
+    faces (@eq-evaluation-draw). Raises ValueError for a folder that is not fit.
     """
     if draws < 1 or size < 1:
         raise ValueError(f"draws is {draws}, size is {size}: needs whole numbers from 1 up")
     _draw(seed, 0, 0, ranges, size)
 
     def make(index, path, image):
-        gt = _square(image, size, path)
-        params = [_draw(seed, index, k, ranges, size) for k in range(draws)]
-        return [(f"{path.stem}{f'_{k}' * (draws > 1)}.png", dict(lq=degrade(gt, p), gt=gt), dict(params=json.loads(p.to_json()))) for k, p in enumerate(params)]
+        gt, made = _square(image, size, path), []
+        for k in range(draws):
+            params = _draw(seed, index, k, ranges, size)
+            drawn = dict(params=json.loads(params.to_json()))
+            name = path.stem + f"_{k}" * (draws > 1)
+            made.append((f"{name}.png", dict(lq=degrade(gt, params), gt=gt), drawn))
+        return made
 
-    return _build(source, out, dict(kind="blind", size=size, ranges=ranges, seed=seed, draws=draws), make, limit)
+    about = dict(kind="blind", size=size, ranges=ranges, seed=seed, draws=draws)
+    return _build(source, out, about, make, limit)
 
-# %% ../nbs/19_evaluation.ipynb #7956d7c5
+# %% ../nbs/19_evaluation.ipynb #048cb01e
 def build_sr(source, out, size=512, factor=4, limit=None):
-    "A super-resolution set: lr/ the faces bicubically reduced (antialiased), lq/ these enlarged bicubically to `size` again, gt/ the faces."
+    """A super-resolution set: lr/ the faces bicubically reduced (antialiased), lq/ these enlarged
+    bicubically to `size` again, gt/ the faces."""
     if factor < 2 or size % factor:
         raise ValueError(f"factor is {factor}, needs a whole number from 2 up that divides {size}")
-    bicubic = lambda image, side: np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+    def bicubic(image, side):
+        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
     def make(index, path, image):
         gt = _square(image, size, path)
         lr = bicubic(gt, size // factor)
-        return [(f"{path.stem}.png", dict(lq=bicubic(lr, size), gt=gt, lr=lr), dict(factor=factor))]
+        pictures = dict(lq=bicubic(lr, size), gt=gt, lr=lr)
+        return [(f"{path.stem}.png", pictures, dict(factor=factor))]
 
-    return _build(source, out, dict(kind="sr", size=size, factor=factor, resampling="bicubic, antialiased (Pillow)"), make, limit)
+    about = dict(kind="sr", size=size, factor=factor, resampling="bicubic, antialiased (Pillow)")
+    return _build(source, out, about, make, limit)
 
-# %% ../nbs/19_evaluation.ipynb #8ae4d49f
-OLD_PHOTOS = {                                                                 # what colour enhancement has to undo, besides mild damage
+# %% ../nbs/19_evaluation.ipynb #f45b64de
+# what colour enhancement has to undo, besides mild damage
+OLD_PHOTOS = {
     "grey": dict(gray=True),
     "yellowed": dict(shift=(50.0, 10.0, -80.0), jitter=(("saturation", 0.6), ("contrast", 0.75))),
 }
 
 
 def build_colour(source, out, size=512, ranges="paper", seed=0, limit=None):
-    "Each face grey and yellowed, with the blur, noise and JPEG of a draw from `ranges`: NAME-grey.png and NAME-yellowed.png in lq/, gt/ in colour."
+    """Each face grey and yellowed, with the blur, noise and JPEG of a draw from `ranges`:
+    NAME-grey.png and NAME-yellowed.png in lq/, gt/ in colour."""
     _draw(seed, 0, 0, ranges, size)
 
     def make(index, path, image):
-        gt, base = _square(image, size, path), replace(_draw(seed, index, 0, ranges, size), shift=None, gray=False, jitter=())
-        return [(f"{path.stem}-{name}.png", dict(lq=degrade(gt, p), gt=gt), dict(params=json.loads(p.to_json())))
-                for name, p in ((name, replace(base, **changes)) for name, changes in OLD_PHOTOS.items())]
+        gt, made = _square(image, size, path), []
+        base = replace(_draw(seed, index, 0, ranges, size), shift=None, gray=False, jitter=())
+        for name, changes in OLD_PHOTOS.items():
+            params = replace(base, **changes)
+            drawn = dict(params=json.loads(params.to_json()))
+            made.append((f"{path.stem}-{name}.png", dict(lq=degrade(gt, params), gt=gt), drawn))
+        return made
 
-    return _build(source, out, dict(kind="colour", size=size, ranges=ranges, seed=seed), make, limit)
+    about = dict(kind="colour", size=size, ranges=ranges, seed=seed)
+    return _build(source, out, about, make, limit)
 
-# %% ../nbs/19_evaluation.ipynb #d2cbace4
+# %% ../nbs/19_evaluation.ipynb #59ba65f3
 def wrap_real(source, out, name, size=512, align=False, limit=None):
-    """Real photos without a truth: lq/ each face at `size` px. `align`: the photos are not aligned, every face found is cut out.
+    """Real photos without a truth: lq/ each face at `size` px. `align`: the photos are not aligned,
+    every face found is cut out.
 
-    `name`: that of a set in `KNOWN` is checked against the number of faces the paper counts (the `note`); any other is as good.
+    `name`: that of a set in `KNOWN` is checked against the number of faces the paper counts (the
+    `note`); any other is as good.
     """
     def make(index, path, image):
-        faces = [_square(image, size, path)] if not align else [align_face(image, f.landmarks, size)[0] for f in detect(image)]
+        if align:
+            faces = [align_face(image, f.landmarks, size)[0] for f in detect(image)]
+        else:
+            faces = [_square(image, size, path)]
         if not faces:
             raise PhotoError(f"{path}: no face found")
-        return [(f"{path.stem}{f'_{k}' * (k > 0)}.png", dict(lq=face), dict(face=k)) for k, face in enumerate(faces)]
+        return [(f"{path.stem}{f'_{k}' * (k > 0)}.png", dict(lq=face), dict(face=k))
+                for k, face in enumerate(faces)]
 
     def note(n):
-        return f"the paper counts {KNOWN[name]} faces, here are {n}" if limit is None and n != KNOWN.get(name, n) else ""
+        if limit is None and n != KNOWN.get(name, n):
+            return f"the paper counts {KNOWN[name]} faces, here are {n}"
+        return ""
 
-    return _build(source, out, dict(kind="real", name=name, size=size, aligned_here=align), make, limit, note)
+    about = dict(kind="real", name=name, size=size, aligned_here=align)
+    return _build(source, out, about, make, limit, note)
 
-# %% ../nbs/19_evaluation.ipynb #72ac1aa4
+# %% ../nbs/19_evaluation.ipynb #f4ae8593
 @dataclass
 class Result:
-    "One method, measured: `images` {file stem: {label: value}}, `sets` {label: value} of distances between sets, and what could not be measured."
+    """One method, measured: `images` {file stem: {label: value}}, `sets` {label: value} of
+    distances between sets, and what could not be measured."""
     name: str
     images: dict = field(default_factory=dict)
     sets: dict = field(default_factory=dict)
-    failed: list = field(default_factory=list)                                 # (path, reason): broken, or of another size than its truth
-    missing: list = field(default_factory=list)                                # stems of truths without a result
-    extra: list = field(default_factory=list)                                  # stems of results without a truth
-    unmeasured: dict = field(default_factory=dict)                             # {label: [number of pictures, why the first]}: too small for a metric
+    failed: list = field(default_factory=list)
+    "(path, reason): broken, or of another size than its truth"
+    missing: list = field(default_factory=list)
+    "stems of truths without a result"
+    extra: list = field(default_factory=list)
+    "stems of results without a truth"
+    unmeasured: dict = field(default_factory=dict)
+    "{label: [number of pictures, why the first]}: too small for a metric"
 
     def values(self, label):
         return [v[label] for v in self.images.values() if label in v]
@@ -173,21 +214,23 @@ def _by_stem(folder, suffix=""):
     "{stem without `suffix`: path} of the pictures in a folder; two of one stem are a ValueError."
     found = {}
     for name in _picture_names(Path(folder)):
-        stem = unicodedata.normalize("NFC", Path(name).stem).removesuffix(suffix)      # Macs write ü as two characters
+        # Macs write ü as two characters
+        stem = unicodedata.normalize("NFC", Path(name).stem).removesuffix(suffix)
         if stem in found:
-            raise ValueError(f"{Path(folder) / name}: {found[stem].name} has the same name; which one is meant?")
+            raise ValueError(f"{Path(folder) / name}: {found[stem].name} has the same name; "
+                             "which one is meant?")
         found[stem] = Path(folder) / name
     return found
 
-# %% ../nbs/19_evaluation.ipynb #bff73928
+# %% ../nbs/19_evaluation.ipynb #4ac9e773
 class _Described(dict):
     "What each `describe` says of one picture, computed when first asked for."
 
     def __init__(self, path, size_of=None):
         self.image = read_image(path)
         if size_of is not None and size_of.image.shape != self.image.shape:
-            h, w = size_of.image.shape[:2]
-            raise ValueError(f"has {self.image.shape[1]}×{self.image.shape[0]} px, its truth {w}×{h}")
+            (h, w), (true_h, true_w) = self.image.shape[:2], size_of.image.shape[:2]
+            raise ValueError(f"has {w}×{h} px, its truth {true_w}×{true_h}")
 
     def __missing__(self, describe):
         self[describe] = describe(self.image)
@@ -195,12 +238,14 @@ class _Described(dict):
 
 
 def _numbers(metrics, shown, truth, gathered, unmeasured):
-    "{label: value} of one picture. Features go to `gathered`, what a metric refuses to `unmeasured`."
+    """{label: value} of one picture. Features go to `gathered`, what a metric refuses to
+    `unmeasured`."""
     row = {}
     for m in metrics:
         try:
-            value = m.measure(shown[m.describe], *([truth[m.describe]] if m.kind == "pair" else []))
-        except (ValueError, RuntimeError) as e:                                # a metric that needs more pixels, for one
+            compared = (shown, truth) if m.kind == "pair" else (shown,)
+            value = m.measure(*(picture[m.describe] for picture in compared))
+        except (ValueError, RuntimeError) as e:     # a metric that needs more pixels, for one
             unmeasured.setdefault(m.label, [0, " ".join(str(e).split())])[0] += 1
             continue
         if m.kind == "set":
@@ -209,19 +254,24 @@ def _numbers(metrics, shown, truth, gathered, unmeasured):
             row[m.label] = value
     return row
 
-# %% ../nbs/19_evaluation.ipynb #0315c4b8
+# %% ../nbs/19_evaluation.ipynb #f515a45a
 def measure_folders(folders, gt, metrics, reference=(), suffix="", progress=True):
-    """Measure the pictures of folders {name: path}, against those of the same names in `gt` (or None) and against `reference` statistics -> [Result, …].
+    """Measure the pictures of folders {name: path}, against those of the same names in `gt` (or
+    None) and against `reference` statistics -> [Result, …].
 
-    Names are compared without their ending, so .jpg fits .png; `suffix` is cut off the names of results first ("_00"). Broken and wrong-sized files are
-    listed and the rest is measured; sizes are never changed in silence. One truth and one result are in memory at a time.
+    Names are compared without their ending, so .jpg fits .png; `suffix` is cut off the names of
+    results first ("_00"). Broken and wrong-sized files are listed and the rest is measured; sizes
+    are never changed in silence. One truth and one result are in memory at a time.
     """
     from tqdm import tqdm
 
     truths = _by_stem(gt) if gt is not None else {}
     found = {name: _by_stem(folder, suffix) for name, folder in folders.items()}
-    results = {name: Result(name, missing=sorted(truths.keys() - paths.keys()), extra=sorted(paths.keys() - truths.keys()) if gt is not None else []) for name, paths in found.items()}
-    gathered = {name: {m.label: Gaussian(m.label) for m in metrics if m.kind == "set"} for name in folders}
+    results, gathered = {}, {}
+    for name, paths in found.items():
+        extra = sorted(paths.keys() - truths.keys()) if gt is not None else []
+        results[name] = Result(name, missing=sorted(truths.keys() - paths.keys()), extra=extra)
+        gathered[name] = {m.label: Gaussian(m.label) for m in metrics if m.kind == "set"}
     stems = sorted(truths) if gt is not None else sorted(set().union(*found.values()))
     for stem in tqdm(stems, unit="face", disable=None if progress else True):
         here = {name: paths[stem] for name, paths in found.items() if stem in paths}
@@ -237,17 +287,20 @@ def measure_folders(folders, gt, metrics, reference=(), suffix="", progress=True
             except ValueError as e:
                 results[name].failed.append((path, _reason(e, path)))
                 continue
-            results[name].images[stem] = _numbers(metrics, shown, truth, gathered[name], results[name].unmeasured)
-    for r, known in ((r, known) for r in results.values() for known in reference if r.images and known.features in gathered[r.name]):
-        try:
-            r.sets[known.features] = frechet(gathered[r.name][known.features], known)
-        except ValueError as e:                                                # one picture, or features of another length
-            r.unmeasured.setdefault(known.features, [len(r.images), str(e)])
+            r = results[name]
+            r.images[stem] = _numbers(metrics, shown, truth, gathered[name], r.unmeasured)
+    for r in (r for r in results.values() if r.images):
+        for known in (k for k in reference if k.features in gathered[r.name]):
+            try:
+                r.sets[known.features] = frechet(gathered[r.name][known.features], known)
+            except ValueError as e:                 # one picture, or features of another length
+                r.unmeasured.setdefault(known.features, [len(r.images), str(e)])
     return list(results.values())
 
-# %% ../nbs/19_evaluation.ipynb #32b3da51
+# %% ../nbs/19_evaluation.ipynb #4dbbe3d6
 def bootstrap(values, level=0.95, draws=2000, seed=0):
-    """(mean, low, high): the mean of `values` and the interval in which the means of resampled sets fall `level` of the time; NaN ends for one value or infinite ones."""
+    """(mean, low, high): the mean of `values` and the interval in which the means of resampled sets
+    fall `level` of the time; NaN ends for one value or infinite ones."""
     v = np.asarray(values, float)
     mean = float(v.mean()) if len(v) else float("nan")
     if len(v) < 2 or not np.isfinite(v).all():
@@ -257,14 +310,14 @@ def bootstrap(values, level=0.95, draws=2000, seed=0):
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return mean, float(low), float(high)
 
-# %% ../nbs/19_evaluation.ipynb #bb7794f1
+# %% ../nbs/19_evaluation.ipynb #25564e9b
 @dataclass
 class Table:
-    "Results of one or more methods on one test set under one protocol. `write` puts it into a file."
+    "Results of one or more methods on a test set under a protocol. `write` puts it into a file."
     results: list
-    columns: list                                                              # (label, better, digits), in order
-    missing: dict                                                              # {metric asked for: why it could not be measured}
-    notes: list                                                                # one line each, printed under the table
+    columns: list       # (label, better, digits), in order
+    missing: dict       # {metric asked for: why it could not be measured}
+    notes: list         # one line each, printed under the table
     protocol: Protocol = Protocol()
 
     def cells(self, result):
@@ -275,50 +328,83 @@ class Table:
             if label.startswith("deg") and (floor := self.protocol.min_angle):
                 v = [a for a in v if a >= floor]
             if v:
-                found[label] = dict(zip(("mean", "low", "high"), bootstrap(v))) | dict(n=len(v))
+                mean, low, high = bootstrap(v)
+                found[label] = dict(mean=mean, low=low, high=high, n=len(v))
             elif label in result.sets:
-                found[label] = dict(mean=result.sets[label], low=float("nan"), high=float("nan"), n=len(result.images) - result.unmeasured.get(label, [0])[0])
+                n = len(result.images) - result.unmeasured.get(label, [0])[0]
+                found[label] = dict(mean=result.sets[label], low=math.nan, high=math.nan, n=n)
         return found
-
-    def markdown(self):
-        "The table as text: mean, and the half width of the bootstrap interval where there is one; a dash where nothing was measured."
-        def cell(c, digits):
-            if c is None:
-                return "–"
-            spread = "" if np.isnan(c["low"]) else f" ± {(c['high'] - c['low']) / 2:.{digits}f}"
-            return ("∞" if np.isinf(c["mean"]) else f"{c['mean']:.{digits}f}") + spread
-
-        asked = [(label, better, digits) for label, better, digits in self.columns] + [(name, 0, 0) for name in self.missing]
-        lines = ["| | " + " | ".join(f"{label}{ {1: ' ↑', -1: ' ↓', 0: ''}[better]}" for label, better, _ in asked) + " |", "|---|" + "---:|" * len(asked)]
-        for r in self.results:
-            cells = self.cells(r)
-            lines.append(f"| {r.name} | " + " | ".join(cell(cells.get(label), digits) for label, _, digits in asked) + " |")
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
-
-    def to_dict(self):
-        safe = lambda v: v if isinstance(v, (int, str)) or np.isfinite(v) else None if np.isnan(v) else "inf"
-        return dict(protocol=asdict(self.protocol), missing=self.missing, notes=self.notes, columns=[list(c) for c in self.columns],
-                    methods={r.name: dict(values={label: {k: safe(v) for k, v in c.items()} for label, c in self.cells(r).items()}, pictures=len(r.images),
-                                          failed=[[str(p), why] for p, why in r.failed], missing=r.missing, extra=r.extra) for r in self.results})
 
     def csv(self):
         "One line a method: means, bounds and numbers; what does not exist is empty."
+        ends = dict(mean="", low=" low", high=" high", n=" n")
         rows = []
         for r in self.results:
-            numbers = {f"{label}{end}": c[k] for label, c in self.cells(r).items() for k, end in (("mean", ""), ("low", " low"), ("high", " high"), ("n", " n"))}
-            rows.append(dict(method=r.name) | {k: "" if np.isnan(v) else v for k, v in numbers.items()})
+            row = dict(method=r.name)
+            for label, c in self.cells(r).items():
+                row |= {label + end: "" if np.isnan(c[k]) else c[k] for k, end in ends.items()}
+            rows.append(row)
         return _csv(rows)
 
-    def write(self, path):
-        "To PATH.json, .csv or .md, by the suffix. Raises ValueError for another."
-        path, forms = Path(path), {".json": lambda: json.dumps(self.to_dict(), indent=1) + "\n", ".csv": self.csv, ".md": self.markdown}
-        if path.suffix.lower() not in forms:
-            raise ValueError(f"{path}: a table is written as {', '.join(forms)}")
-        _put(path, forms[path.suffix.lower()]())
+# %% ../nbs/19_evaluation.ipynb #93a01d2d
+_ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
-    def write_images(self, path):
-        "Every number of every picture, .csv: method, picture, one column a metric."
-        _put(path, _csv([dict(method=r.name, picture=stem) | row for r in self.results for stem, row in r.images.items()]))
+
+@patch
+def markdown(self: Table):
+    """The table as text: mean, and the half width of the bootstrap interval where there is one; a
+    dash where nothing was measured."""
+    def cell(c, digits):
+        if c is None:
+            return "–"
+        mean = "∞" if np.isinf(c["mean"]) else f"{c['mean']:.{digits}f}"
+        half = (c["high"] - c["low"]) / 2
+        return mean if np.isnan(c["low"]) else f"{mean} ± {half:.{digits}f}"
+
+    asked = [*self.columns, *((name, 0, 0) for name in self.missing)]
+    head = " | ".join(label + _ARROWS[better] for label, better, _ in asked)
+    lines = [f"| | {head} |", "|---|" + "---:|" * len(asked)]
+    for r in self.results:
+        cells = self.cells(r)
+        row = " | ".join(cell(cells.get(label), digits) for label, _, digits in asked)
+        lines.append(f"| {r.name} | {row} |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+
+# %% ../nbs/19_evaluation.ipynb #6b07e404
+@patch
+def to_dict(self: Table):
+    def safe(v):
+        if isinstance(v, (int, str)) or np.isfinite(v):
+            return v
+        return None if np.isnan(v) else "inf"
+
+    methods = {}
+    for r in self.results:
+        values = {label: {k: safe(v) for k, v in c.items()} for label, c in self.cells(r).items()}
+        failed = [[str(p), why] for p, why in r.failed]
+        methods[r.name] = dict(values=values, pictures=len(r.images), failed=failed,
+                               missing=r.missing, extra=r.extra)
+    return dict(protocol=asdict(self.protocol), missing=self.missing, notes=self.notes,
+                columns=[list(c) for c in self.columns], methods=methods)
+
+# %% ../nbs/19_evaluation.ipynb #d5145523
+@patch
+def write(self: Table, path):
+    "To PATH.json, .csv or .md, by the suffix. Raises ValueError for another."
+    path = Path(path)
+    forms = {".json": lambda: json.dumps(self.to_dict(), indent=1) + "\n",
+             ".csv": self.csv, ".md": self.markdown}
+    if path.suffix.lower() not in forms:
+        raise ValueError(f"{path}: a table is written as {', '.join(forms)}")
+    _put(path, forms[path.suffix.lower()]())
+
+
+@patch
+def write_images(self: Table, path):
+    "Every number of every picture, .csv: method, picture, one column a metric."
+    rows = [dict(method=r.name, picture=stem) | row
+            for r in self.results for stem, row in r.images.items()]
+    _put(path, _csv(rows))
 
 # %% ../nbs/19_evaluation.ipynb #44bf0ba2
 def _put(path, text):
@@ -334,14 +420,16 @@ def _csv(rows):
     writer.writerows(rows)
     return out.getvalue()
 
-# %% ../nbs/19_evaluation.ipynb #3e3903d6
+# %% ../nbs/19_evaluation.ipynb #cde8aaee
 def statistics_of(folder, metrics, progress=True, size=None):
-    "([Gaussian, …], [(path, reason), …]): the statistics of the pictures in `folder` (at `size` px) for each metric of kind \"set\", and what could not be read."
+    """([Gaussian, …], [(path, reason), …]): the statistics of the pictures in `folder` (at `size`
+    px) for each metric of kind "set", and what could not be read."""
     from tqdm import tqdm
 
     wanted, failed = [m for m in metrics if m.kind == "set"], []
     gathered = [Gaussian(m.label) for m in wanted]
-    for path in tqdm([Path(folder) / n for n in _picture_names(Path(folder))] if wanted else [], unit="picture", desc="reference", disable=None if progress else True):
+    paths = [Path(folder) / n for n in _picture_names(Path(folder))] if wanted else []
+    for path in tqdm(paths, unit="picture", desc="reference", disable=None if progress else True):
         try:
             image = read_image(path)
             image = image if size is None else _square(image, size, path)
@@ -352,9 +440,10 @@ def statistics_of(folder, metrics, progress=True, size=None):
             g.update(m(image)[None])
     return gathered, failed
 
-# %% ../nbs/19_evaluation.ipynb #dfa116f5
+# %% ../nbs/19_evaluation.ipynb #941ea20a
 def _references(sources, metrics, progress, size, save):
-    "([Gaussian or Statistics, …], notes). Files come first; one folder serves the metrics that no file serves. Two for one metric are a ValueError."
+    """([Gaussian or Statistics, …], notes). Files come first; one folder serves the metrics that no
+    file serves. Two for one metric are a ValueError."""
     known, notes = {}, []
     if len(folders := [s for s in sources if s.is_dir()]) > 1:
         raise ValueError(f"{folders[1]}: a second folder of references; give one")
@@ -363,10 +452,15 @@ def _references(sources, metrics, progress, size, save):
         if s.features in known:
             raise ValueError(f"{source}: a second reference for {s.features}; give one")
         known[s.features] = s
-        notes.append(f"reference: {source.name}, {s.n or 'an unstated number of'} pictures, for {s.features}")
+        n = s.n or "an unstated number of"
+        notes.append(f"reference: {source.name}, {n} pictures, for {s.features}")
     for folder in folders:
-        gathered, failed = statistics_of(folder, [m for m in metrics if m.label not in known], progress, size)
-        notes += [f"reference: {g.n} pictures of {folder.name}{f', at {size} px,' * (size is not None)} for {g.features}" for g in gathered] + [f"reference {path}: {why}" for path, why in failed]
+        wanted = [m for m in metrics if m.label not in known]
+        gathered, failed = statistics_of(folder, wanted, progress, size)
+        at = "" if size is None else f", at {size} px,"
+        notes += [f"reference: {g.n} pictures of {folder.name}{at} for {g.features}"
+                  for g in gathered]
+        notes += [f"reference {path}: {why}" for path, why in failed]
         for g in (g for g in gathered if g.n > 1):
             known[g.features] = g
             if save is not None:
@@ -374,55 +468,74 @@ def _references(sources, metrics, progress, size, save):
                 g.save(Path(save) / f"{g.features}.npz")
     return list(known.values()), notes
 
-# %% ../nbs/19_evaluation.ipynb #0a27f3ac
-def evaluate(pred, gt=None, reference=(), metrics=DEFAULT_METRICS, protocol=Protocol(), files=Files(), suffix="", device="cpu", progress=True, save_reference=None,
+# %% ../nbs/19_evaluation.ipynb #e2145b2b
+def evaluate(pred, gt=None, reference=(), metrics=DEFAULT_METRICS, protocol=Protocol(),
+             files=Files(), suffix="", device="cpu", progress=True, save_reference=None,
              reference_size=None):
     """The table of one or more folders of restored faces, whatever made them.
 
-    pred: a folder, or {name: folder}. gt: the folder of truths, for the metrics that compare. reference: a folder of real faces, or files of
-    statistics (`read_statistics`), for fid and frechet[…]. metrics: names as in `open_metric`; one that cannot be opened here gets a column of
-    dashes and a note. save_reference: folder in which the statistics of a reference folder are kept, METRIC.npz. reference_size: its pictures are
-    brought to so many px first. Raises ValueError for folders that are not there or hold no pictures.
+    pred: a folder, or {name: folder}. gt: the folder of truths, for the metrics that compare.
+    reference: a folder of real faces, or files of statistics (`read_statistics`), for fid and
+    frechet[…]. metrics: names as in `open_metric`; one that cannot be opened here gets a column of
+    dashes and a note. save_reference: folder in which the statistics of a reference folder are
+    kept, METRIC.npz. reference_size: its pictures are brought to so many px first. Raises
+    ValueError for folders that are not there or hold no pictures.
     """
-    folders = {str(k): Path(v) for k, v in pred.items()} if isinstance(pred, dict) else {Path(pred).name or str(pred): Path(pred)}
-    for folder in folders.values():                                            # refused now, not after the reference has been read
+    if not isinstance(pred, dict):
+        pred = {Path(pred).name or str(pred): pred}
+    folders = {str(k): Path(v) for k, v in pred.items()}
+    for folder in folders.values():     # refused now, not after the reference has been read
         _by_stem(folder, suffix)
     opened, missing = open_metrics(metrics, protocol, files, device)
     opened = list({m.label: m for m in opened}.values())
     sources = [Path(r) for r in ([reference] if isinstance(reference, (str, Path)) else reference)]
     known, notes = _references(sources, opened, progress, reference_size, save_reference)
     for m in [m for m in opened if m.kind == "set" and m.label not in {k.features for k in known}]:
-        missing[m.label] = f"{m.label} needs a reference of two pictures or more: a folder of real faces, or a file of their statistics"
+        missing[m.label] = (f"{m.label} needs a reference of two pictures or more: "
+                            "a folder of real faces, or a file of their statistics")
     if gt is None:
         missing |= {m.label: f"{m.label} needs the truth (gt)" for m in opened if m.kind == "pair"}
     opened = [m for m in opened if m.label not in missing]
     results = measure_folders(folders, gt, opened, known, suffix, progress)
     notes += [note for r in results for note in _notes(r, opened, protocol)]
-    sets = ", ".join(m.label for m in opened if m.kind == "set")
-    notes += [f"protocol: {protocol}", "± is half of the 95 % interval over resampled pictures" + (f"; {sets} has none, and is larger for smaller N: compare at equal N only" if sets else "")]
-    notes += [f"– {why}" for why in missing.values()]
-    return Table(results, [(m.label, m.better, m.digits) for m in opened], missing, notes, protocol)
+    interval = "± is half of the 95 % interval over resampled pictures"
+    if sets := ", ".join(m.label for m in opened if m.kind == "set"):
+        interval += f"; {sets} has none, and is larger for smaller N: compare at equal N only"
+    notes += [f"protocol: {protocol}", interval, *(f"– {why}" for why in missing.values())]
+    columns = [(m.label, m.better, m.digits) for m in opened]
+    return Table(results, columns, missing, notes, protocol)
 
-
+# %% ../nbs/19_evaluation.ipynb #97510e0c
 def _notes(r, metrics, protocol):
     "What a reader has to know of one line of the table."
-    yield f"{r.name}: N = {len(r.images)}" + "".join(f", {len(v)} {what}" for v, what in ((r.failed, "failed"), (r.missing, "missing"), (r.extra, "without a truth")) if v)
-    yield from (f"{r.name}: {label} not measured on {n} pictures ({why})" for label, (n, why) in r.unmeasured.items())
-    for m in metrics if protocol.min_angle else ():
-        if m.label.startswith("deg") and (n := sum(a < protocol.min_angle for a in r.values(m.label))):
-            yield f"{r.name}: {n} pairs below {protocol.min_angle:g}° left out of {m.label}"
+    line = f"{r.name}: N = {len(r.images)}"
+    for v, what in ((r.failed, "failed"), (r.missing, "missing"), (r.extra, "without a truth")):
+        if v:
+            line += f", {len(v)} {what}"
+    yield line
+    for label, (n, why) in r.unmeasured.items():
+        yield f"{r.name}: {label} not measured on {n} pictures ({why})"
+    if not protocol.min_angle:
+        return
+    for label in (m.label for m in metrics if m.label.startswith("deg")):
+        if n := sum(a < protocol.min_angle for a in r.values(label)):
+            yield f"{r.name}: {n} pairs below {protocol.min_angle:g}° left out of {label}"
 
-# %% ../nbs/19_evaluation.ipynb #93764149
+# %% ../nbs/19_evaluation.ipynb #9eb6870e
 def method(name, prior="", /, device="cpu", **settings):
-    """(function uint8 (n, s, s, 3) -> the same, restored; what it is) of a method: "pulse" or "mganprior" on the prior `prior` with `settings` of
-    `gfpgan_edu.baselines`, or weights of a GFPGAN, by name or file. Raises WeightsError, and ValueError for settings that are not there or do not suit."""
+    """(function uint8 (n, s, s, 3) -> the same, restored; what it is) of a method: "pulse" or
+    "mganprior" on the prior `prior` with `settings` of `gfpgan_edu.baselines`, or weights of a
+    GFPGAN, by name or file. Raises WeightsError, and ValueError for settings that are not there or
+    do not suit."""
     if name not in ("pulse", "mganprior"):
         if settings:
             raise ValueError(f"{name} is a network, it has no setting {sorted(settings)[0]}")
         net = fuse(load_weights(name), consume=True).to(device)
-        return lambda images: to_images(_forward(net, to_tensor(images).to(device))), dict(method=str(name), size=net.config.size)
+        restore = lambda images: to_images(_forward(net, to_tensor(images).to(device)))
+        return restore, dict(method=str(name), size=net.config.size)
     search = {"pulse": pulse, "mganprior": mganprior}[name]
-    known = dict(list(inspect.signature(search).parameters.items())[2:])       # without the pictures and the prior
+    # without the pictures and the prior
+    known = dict(list(inspect.signature(search).parameters.items())[2:])
     for k, v in settings.items():
         if k not in known:
             raise ValueError(f"{name} has no setting {k}; there are {', '.join(known)}")
@@ -431,19 +544,22 @@ def method(name, prior="", /, device="cpu", **settings):
         except TypeError as e:
             raise ValueError(f"{name}: {k} is {v!r}, {e}") from None
     net = load_prior(prior or "bundled").requires_grad_(False).to(device)
-    about = dict(method=name, prior=str(prior or "bundled"), size=net.config["size"], settings=settings)
-    return lambda images: to_images(search(to_tensor(images).to(device), net, **settings).image), about
+    restore = lambda images: to_images(search(to_tensor(images).to(device), net, **settings).image)
+    return restore, dict(method=name, prior=str(prior or "bundled"), size=net.config["size"],
+                         settings=settings)
 
 
 @torch.inference_mode()
 def _forward(net, x):
     return net(x)[0]
 
-# %% ../nbs/19_evaluation.ipynb #db615d34
+# %% ../nbs/19_evaluation.ipynb #1420cfd3
 def apply_method(restore, about, lq, out, batch=8, progress=True):
-    """Restore the aligned faces of the folder `lq` into `out`, PNG files of the same names; those already there are left. -> [(path, reason)] of the broken.
+    """Restore the aligned faces of the folder `lq` into `out`, PNG files of the same names; those
+    already there are left. -> [(path, reason)] of the broken.
 
-    `out`/method.json says what it was and the mean seconds a picture took, reading and writing left out. Results of another method there are a ValueError.
+    `out`/method.json says what it was and the mean seconds a picture took, reading and writing left
+    out. Results of another method there are a ValueError.
     """
     from tqdm import tqdm
 
@@ -459,8 +575,10 @@ def apply_method(restore, about, lq, out, batch=8, progress=True):
         for stem, path in group:
             try:
                 image = read_image(path)
-                if image.shape[:2] != (about["size"], about["size"]):
-                    raise ValueError(f"has {image.shape[1]}×{image.shape[0]} px, {about['method']} restores {about['size']}×{about['size']}")
+                h, w = image.shape[:2]
+                if (h, w) != (about["size"], about["size"]):
+                    raise ValueError(f"has {w}×{h} px, {about['method']} restores "
+                                     f"{about['size']}×{about['size']}")
                 read[stem] = image
             except ValueError as e:
                 failed.append((path, _reason(e, path)))
@@ -468,24 +586,29 @@ def apply_method(restore, about, lq, out, batch=8, progress=True):
             start = time.perf_counter()
             restored = restore(np.stack(list(read.values())))
             seconds, n = seconds + time.perf_counter() - start, n + len(read)
-            _put(out / "method.json", json.dumps(about | dict(pictures=n, seconds_per_picture=round(seconds / n, 6), batch=batch, threads=torch.get_num_threads()), indent=1) + "\n")
+            cost = dict(pictures=n, seconds_per_picture=round(seconds / n, 6), batch=batch,
+                        threads=torch.get_num_threads())
+            _put(out / "method.json", json.dumps(about | cost, indent=1) + "\n")
             for stem, image in zip(read, restored):
                 if not (out / f"{stem}.png").exists():
                     write_image(out / f"{stem}.png", image)
     return failed
 
-# %% ../nbs/19_evaluation.ipynb #5dbbadcb
+# %% ../nbs/19_evaluation.ipynb #3536fc00
 def _spent(path, about):
-    "(seconds, pictures) of earlier calls, from a method.json; that of another method is a ValueError."
+    """(seconds, pictures) of earlier calls, from a method.json; that of another method is a
+    ValueError."""
     if not path.exists():
         return 0.0, 0
     kept = json.loads(path.read_text(encoding="utf-8"))
     if {k: kept.get(k) for k in about} != json.loads(json.dumps(about)):
-        raise ValueError(f"{path.parent}: holds results of {', '.join(f'{k} {kept.get(k)}' for k in about)}; choose another folder")
+        what = ", ".join(f"{k} {kept.get(k)}" for k in about)
+        raise ValueError(f"{path.parent}: holds results of {what}; choose another folder")
     return kept["seconds_per_picture"] * kept["pictures"], kept["pictures"]
 
-# %% ../nbs/19_evaluation.ipynb #35d0ff87
-# What each row of Table 4 and of Fig. 7 changes in a config of the full model. In Fig. 7 the full model is the row D + fs.
+# %% ../nbs/19_evaluation.ipynb #4ed464c6
+# What each row of Table 4 and of Fig. 7 changes in a config of the full model. In Fig. 7 the full
+# model is the row D + fs.
 ROWS = {
     "full": ("GFP-GAN, all terms", ()),
     "a": ("a) no spatial modulation", ("model.sft=none",)),
@@ -494,43 +617,45 @@ ROWS = {
     "d": ("d) without the pyramid loss", ("loss.pyramid=0",)),
     "no-parts": ("no component loss", ("loss.component=0", "loss.feature_style=0")),
     "D": ("component D alone", ("loss.feature_style=0",)),
-    "D+fm": ("component D + feature matching", ("loss.feature_style=0", "loss.feature_matching=FM")),
+    "D+fm": ("component D + feature matching",
+             ("loss.feature_style=0", "loss.feature_matching=FM")),
     "l1": ("U-Net, L1 only", UNET_L1),
 }
 
 
 def row_config(base, row, seed=0, iterations=None, matching=0.0075):
-    """The config of one row of `ROWS` from that of the full model; milestones and the end of the pyramid move with the number of iterations.
+    """The config of one row of `ROWS` from that of the full model; milestones and the end of the
+    pyramid move with the number of iterations.
 
-    `matching`: weight of the feature matching loss in the row D+fm, which the paper does not give, as a share of that of the feature style loss in
-    the full model; 0.0075 made their gradients on the picture equally long at 32 px.
+    `matching`: weight of the feature matching loss in the row D+fm, which the paper does not give,
+    as a share of that of the feature style loss in the full model; 0.0075 made their gradients on
+    the picture equally long at 32 px.
     """
     n = base.run.iterations if iterations is None else iterations
     moved = lambda it: max(1, round(it * n / base.run.iterations))
-    settings = [f"run.seed={seed}", f"run.iterations={n}", f"milestones={[moved(m) for m in base.milestones]}", f"loss.pyramid_until={moved(base.loss.pyramid_until)}",
+    settings = [f"run.seed={seed}", f"run.iterations={n}",
+                f"milestones={[moved(m) for m in base.milestones]}",
+                f"loss.pyramid_until={moved(base.loss.pyramid_until)}",
                 f"run.valid_every={n}", f"run.save_every={max(1, n // 4)}", "run.keep=1"]
-    return override(base, settings + [s.replace("=FM", f"={matching * base.loss.feature_style:g}") for s in ROWS[row][1]])
+    fm = f"={matching * base.loss.feature_style:g}"
+    return override(base, settings + [s.replace("=FM", fm) for s in ROWS[row][1]])
 
-# %% ../nbs/19_evaluation.ipynb #9a9e5b4a
-def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, iterations=None, valid=None, device=None, say=print, minutes=None):
-    """Train each row of `ROWS` for each seed into `out`/ROW-sSEED: the same prior, pictures, order of pictures and number of iterations for all.
+# %% ../nbs/19_evaluation.ipynb #658dc2d5
+def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, iterations=None,
+               valid=None, device=None, say=print, minutes=None):
+    """Train each row of `ROWS` for each seed into `out`/ROW-sSEED: the same prior, pictures, order
+    of pictures and number of iterations for all.
 
-    `iterations` None: as many as the full row makes in `minutes_each`, measured once at the start and kept in `out`/budget.yaml. What is
-    finished is not done again, what was broken off goes on; more seeds or rows may follow later. `minutes`: stop after this time with a checkpoint.
-    Returns {(row, seed): folder} of what is finished; raises TrainingError where `out` holds another experiment, KeyboardInterrupt.
+    `iterations` None: as many as the full row makes in `minutes_each`, measured once at the start
+    and kept in `out`/budget.yaml. What is finished is not done again, what was broken off goes on;
+    more seeds or rows may follow later. `minutes`: stop after this time with a checkpoint. Returns
+    {(row, seed): folder} of what is finished; raises TrainingError where `out` holds another
+    experiment, KeyboardInterrupt.
     """
-    start, out, pictures = time.monotonic(), Path(out), len(_picture_names(Path(data)))
-    out.mkdir(parents=True, exist_ok=True)
-    kept = yaml.safe_load((out / "budget.yaml").read_text(encoding="utf-8")) if (out / "budget.yaml").exists() else {}
-    if kept:
-        same = kept["config"] == plain(base) and iterations in (None, kept["iterations"]) and kept.get("pictures", pictures) == pictures
-        if not same:
-            raise TrainingError(f"{out}: holds ablations of another config, budget or number of pictures; choose another folder")
-    budget = dict(config=plain(base), data=str(data), minutes_each=minutes_each, iterations=iterations or 0) | kept | dict(pictures=pictures, seeds=max(seeds, kept.get("seeds", 0)))
-    budget["iterations"] = iterations = budget["iterations"] or _measured(base, data, minutes_each, device)
-    if budget != kept:
-        _put(out / "budget.yaml", yaml.safe_dump(budget, sort_keys=False))
-    folders, left = {}, lambda: None if minutes is None else minutes - (time.monotonic() - start) / 60
+    start, out = time.monotonic(), Path(out)
+    iterations = _budget(base, data, out, seeds, minutes_each, iterations, device)
+    left = lambda: None if minutes is None else minutes - (time.monotonic() - start) / 60
+    folders = {}
     for seed in range(seeds):
         for row in rows:
             folder = out / f"{row}-s{seed}"
@@ -538,7 +663,8 @@ def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, it
                 if minutes is not None and left() <= 0:
                     continue
                 say(f"{folder.name}: {iterations} iterations")
-                trainer = RestorerTrainer(row_config(base, row, seed, iterations), data, folder, valid=valid, device=device)
+                config = row_config(base, row, seed, iterations)
+                trainer = RestorerTrainer(config, data, folder, valid=valid, device=device)
                 ended = trainer.fit(left())
                 if ended == "interrupted":
                     raise KeyboardInterrupt
@@ -547,17 +673,42 @@ def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, it
             folders[row, seed] = folder
     return folders
 
-# %% ../nbs/19_evaluation.ipynb #e6e18823
+# %% ../nbs/19_evaluation.ipynb #b7c695f9
+def _budget(base, data, out, seeds, minutes_each, iterations, device):
+    "The iterations of each row, kept in `out`/budget.yaml; TrainingError for another experiment."
+    pictures = len(_picture_names(Path(data)))
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {}
+    if (out / "budget.yaml").exists():
+        kept = yaml.safe_load((out / "budget.yaml").read_text(encoding="utf-8"))
+    if kept:
+        same = (kept["config"] == plain(base) and iterations in (None, kept["iterations"])
+                and kept.get("pictures", pictures) == pictures)
+        if not same:
+            raise TrainingError(f"{out}: holds ablations of another config, budget or number of "
+                                "pictures; choose another folder")
+    budget = dict(config=plain(base), data=str(data), minutes_each=minutes_each,
+                  iterations=iterations or 0) | kept
+    budget |= dict(pictures=pictures, seeds=max(seeds, kept.get("seeds", 0)))
+    if not budget["iterations"]:
+        budget["iterations"] = _measured(base, data, minutes_each, device)
+    if budget != kept:
+        _put(out / "budget.yaml", yaml.safe_dump(budget, sort_keys=False))
+    return budget["iterations"]
+
+# %% ../nbs/19_evaluation.ipynb #8c58602b
 def _finished(weights, iterations):
-    "Whether a row is done: a run that was stopped leaves weights too, with fewer iterations in their header."
+    """Whether a row is done: a run that was stopped leaves weights too, with fewer iterations in
+    their header."""
     try:
         return int(read_header(weights).get("iterations", 0)) >= iterations
-    except WeightsError:                                                       # none yet
+    except WeightsError:        # none yet
         return False
 
 
 def _measured(base, data, minutes, device):
-    "How many iterations of the full row fit into so many minutes: the median of a few, after a few to warm up."
+    """How many iterations of the full row fit into so many minutes: the median of a few, after a
+    few to warm up."""
     trainer, times = RestorerTrainer(row_config(base, "full"), data, None, device=device), []
     batches = iter(trainer.loader())
     for _ in range(25):
@@ -569,105 +720,152 @@ def _measured(base, data, minutes, device):
         times.append(time.perf_counter() - start)
     return max(1, int(60 * minutes / np.median(times[5:])))
 
-# %% ../nbs/19_evaluation.ipynb #4f8c8f1f
+# %% ../nbs/19_evaluation.ipynb #1e50939c
 def verdict(row, full, better):
-    "+1, -1: every seed of `row` is better (worse) than every seed of `full`; 0: their ranges overlap. `better` is 1 or -1."
+    """+1, -1: every seed of `row` is better (worse) than every seed of `full`; 0: their ranges
+    overlap. `better` is 1 or -1."""
     row, full = np.asarray(row) * better, np.asarray(full) * better
     return 1 if row.min() > full.max() else -1 if row.max() < full.min() else 0
 
-# %% ../nbs/19_evaluation.ipynb #411bc6d9
-# What the paper reports for Table 4 against its full model: +1 better, -1 worse. Fig. 7 has no numbers.
-PAPER_ORDER = {"a": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1), "b": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=1),
-               "c": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1), "d": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1)}
-ABLATION_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "deg[bundled]")      # the columns of Table 4, by networks that can be had
+# %% ../nbs/19_evaluation.ipynb #55f1b41c
+# What the paper reports for Table 4 against its full model: +1 better, -1 worse. Fig. 7 has no
+# numbers.
+PAPER_ORDER = {"a": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1),
+               "b": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=1),
+               "c": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1),
+               "d": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1)}
+# the columns of Table 4, by networks that can be had
+ABLATION_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "deg[bundled]")
 
 
 def counterpart(label):
-    "The paper's column that a label stands for: its own metric, or the nearest on other networks; None: the paper has none in Table 4."
-    kind = label.partition("[")[0]
-    return {"lpips-vgg": "LPIPS", "lpips-alex": "LPIPS", "perceptual": "LPIPS", "fid": "FID", "frechet": "FID", "niqe": "NIQE", "deg": "Deg"}.get(kind)
+    """The paper's column that a label stands for: its own metric, or the nearest on other networks;
+    None: the paper has none in Table 4."""
+    columns = {"lpips-vgg": "LPIPS", "lpips-alex": "LPIPS", "perceptual": "LPIPS",
+               "fid": "FID", "frechet": "FID", "niqe": "NIQE", "deg": "Deg"}
+    return columns.get(label.partition("[")[0])
 
-# %% ../nbs/19_evaluation.ipynb #acf1d87e
+# %% ../nbs/19_evaluation.ipynb #4fc7a527
 def saved_test_set(valid, out, base, limit):
-    "The one test set of an ablation, made once; of other faces or settings it is a ValueError, as the results beside it would not fit."
-    wanted = dict(kind="blind", size=base.model.size, ranges=base.degradation, seed=1, draws=1, limit=limit)
+    """The one test set of an ablation, made once; of other faces or settings it is a ValueError, as
+    the results beside it would not fit."""
+    wanted = dict(kind="blind", size=base.model.size, ranges=base.degradation, seed=1, draws=1,
+                  limit=limit)
     if (out / "testset.json").exists():
         kept = json.loads((out / "testset.json").read_text(encoding="utf-8"))
-        sources = {json.loads(line)["source"] for line in (out / "draws.jsonl").read_text(encoding="utf-8").splitlines()}
-        if any(kept.get(k) != v for k, v in wanted.items()) or not sources <= set(_picture_names(Path(valid))[:limit]):
-            raise ValueError(f"{out}: was made of other faces or with other settings; move it away, with the folders `restored` beside it")
+        log = (out / "draws.jsonl").read_text(encoding="utf-8").splitlines()
+        sources = {json.loads(line)["source"] for line in log}
+        same = all(kept.get(k) == v for k, v in wanted.items())
+        if not same or not sources <= set(_picture_names(Path(valid))[:limit]):
+            raise ValueError(f"{out}: was made of other faces or with other settings; move it "
+                             "away, with the folders `restored` beside it")
         return
-    part = out.with_name(f"{out.name}.part")                                   # made whole, or not at all
+    part = out.with_name(f"{out.name}.part")        # made whole, or not at all
     shutil.rmtree(part, ignore_errors=True)
     build_blind(valid, part, wanted["size"], wanted["ranges"], wanted["seed"], limit=limit)
     part.rename(out)
 
-# %% ../nbs/19_evaluation.ipynb #50867d40
-def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, files=Files(), limit=None, device="cpu", progress=True):
-    """Restore one saved test set (from the folder `valid`, damage as in training) with every trained row, measure all, compare with the full row.
+# %% ../nbs/19_evaluation.ipynb #5d07d347
+def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, files=Files(),
+               limit=None, device="cpu", progress=True):
+    """Restore one saved test set (from the folder `valid`, damage as in training) with every
+    trained row, measure all, compare with the full row.
 
-    folders {(row, seed): folder} as `train_rows` returns. A folder as `reference` is brought to the size of the network. Writes `out`/table.md,
-    per_image.csv and ablation.json and returns what the last holds.
+    folders {(row, seed): folder} as `train_rows` returns. A folder as `reference` is brought to the
+    size of the network. Writes `out`/table.md, per_image.csv and ablation.json and returns what the
+    last holds.
     """
     out = Path(out)
     saved_test_set(valid, out / "test", base, limit)
     shown = {"Input": out / "test/lq"}
     for (row, seed), folder in folders.items():
+        name = f"{row}-s{seed}"
         restore, about = method(folder / "ema.safetensors", device=device)
-        apply_method(restore, about | dict(method=f"{row}-s{seed}"), out / "test/lq", folder / "restored", batch=16, progress=progress)
-        shown[f"{row}-s{seed}"] = folder / "restored"
-    table = evaluate(shown, out / "test/gt", reference, metrics, files=files, device=device, progress=progress, reference_size=base.model.size)
-    values = {r.name: {label: c["mean"] for label, c in table.cells(r).items()} for r in table.results}
+        apply_method(restore, about | dict(method=name), out / "test/lq", folder / "restored",
+                     batch=16, progress=progress)
+        shown[name] = folder / "restored"
+    table = evaluate(shown, out / "test/gt", reference, metrics, files=files, device=device,
+                     progress=progress, reference_size=base.model.size)
+    values = {}
+    for r in table.results:
+        values[r.name] = {label: c["mean"] for label, c in table.cells(r).items()}
     labels = [label for label, _, _ in table.columns if all(label in v for v in values.values())]
-    rows = {row: {label: [values[f"{row}-s{s}"][label] for r, s in folders if r == row] for label in labels} for row in dict.fromkeys(r for r, _ in folders)}
+    rows = {row: {label: [] for label in labels} for row, _ in folders}
+    for row, seed in folders:
+        for label in labels:
+            rows[row][label].append(values[f"{row}-s{seed}"][label])
     directions = {label: better for label, better, _ in table.columns if better and label in labels}
-    verdicts = {row: {label: verdict(v[label], rows["full"][label], better) for label, better in directions.items()} for row, v in rows.items() if row != "full"} if "full" in rows else {}
-    result = dict(rows=rows, input={label: values["Input"][label] for label in labels}, verdicts=verdicts, paper=PAPER_ORDER, table=table.to_dict())
+    verdicts = {}
+    for row in (r for r in rows if r != "full" and "full" in rows):
+        verdicts[row] = {label: verdict(rows[row][label], rows["full"][label], better)
+                         for label, better in directions.items()}
+    result = dict(rows=rows, input={label: values["Input"][label] for label in labels},
+                  verdicts=verdicts, paper=PAPER_ORDER, table=table.to_dict())
     _put(out / "ablation.json", json.dumps(result, indent=1) + "\n")
     _put(out / "table.md", ablation_table(result))
     table.write_images(out / "per_image.csv")
     return result
 
-# %% ../nbs/19_evaluation.ipynb #c88a4725
+# %% ../nbs/19_evaluation.ipynb #64383bf8
 def ablation_table(result):
-    "The rows of `score_rows` as text: the mean over seeds with the range, ▲ better and ▼ worse than the full row in every seed; then the paper's arrows beside ours."
-    mark, n = {1: " ▲", -1: " ▼", 0: ""}, max((len(v) for values in result["rows"].values() for v in values.values()), default=1)
+    """The rows of `score_rows` as text: the mean over seeds with the range, ▲ better and ▼ worse
+    than the full row in every seed; then the paper's arrows beside ours."""
+    mark = {1: " ▲", -1: " ▼", 0: ""}
+    n = max((len(v) for values in result["rows"].values() for v in values.values()), default=1)
     columns = [c for c in result["table"]["columns"] if c[0] in result["input"]]
-    cell = lambda v, digits: f"{np.mean(v):.{digits}f}" + (f" ({min(v):.{digits}f} … {max(v):.{digits}f})" if len(v) > 1 else "")
-    lines = ["| | " + " | ".join(f"{label}{ {1: ' ↑', -1: ' ↓', 0: ''}[better]}" for label, better, _ in columns) + " | paper |", "|---|" + "---:|" * len(columns) + "---|"]
-    lines.append("| input | " + " | ".join(f"{result['input'][label]:.{d}f}" for label, _, d in columns) + " | |")
-    for row, values in result["rows"].items():
-        said = " ".join(f"{k}{mark[v].strip()}" for k, v in result["paper"].get(row, {}).items())
-        lines.append(f"| {ROWS[row][0]} | " + " | ".join(cell(values[label], d) + mark[result["verdicts"].get(row, {}).get(label, 0)] for label, _, d in columns) + f" | {said} |")
+
+    def cell(v, digits):
+        mean = f"{np.mean(v):.{digits}f}"
+        return f"{mean} ({min(v):.{digits}f} … {max(v):.{digits}f})" if len(v) > 1 else mean
+
+    head = " | ".join(label + _ARROWS[better] for label, better, _ in columns)
+    row = " | ".join(f"{result['input'][label]:.{digits}f}" for label, _, digits in columns)
+    lines = [f"| | {head} | paper |", "|---|" + "---:|" * len(columns) + "---|",
+             f"| input | {row} | |"]
+    for name, values in result["rows"].items():
+        ours, theirs = result["verdicts"].get(name, {}), result["paper"].get(name, {})
+        row = " | ".join(cell(values[label], digits) + mark[ours.get(label, 0)]
+                         for label, _, digits in columns)
+        said = " ".join(f"{k}{mark[v].strip()}" for k, v in theirs.items())
+        lines.append(f"| {ROWS[name][0]} | {row} | {said} |")
     chance = 2 / math.comb(2 * n, n)
-    notes = [f"mean over {n} seeds, in brackets the smallest and largest; ▲ ▼: every seed is better (worse) than every seed of the full model, which among equals happens by chance in {100 * chance:.0f} % of cells",
-             *result["table"]["notes"]]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    first = (f"mean over {n} seeds, in brackets the smallest and largest; ▲ ▼: every seed is "
+             "better (worse) than every seed of the full model, which among equals happens by "
+             f"chance in {100 * chance:.0f} % of cells")
+    notes = [f"- {note}" for note in (first, *result["table"]["notes"])]
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def ablation_grid(out, rows, seed=0, faces=6, scale=3):
-    "The counterpart of Fig. 6 or Fig. 7, uint8: the first `faces` of the test set, a line each: input, the named rows, truth."
+    """The counterpart of Fig. 6 or Fig. 7, uint8: the first `faces` of the test set, a line each:
+    input, the named rows, truth."""
     out = Path(out)
-    columns = [_by_stem(folder) for folder in (out / "test/lq", *(out / f"{row}-s{seed}" / "restored" for row in rows), out / "test/gt")]
-    sheet = np.concatenate([np.concatenate([read_image(column[stem]) for column in columns], 1) for stem in sorted(columns[0])[:faces]], 0)
+    restored = [out / f"{row}-s{seed}" / "restored" for row in rows]
+    columns = [_by_stem(folder) for folder in (out / "test/lq", *restored, out / "test/gt")]
+    lines = [np.concatenate([read_image(column[stem]) for column in columns], 1)
+             for stem in sorted(columns[0])[:faces]]
+    sheet = np.concatenate(lines, 0)
     return cv2.resize(sheet, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
-# %% ../nbs/19_evaluation.ipynb #6bfa0848
+# %% ../nbs/19_evaluation.ipynb #785d09a9
 @torch.inference_mode()
 def spread(net, x, draws=16, nearby=0.0, seed=0):
-    """What the prior invented: the standard deviation of the restored face over draws, in grey levels, mean over R, G, B -> (mean face (3, s, s), map (s, s)).
+    """What the prior invented: the standard deviation of the restored face over draws, in grey
+    levels, mean over R, G, B -> (mean face (3, s, s), map (s, s)).
 
-    x (3, s, s) in [-1, 1]. nearby = 0: the noise maps of StyleGAN2 are drawn anew; nearby > 0: noise maps fixed, x changed by Gaussian noise of so many
-    grey levels, inputs that nobody could tell apart (@eq-evaluation-spread).
+    x (3, s, s) in [-1, 1]. nearby = 0: the noise maps of StyleGAN2 are drawn anew; nearby > 0:
+    noise maps fixed, x changed by Gaussian noise of so many grey levels, inputs that nobody could
+    tell apart (@eq-evaluation-spread).
     """
     if draws < 2:
         raise ValueError(f"draws is {draws}, needs two at least")
     rng = torch.Generator().manual_seed(seed)
+    noise = "fixed" if nearby else "random"
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
         faces = []
         for _ in range(draws):
             near = x + torch.randn(x.shape, generator=rng).to(x) * nearby / 127.5
-            faces.append(net(near.clamp(-1, 1)[None], noise="fixed" if nearby else "random")[0][0].clamp(-1, 1))
+            faces.append(net(near.clamp(-1, 1)[None], noise=noise)[0][0].clamp(-1, 1))
     faces = torch.stack(faces)
     return faces.mean(0), faces.std(0).mean(0) * 127.5

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/01_restoration.ipynb #61f59d01
+# %% ../nbs/01_restoration.ipynb #2d602cbd
 def astronaut():
-    "The public-domain portrait of Eileen Collins (NASA), uint8 512×512×3, that ships with scikit-image."
+    "The public-domain portrait of Eileen Collins (NASA), uint8 512×512×3, from scikit-image."
     from skimage.data import astronaut as photo
 
     return photo()
@@ -31,12 +31,14 @@ def _made_up(n, seed):
     with torch.inference_mode():
         net = load_prior()
         z = torch.randn(n, net.config["style_dim"], generator=torch.Generator().manual_seed(seed))
-        return to_images(net(z, truncation=0.7, w_mean=net.mean_w(generator=torch.Generator().manual_seed(0))))
+        w_mean = net.mean_w(generator=torch.Generator().manual_seed(0))
+        return to_images(net(z, truncation=0.7, w_mean=w_mean))
 
-# %% ../nbs/01_restoration.ipynb #e9a3dedf
+# %% ../nbs/01_restoration.ipynb #dcf826fe
 def example_faces(n=8, size=128, seed=0):
-    """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder $GFPGAN_EDU_FACES; else, up to 64 px, faces that the
-    bundled prior makes up (nobody's portrait); above 64 px, shifted and flipped crops of `astronaut()`.
+    """Aligned faces for trying things out, uint8 (n, size, size, 3): from the folder
+    $GFPGAN_EDU_FACES; else, up to 64 px, faces that the bundled prior makes up (nobody's portrait);
+    above 64 px, shifted and flipped crops of `astronaut()`.
 
     Raises FileNotFoundError where the folder holds no readable picture.
     """
@@ -44,10 +46,12 @@ def example_faces(n=8, size=128, seed=0):
 
     rng, folder = np.random.default_rng(seed), os.environ.get("GFPGAN_EDU_FACES")
     if folder:
-        paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+        suffixes = (".jpg", ".jpeg", ".png", ".webp")
+        paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in suffixes)
         faces = [img for p in paths[:n] if (img := cv2.imread(str(p))) is not None]
         if not faces:
-            raise FileNotFoundError(f"GFPGAN_EDU_FACES={folder}: no readable .jpg, .png or .webp in it")
+            raise FileNotFoundError(f"GFPGAN_EDU_FACES={folder}: "
+                                    "no readable .jpg, .png or .webp in it")
         faces = [f[..., ::-1] for f in faces]
     elif size <= 64:
         faces = list(_made_up(n, seed))
@@ -55,17 +59,22 @@ def example_faces(n=8, size=128, seed=0):
         photo, faces = astronaut(), []
         for i in range(n):
             # the face, framed as FFHQ frames it
-            side = 168 + (0 if i == 0 else int(rng.integers(-12, 24)))
-            x, y = (225, 106) if i == 0 else (225 + int(rng.integers(-8, 9)), 106 + int(rng.integers(-8, 9)))
+            side, x, y = 168, 225, 106
+            if i > 0:
+                side += int(rng.integers(-12, 24))
+                x += int(rng.integers(-8, 9))
+                y += int(rng.integers(-8, 9))
             crop = photo[y - side // 2:y + side // 2, x - side // 2:x + side // 2]
             faces.append(crop[:, ::-1] if i % 2 else crop)
-    return np.stack([cv2.resize(np.ascontiguousarray(faces[i % len(faces)]), (size, size), interpolation=cv2.INTER_AREA) for i in range(n)])
+    faces = [np.ascontiguousarray(faces[i % len(faces)]) for i in range(n)]
+    return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in faces])
 
-# %% ../nbs/01_restoration.ipynb #d3639715
+# %% ../nbs/01_restoration.ipynb #74aad23b
 def show(images, titles=(), *, rows=(), cols=None, height=2.2, cmap="gray", vmin=None, vmax=None):
     """Draw pictures in a grid, `rows` named at the left, and return the matplotlib figure.
 
-    Each is uint8 H×W×3, a tensor (3, h, w) in [-1, 1] (clipped), or a 2-D map drawn with `cmap` between vmin and vmax.
+    Each is uint8 H×W×3, a tensor (3, h, w) in [-1, 1] (clipped), or a 2-D map drawn with `cmap`
+    between vmin and vmax.
     """
     import matplotlib.pyplot as plt
 
@@ -93,22 +102,28 @@ def _drawable(image):
         image = np.clip((image.transpose(1, 2, 0) + 1) / 2, 0, 1)
     return image
 
-# %% ../nbs/01_restoration.ipynb #1bf3d214
-# Box name: (x, y, width, height, label). One picture of the method, drawn in every chapter with that chapter's part lit.
+# %% ../nbs/01_restoration.ipynb #9890592e
+# One picture of the method, drawn in every chapter with that chapter's part lit.
+# Box name: (x, y, width, height, label).
 _BOXES = {
     "degradation": (0.0, 2.1, 1.5, 0.8, "degraded\nface x"),
     "unet": (2.1, 1.2, 1.7, 2.2, "U-Net\nremoves the\ndegradation"),
-    "latent": (4.8, 2.75, 1.5, 0.65, "codes w"), "csft": (4.8, 1.2, 1.5, 0.9, "scale α\nshift β"),
+    "latent": (4.8, 2.75, 1.5, 0.65, "codes w"),
+    "csft": (4.8, 1.2, 1.5, 0.9, "scale α\nshift β"),
     "stylegan2": (7.0, 1.2, 1.9, 2.2, "StyleGAN2\nthe prior"),
-    "output": (9.6, 2.1, 1.5, 0.8, "restored\nface ŷ"), "pyramid": (2.1, 0.0, 1.7, 0.65, "pyramid\nof pictures"),
+    "output": (9.6, 2.1, 1.5, 0.8, "restored\nface ŷ"),
+    "pyramid": (2.1, 0.0, 1.7, 0.65, "pyramid\nof pictures"),
 }
-_ARROWS = [("degradation", "unet", ""), ("unet", "latent", "F_latent"), ("unet", "csft", "F_spatial"),
-           ("latent", "stylegan2", ""),
-           ("csft", "stylegan2", ""), ("stylegan2", "output", ""), ("unet", "pyramid", "")]
+_ARROWS = [("degradation", "unet", ""), ("unet", "latent", "F_latent"),
+           ("unet", "csft", "F_spatial"), ("latent", "stylegan2", ""), ("csft", "stylegan2", ""),
+           ("stylegan2", "output", ""), ("unet", "pyramid", "")]
 
-
+# %% ../nbs/01_restoration.ipynb #0b5a000f
 def draw_map(*lit):
-    "Draw the method as boxes and arrows with the parts named in `lit` coloured; returns the matplotlib figure. Names: the keys of _BOXES."
+    """Draw the method as boxes and arrows with the parts named in `lit` coloured.
+
+    Names: the keys of _BOXES. Returns the matplotlib figure.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch
 
@@ -116,17 +131,16 @@ def draw_map(*lit):
         raise ValueError(f"no part {sorted(unknown)} in the map; there are {sorted(_BOXES)}")
     fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
     for name, (x, y, w, h, label) in _BOXES.items():
-        on = name in lit
-        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc="#0072B2" if on else "#eeeeee",
-                                    ec="#444444"))
-        ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=9,
-                color="white" if on else "#222222")
+        fill, ink = ("#0072B2", "white") if name in lit else ("#eeeeee", "#222222")
+        ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.05", fc=fill, ec="#444444"))
+        ax.text(x + w / 2, y + h / 2, label, ha="center", va="center", fontsize=9, color=ink)
     for a, b, label in _ARROWS:
         (ax0, ay0, aw, ah, _), (bx, by, bw, bh, _) = _BOXES[a], _BOXES[b]
-        down = b == "pyramid"
-        start = (ax0 + aw / 2, ay0 - 0.06) if down else (ax0 + aw + 0.06,
-                                                         (by if bh < ah else ay0) + min(ah, bh) / 2)
-        end = (bx + bw / 2, by + bh + 0.06) if down else (bx - 0.06, start[1])
+        if b == "pyramid":    # the one arrow that points down
+            start, end = (ax0 + aw / 2, ay0 - 0.06), (bx + bw / 2, by + bh + 0.06)
+        else:
+            y = (by if bh < ah else ay0) + min(ah, bh) / 2
+            start, end = (ax0 + aw + 0.06, y), (bx - 0.06, y)
         ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="#444444"))
         ax.text((start[0] + end[0]) / 2, start[1] + 0.1, label, ha="center", fontsize=7)
     ax.set(xlim=(-0.2, 11.3), ylim=(-0.2, 3.7), aspect="equal")

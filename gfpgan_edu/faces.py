@@ -25,14 +25,18 @@ import numpy as np
 
 from .degradation import PAPER, degrade, sample_params
 
-# %% ../nbs/03_faces.ipynb #e0b225a6
+# %% ../nbs/03_faces.ipynb #9dd01eb8
 @dataclass(frozen=True)
 class Face:
-    "A face found in a picture, in pixels whose centres are at whole numbers: box (x0, y0, x1, y1), score in [0, 1], landmarks (5, 2)."
+    """A face found in a picture: box (x0, y0, x1, y1), score in [0, 1], landmarks (5, 2).
+
+    Coordinates are pixels whose centres are at whole numbers.
+    """
 
     box: tuple
     score: float
-    landmarks: np.ndarray        # x, y of left eye, right eye, nose, left and right corner of the mouth; left = left in the picture
+    landmarks: np.ndarray
+    "x, y of left eye, right eye, nose, left and right mouth corner; left = left in the picture"
 
 
 class Detector(Protocol):
@@ -40,20 +44,21 @@ class Detector(Protocol):
 
     def __call__(self, image: np.ndarray) -> list[Face]: ...
 
-# %% ../nbs/03_faces.ipynb #92991cee
+# %% ../nbs/03_faces.ipynb #7404f2fb
 @lru_cache(maxsize=1)
 def _mtcnn():
     with warnings.catch_warnings():
         # on import it asks for notebook widgets
         warnings.simplefilter("ignore")
-        from facenet_pytorch import MTCNN                                   # the weights are inside the wheel
+        from facenet_pytorch import MTCNN    # the weights are inside the wheel
     return MTCNN(keep_all=True, device="cpu", min_face_size=20)
 
-# %% ../nbs/03_faces.ipynb #25baab1d
+# %% ../nbs/03_faces.ipynb #bc46532f
 def detect(image, min_score=0.9, longest=1600):
     """Faces in uint8 H×W×3 RGB, the largest first, by MTCNN: three small networks, coarse to fine.
 
-    Pictures whose longer side exceeds `longest` px are searched in a smaller copy and the coordinates mapped back. Empty list: none.
+    Pictures whose longer side exceeds `longest` px are searched in a smaller copy and the
+    coordinates mapped back. Empty list: none.
     """
     if not (image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
         raise ValueError(f"detect needs uint8 H×W×3, got {image.dtype} {image.shape}")
@@ -66,8 +71,8 @@ def detect(image, min_score=0.9, longest=1600):
         return []
     # black, so that windows may reach over the border
     rim = min(small.shape[:2]) // 4
-    boxes, scores, points = _mtcnn().detect(cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT),
-                                            landmarks=True)
+    padded = cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT)
+    boxes, scores, points = _mtcnn().detect(padded, landmarks=True)
     if boxes is None:
         return []
     scale = np.array([w / small.shape[1], h / small.shape[0]])
@@ -80,18 +85,23 @@ def detect(image, min_score=0.9, longest=1600):
             faces.append(Face(tuple(float(v) for v in corners.ravel()), float(score), five))
     return sorted(faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1]), reverse=True)
 
-# %% ../nbs/03_faces.ipynb #1818ce28
+# %% ../nbs/03_faces.ipynb #7c491a12
 def similarity(src, dst):
-    """The rotation, scale and shift that bring points `src` closest to `dst`, both (n, 2), by least squares (@eq-similarity) -> 2×3 matrix.
+    """The rotation, scale and shift that bring points `src` closest to `dst`, both (n, 2), by least
+    squares (@eq-similarity) -> 2×3 matrix.
 
-    A similarity is [[a, -b, t_x], [b, a, t_y]]: linear in its four unknowns, so one least-squares solve is exact.
+    A similarity is [[a, -b, t_x], [b, a, t_y]]: linear in its four unknowns, so one least-squares
+    solve is exact.
     """
     src, dst = np.asarray(src, float), np.asarray(dst, float)
-    if src.shape != dst.shape or src.ndim != 2 or src.shape[1] != 2 or len(src) < 2 or not np.isfinite([src, dst]).all():
-        raise ValueError(f"similarity needs two equal (n, 2) arrays of finite numbers with n >= 2, got {src.shape} and {dst.shape}")
+    if (src.shape != dst.shape or src.ndim != 2 or src.shape[1] != 2 or len(src) < 2
+            or not np.isfinite([src, dst]).all()):
+        raise ValueError("similarity needs two equal (n, 2) arrays of finite numbers with n >= 2, "
+                         f"got {src.shape} and {dst.shape}")
     x, y, one, zero = src[:, 0], src[:, 1], np.ones(len(src)), np.zeros(len(src))
     rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
-    (a, b, tx, ty), _, rank, _ = np.linalg.lstsq(rows, np.concatenate([dst[:, 0], dst[:, 1]]), rcond=None)
+    target = np.concatenate([dst[:, 0], dst[:, 1]])
+    (a, b, tx, ty), _, rank, _ = np.linalg.lstsq(rows, target, rcond=None)
     if rank < 4 or a * a + b * b < 1e-12:
         raise ValueError("the points coincide: no similarity maps them")
     return np.array([[a, -b, tx], [b, a, ty]])
@@ -102,8 +112,8 @@ def invert(matrix):
     a = np.linalg.inv(matrix[:, :2])
     return np.concatenate([a, -a @ matrix[:, 2:]], axis=1)
 
-# %% ../nbs/03_faces.ipynb #21eb88c3
-# Where FFHQ alignment puts the five points at 512 px (means over FFHQ, as used with the official weights).
+# %% ../nbs/03_faces.ipynb #d0d88552
+# Where FFHQ alignment puts the five points at 512 px (means over FFHQ; of the official weights).
 FFHQ_512 = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935],
                      [201.26117, 371.41043], [313.08905, 371.15118]])
 
@@ -112,12 +122,15 @@ def template(size=512):
     "The five target points (5, 2) for an aligned face of `size` px (@eq-faces-halfpixel)."
     return (FFHQ_512 + 0.5) * size / 512 - 0.5
 
-# %% ../nbs/03_faces.ipynb #67685735
+# %% ../nbs/03_faces.ipynb #0087a4a9
 def footprint(matrix, size, margin=0):
-    "The photo pixels under an aligned crop, `margin` more on each side: x0, y0, x1, y1, half open, not clipped to the photo."
+    """The photo pixels under an aligned crop, `margin` more on each side: x0, y0, x1, y1, half
+    open, not clipped to the photo.
+    """
     back, ends = invert(matrix), (-0.5, size - 0.5)
     corners = np.array([[x, y] for x in ends for y in ends]) @ back[:, :2].T + back[:, 2]
-    return *(int(v) for v in np.floor(corners.min(0)) - margin), *(int(v) for v in np.ceil(corners.max(0)) + 1 + margin)
+    low, high = np.floor(corners.min(0)) - margin, np.ceil(corners.max(0)) + 1 + margin
+    return tuple(int(v) for v in (*low, *high))
 
 
 def _mirror(i, n):
@@ -127,73 +140,91 @@ def _mirror(i, n):
 
 
 def align(image, landmarks, size=512):
-    """Turn, scale and cut so that the five landmarks fall on `template(size)` -> (uint8 size×size×3, 2×3 matrix photo -> crop).
+    """Turn, scale and cut so that the five landmarks fall on `template(size)` -> (uint8
+    size×size×3, 2×3 matrix photo -> crop).
 
-    A face larger than `size` is low-passed first, so that shrinking does not alias; outside the photo the edge is mirrored.
+    A face larger than `size` is low-passed first, so that shrinking does not alias; outside the
+    photo the edge is mirrored.
     """
     matrix = similarity(landmarks, template(size))
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     sigma = 0.5 * np.sqrt(max(1 / scale**2 - 1, 0))                         # @eq-faces-lowpass
     x0, y0, x1, y1 = footprint(matrix, size, margin=int(4 * sigma) + 3)
-    part = image[np.ix_(_mirror(np.arange(y0, y1), image.shape[0]), _mirror(np.arange(x0, x1), image.shape[1]))]
+    h, w = image.shape[:2]
+    part = image[np.ix_(_mirror(np.arange(y0, y1), h), _mirror(np.arange(x0, x1), w))]
     if sigma > 0:
         part = cv2.GaussianBlur(part, (0, 0), sigma + 1e-6)
     local = np.concatenate([matrix[:, :2], matrix[:, 2:] + matrix[:, :2] @ [[x0], [y0]]], axis=1)
     return cv2.warpAffine(part, local, (size, size), flags=cv2.INTER_CUBIC), matrix
 
-# %% ../nbs/03_faces.ipynb #c3aa8045
+# %% ../nbs/03_faces.ipynb #84d32d05
 def to_tensor(images):
     "uint8 (n, h, w, 3) or (h, w, 3) RGB -> float32 (n, 3, h, w) in [-1, 1]."
     import torch
 
     a = np.ascontiguousarray(images)
     if a.dtype != np.uint8 or a.ndim not in (3, 4) or a.shape[-1] != 3:
-        raise ValueError(f"to_tensor needs uint8 (n, h, w, 3) or (h, w, 3), got {a.dtype} {a.shape}")
-    return torch.from_numpy(a[None] if a.ndim == 3 else a).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        raise ValueError("to_tensor needs uint8 (n, h, w, 3) or (h, w, 3), "
+                         f"got {a.dtype} {a.shape}")
+    x = torch.from_numpy(a[None] if a.ndim == 3 else a).permute(0, 3, 1, 2)
+    return x.float().div_(127.5).sub_(1)
 
 
 def to_images(x):
     "float (n, 3, h, w) in [-1, 1] -> uint8 (n, h, w, 3), clipped and rounded."
-    return x.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    x = x.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte()
+    return x.permute(0, 2, 3, 1).cpu().numpy()
 
-# %% ../nbs/03_faces.ipynb #5a45027e
-PARTS = ("left_eye", "right_eye", "mouth")                                  # left = left in the picture
-# Medians over FFHQ faces (figures/component_boxes.py); `down` and `eye_half` in eye distances, `mouth_half` in mouth widths.
+# %% ../nbs/03_faces.ipynb #172e3e69
+PARTS = ("left_eye", "right_eye", "mouth")    # left = left in the picture
+# Made by figures/component_boxes.py.
+# Medians over FFHQ faces; `down` and `eye_half` in eye distances, `mouth_half` in mouth widths.
 COMPONENT_FIT = {"eye_down": 0.026, "eye_half": 0.198, "mouth_down": 0.047, "mouth_half": 0.498}
 
 
 def face_components(landmarks, size, fit=COMPONENT_FIT):
-    "Five points of an aligned face of `size` px -> {part: (x, y, half length)} at 512 px, as the official file holds them (@eq-faces-components)."
+    """Five points of an aligned face of `size` px -> {part: (x, y, half length)} at 512 px, as the
+    official file holds them (@eq-faces-components).
+    """
     five = (np.asarray(landmarks, float).reshape(5, 2) + 0.5) * 512 / size - 0.5
     across, mouth = five[1] - five[0], five[4] - five[3]
-    down = np.array([-across[1], across[0]])                                # as long as the eyes are apart
+    down = np.array([-across[1], across[0]])    # as long as the eyes are apart
     eyes = five[:2] + fit["eye_down"] * down
     lips = five[3:].mean(0) + fit["mouth_down"] * down
-    halves = np.maximum(16, [fit["eye_half"] * np.hypot(*across)] * 2 + [fit["mouth_half"] * np.hypot(*mouth)])
-    return {part: (float(x), float(y), float(half)) for part, (x, y), half in zip(PARTS, [*eyes, lips], halves)}
+    eye, lip = fit["eye_half"] * np.hypot(*across), fit["mouth_half"] * np.hypot(*mouth)
+    halves = np.maximum(16, [eye, eye, lip])
+    return {part: (float(x), float(y), float(half))
+            for part, (x, y), half in zip(PARTS, [*eyes, lips], halves)}
 
-# %% ../nbs/03_faces.ipynb #88e921bc
+# %% ../nbs/03_faces.ipynb #f5e5401b
 def boxes_from_components(components, size):
-    """{part: (x, y, half length)} at 512 px -> boxes (3, 4) float32 of an aligned face of `size` px: x0, y0, x1, y1, order `PARTS` (@eq-faces-boxes).
+    """{part: (x, y, half length)} at 512 px -> boxes (3, 4) float32 of an aligned face of `size`
+    px: x0, y0, x1, y1, order `PARTS` (@eq-faces-boxes).
 
     Counted from the edge of the picture: pixel i reaches from i to i + 1.
     """
     c = np.array([components[part] for part in PARTS], float)
-    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids
-    return (np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1) * size / 512).astype(np.float32)
+    half = c[:, 2:] * [[1.4], [1.4], [1.0]]    # the eyes with their lids
+    boxes = np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1)
+    return (boxes * size / 512).astype(np.float32)
 
 
 def component_boxes(landmarks, size):
-    "Five points (5, 2) of an aligned face of `size` px -> boxes (3, 4) float32 of its eyes and mouth, order `PARTS`."
+    """Five points (5, 2) of an aligned face of `size` px -> boxes (3, 4) float32 of its eyes and
+    mouth, order `PARTS`.
+    """
     return boxes_from_components(face_components(landmarks, size), size)
 
-# %% ../nbs/03_faces.ipynb #ed5dc4bb
+# %% ../nbs/03_faces.ipynb #b7ddfbad
 def mirror_components(components):
-    "The components of the mirror image, as the official code has them: x becomes 512 - x, the eyes change places. The argument stays as it is."
+    """The components of the mirror image, as the official code has them: x becomes 512 - x, the
+    eyes change places. The argument stays as it is.
+    """
     (x0, y0, h0), (x1, y1, h1), (x2, y2, h2) = (components[part] for part in PARTS)
-    return {"left_eye": (512 - x1, y1, h1), "right_eye": (512 - x0, y0, h0), "mouth": (512 - x2, y2, h2)}
+    return {"left_eye": (512 - x1, y1, h1), "right_eye": (512 - x0, y0, h0),
+            "mouth": (512 - x2, y2, h2)}
 
-# %% ../nbs/03_faces.ipynb #ca559573
+# %% ../nbs/03_faces.ipynb #45b53407
 def _numpy_parts():
     "What a pickle of numbers and numeric arrays may name, under the names of old and new numpy."
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
@@ -203,7 +234,8 @@ def _numpy_parts():
 
 
 def read_official_landmarks(path):
-    """The official file of landmarks (.pth) -> {number of the picture: {part: (x, y, half length)}}, at 512 px.
+    """The official file of landmarks (.pth) -> {number of a picture: {part: (x, y, half length)}},
+    at 512 px.
 
     Nothing in the file is executed. Raises ValueError naming the file and the reason.
     """
@@ -214,37 +246,49 @@ def read_official_landmarks(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     # damaged archives raise nearly anything
     except Exception as e:
-        named = re.search(r"GLOBAL (\S+)", str(e))
-        reason = f"it holds {named[1]}, which is neither a number nor an array" if named else getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
+        reason = getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
+        if named := re.search(r"GLOBAL (\S+)", str(e)):
+            reason = f"it holds {named[1]}, which is neither a number nor an array"
         raise ValueError(f"{path}: refused as a file of landmarks ({reason})") from None
     try:
         read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS}
                 for key, item in content.items()}
     except Exception as e:
-        raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} ({type(e).__name__}: {e})") from None
-    if bad := [n for n, parts in read.items()
-               if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
-        raise ValueError(f"{path}: number {bad[0]} is not three finite numbers a part, the last positive")
+        raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} "
+                         f"({type(e).__name__}: {e})") from None
+    for n, parts in read.items():
+        if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values()):
+            raise ValueError(f"{path}: number {n} is not three finite numbers a part, "
+                             "the last positive")
     return read
 
-# %% ../nbs/03_faces.ipynb #38d252fe
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the pictures that `prepare` looks for
-MANIFEST = "manifest.jsonl"                                                # the file that `prepare` writes beside the faces
+# %% ../nbs/03_faces.ipynb #2fe7b11c
+# of the pictures that `prepare` looks for
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+# the file that `prepare` writes beside the faces
+MANIFEST = "manifest.jsonl"
 
 
 def read_manifest(folder):
-    "Entries of the manifest that `prepare` writes; a half-written last line is left out. Raises ValueError naming file and line."
+    """Entries of the manifest that `prepare` writes; a half-written last line is left out.
+
+    Raises ValueError naming file and line.
+    """
     path = Path(folder) / MANIFEST
     try:
         lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({(e.strerror or str(e)).lower()}); `prepare` makes it, and boxes='template' does without") from None
+        why = (e.strerror or str(e)).lower()
+        raise ValueError(f"{path}: cannot be read ({why}); `prepare` makes it, "
+                         "and boxes='template' does without") from None
     entries = []
     for n, line in enumerate(lines, 1):
         try:
             if line.strip():
                 entry = json.loads(line)
-                if not {"file", "source", "size", "faces"} <= entry.keys() or np.shape([entry["components"][part] for part in PARTS]) != (3, 3):
+                if not {"file", "source", "size", "faces"} <= entry.keys():
+                    raise KeyError
+                if np.shape([entry["components"][part] for part in PARTS]) != (3, 3):
                     raise KeyError
                 entries.append(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -253,49 +297,60 @@ def read_manifest(folder):
                 raise ValueError(f"{path}: line {n} is damaged") from None
     return entries
 
-# %% ../nbs/03_faces.ipynb #ef7b3290
+# %% ../nbs/03_faces.ipynb #49c64f9f
 @dataclass
 class Prepared:
     "What one call of `prepare` did."
-    written: int = 0                                                        # pictures of faces
-    faces: int = 0                                                          # found in the sources, those too small included
-    skipped: int = 0                                                        # sources that an earlier call has done
-    no_face: list = field(default_factory=list)                             # paths of sources without a face that is large enough
-    unreadable: list = field(default_factory=list)                          # (path, reason)
+    written: int = 0                                # pictures of faces
+    faces: int = 0                                  # found in the sources, those too small included
+    skipped: int = 0                                # sources that an earlier call has done
+    no_face: list = field(default_factory=list)     # paths of sources without a large enough face
+    unreadable: list = field(default_factory=list)  # (path, reason)
 
 
 def points_in_aligned(image, detector=None):
-    "The five points in an aligned face, found in a copy of at most 256 px: those of the face nearest to `template`, or None."
+    """The five points in an aligned face, found in a copy of at most 256 px: those of the face
+    nearest to `template`, or None.
+    """
     side, size = min(len(image), 256), len(image)
-    found = [(f.landmarks + 0.5) * size / side - 0.5 for f in (detector or detect)(_square(image, side, "picture"))]
+    faces = (detector or detect)(_square(image, side, "picture"))
+    found = [(f.landmarks + 0.5) * size / side - 0.5 for f in faces]
     off = [np.abs(five - template(size)).mean() / size for five in found]
     return found[int(np.argmin(off))] if off and min(off) < 0.1 else None
 
-# %% ../nbs/03_faces.ipynb #d4451006
+# %% ../nbs/03_faces.ipynb #67718969
 def _cut_faces(image, size, detector, min_face, largest):
-    "All faces in a photo, and the [(aligned picture, its five points)] of those that are large enough."
+    "All faces in a photo, and [(aligned picture, its five points)] of those that are large enough."
     faces = detector(image)
-    large = [f for f in faces if min(f.box[2] - f.box[0], f.box[3] - f.box[1]) >= min_face][:1 if largest else None]
+    large = [f for f in faces if min(f.box[2] - f.box[0], f.box[3] - f.box[1]) >= min_face]
+    large = large[:1] if largest else large
     crops = [align(image, f.landmarks, size) for f in large]
-    return faces, [(crop, f.landmarks @ matrix[:, :2].T + matrix[:, 2]) for f, (crop, matrix) in zip(large, crops)]
+    return faces, [(crop, f.landmarks @ matrix[:, :2].T + matrix[:, 2])
+                   for f, (crop, matrix) in zip(large, crops)]
 
 
 def _take_face(image, size, detector, path):
     "The same for a picture that is aligned already; points None: not found."
-    face, points = _square(image, size, path), points_in_aligned(_square(image, len(image), path), detector)
-    return [face], [(face, None if points is None else (points + 0.5) * size / len(image) - 0.5)]
+    face = _square(image, size, path)
+    points = points_in_aligned(_square(image, len(image), path), detector)
+    if points is not None:
+        points = (points + 0.5) * size / len(image) - 0.5
+    return [face], [(face, points)]
 
 
 def _entry(file, source, size, faces, landmarks):
     "One line of the manifest."
     parts = face_components(template(size) if landmarks is None else landmarks, size)
-    return json.dumps(dict(file=file, source=source, faces=faces, size=size,
-                           landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
-                           components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
+    points = "template" if landmarks is None else np.round(landmarks, 3).tolist()
+    rounded = {part: np.round(v, 3).tolist() for part, v in parts.items()}
+    return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks=points,
+                           components=rounded)) + "\n"
 
-# %% ../nbs/03_faces.ipynb #6cc7d899
+# %% ../nbs/03_faces.ipynb #ebddc8d9
 def _resume(out, size):
-    "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
+    """Entries of the sources that `out`'s manifest tells completely; what a killed run left of
+    another one is taken out of the file.
+    """
     path = out / MANIFEST
     # it is made before the first picture
     if not path.exists():
@@ -304,7 +359,8 @@ def _resume(out, size):
         return []
     entries = read_manifest(out)
     if other := {e["size"] for e in entries} - {size}:
-        raise ValueError(f"{path}: the faces in this folder have {other.pop()} px, not {size}; choose another folder")
+        raise ValueError(f"{path}: the faces in this folder have {other.pop()} px, not {size}; "
+                         "choose another folder")
     told = Counter(e["source"] for e in entries)
     entries = [e for e in entries if told[e["source"]] == e["faces"]]
     text = "".join(json.dumps(e) + "\n" for e in entries)
@@ -321,12 +377,13 @@ def _sources(source, out):
         raise ValueError(f"{source}: no such folder")
     base, inside = source.resolve(), out.resolve()
     if base == inside:
-        raise ValueError(f"{source}: the faces would fall among their sources; choose another folder")
+        raise ValueError(f"{source}: the faces would fall among their sources; "
+                         "choose another folder")
     results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
-    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents
-                  and p.is_file())
+    return sorted(p for p in source.rglob("*")
+                  if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
 
-# %% ../nbs/03_faces.ipynb #b3950c83
+# %% ../nbs/03_faces.ipynb #8160fab9
 def _first_free(stem, taken):
     "stem.png, stem_1.png, …: the first that is not taken, on a disk that may not tell a from A."
     name, n = f"{stem}.png", 0
@@ -338,12 +395,17 @@ def _first_free(stem, taken):
 
 
 def _write_png(path, image, compression):
-    "uint8 RGB -> PNG, atomically. A row is kept as its difference to the row above: quicker to read than a choice row by row, and not larger."
+    """uint8 RGB -> PNG, atomically.
+
+    A row is kept as its difference to the row above: quicker to read than a choice row by row, and
+    not larger.
+    """
     from gfpgan_edu.pictures import PhotoError
 
     filters = []
     if hasattr(cv2, "IMWRITE_PNG_FILTER"):
-        filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE]
+        kind = cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE
+        filters = [cv2.IMWRITE_PNG_FILTER, kind]
     part = path.with_name(f".gfpgan_edu-{os.getpid()}.part")
     try:
         part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
@@ -355,20 +417,23 @@ def _write_png(path, image, compression):
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
-# %% ../nbs/03_faces.ipynb #96fc5368
-def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0,
-            progress=True):
-    """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
+# %% ../nbs/03_faces.ipynb #83dd6494
+def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False,
+            compression=0, progress=True):
+    """Cut every face out of the pictures below the folder `source` into `out`: STEM.png,
+    STEM_1.png, …, and manifest.jsonl with points and components.
 
-    aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is narrower (px) are left out; None: size / 4, enlarged
-    about twice. largest: one face a picture. compression: of the PNGs, 0 (large, quick to read) to 9; no pixel depends on it.
-    Sources in the manifest are skipped, so a killed run goes on where it was. Returns `Prepared`.
+    aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is
+    narrower (px) are left out; None: size / 4, enlarged about twice. largest: one face a picture.
+    compression: of the PNGs, 0 (large, quick to read) to 9; no pixel depends on it. Sources in the
+    manifest are skipped, so a killed run goes on where it was. Returns `Prepared`.
     """
     from tqdm import tqdm
 
     from gfpgan_edu.pictures import read_image
 
     source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
+    min_face = size / 4 if min_face is None else min_face
     paths = _sources(source, out)
     out.mkdir(parents=True, exist_ok=True)
     entries = _resume(out, size)
@@ -380,14 +445,16 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
                 continue
             try:
                 image = read_image(path)
-                found, kept = _take_face(image, size, detector, path) if aligned else _cut_faces(image, size, detector, size / 4 if min_face is None else min_face, largest)
+                if aligned:
+                    found, kept = _take_face(image, size, detector, path)
+                else:
+                    found, kept = _cut_faces(image, size, detector, min_face, largest)
             except ValueError as e:
                 report.unreadable.append((path, str(e).removeprefix(f"{path}: ")))
                 continue
             files = [_first_free(path.stem, taken) for _ in kept]
             for file, (crop, _) in zip(files, kept):
-                # first all pictures, then all their lines at once
-                _write_png(out / file, crop, compression)
+                _write_png(out / file, crop, compression)  # first all pictures, then their lines
             manifest.write("".join(_entry(file, name, size, len(kept), points)
                                    for file, (_, points) in zip(files, kept)))
             manifest.flush()
@@ -395,9 +462,11 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
             report.no_face += [path] * (not kept)
     return report
 
-# %% ../nbs/03_faces.ipynb #feeb8c4b
+# %% ../nbs/03_faces.ipynb #7cc8d6d9
 def _find_components(folder, names, boxes):
-    "Array (n, 3, 3) of x, y, half length at 512 px, order `PARTS`, for the pictures `names` of `folder`."
+    """Array (n, 3, 3) of x, y, half length at 512 px, order `PARTS`, for the pictures `names` of
+    `folder`.
+    """
     if boxes == "template":
         known = dict.fromkeys(names, face_components(FFHQ_512, 512))
     elif boxes == "manifest":
@@ -406,10 +475,13 @@ def _find_components(folder, names, boxes):
     else:
         official, numbers = read_official_landmarks(boxes), {n: Path(n).stem for n in names}
         if odd := [n for n, stem in numbers.items() if not (stem.isascii() and stem.isdigit())]:
-            raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, so the landmarks of {boxes} cannot be matched")
+            raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, "
+                             f"so the landmarks of {boxes} cannot be matched")
         known = {n: official[int(stem)] for n, stem in numbers.items() if int(stem) in official}
     if lacking := [n for n in names if n not in known]:
-        raise ValueError(f"{Path(folder) / lacking[0]}: no entry in {MANIFEST if boxes == 'manifest' else boxes} ({len(lacking)} of {len(names)} pictures have none)")
+        where = MANIFEST if boxes == "manifest" else boxes
+        raise ValueError(f"{Path(folder) / lacking[0]}: no entry in {where} "
+                         f"({len(lacking)} of {len(names)} pictures have none)")
     return np.array([[known[n][part] for part in PARTS] for n in names], float)
 
 
@@ -418,14 +490,17 @@ def _square(image, size, path):
     h, w = image.shape[:2]
     if h != w:
         raise ValueError(f"{path}: has {w}×{h} pixels; aligned faces are square")
-    return image if h == size else cv2.resize(image, (size, size),
-                                              interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
+    interpolation = cv2.INTER_AREA if h > size else cv2.INTER_CUBIC
+    return image if h == size else cv2.resize(image, (size, size), interpolation=interpolation)
 
-# %% ../nbs/03_faces.ipynb #aceeb4f9
+# %% ../nbs/03_faces.ipynb #0657b238
 def _is_plain(png):
-    "Whether bytes are a PNG of 8-bit RGB with nothing in it but pixels, as `prepare` writes them: every decoder reads it alike, or refuses it."
+    """Whether bytes are a PNG of 8-bit RGB with nothing in it but pixels, as `prepare` writes them:
+    every decoder reads it alike, or refuses it.
+    """
     at, kinds = 8, set()
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[24:26] != b"\x08\x02":       # bits in a channel, kind of colour
+    # the last two: bits in a channel, kind of colour
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[24:26] != b"\x08\x02":
         return False
     # chunks: length, kind, content, checksum
     while at < len(png):
@@ -446,12 +521,13 @@ def _read_face(path):
     # any other picture, and the one who says what is wrong
     return read_image(path)
 
-# %% ../nbs/03_faces.ipynb #3710b251
+# %% ../nbs/03_faces.ipynb #787ab471
 def _picture_names(folder, wanted=None):
     "Sorted names of the pictures in `folder`, or of those `wanted`."
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    names = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
+    names = sorted(e.name for e in os.scandir(folder)
+                   if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
     if not names:
         raise ValueError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
     if wanted is None:
@@ -460,31 +536,37 @@ def _picture_names(folder, wanted=None):
     if not wanted:
         raise ValueError(f"{folder}: no names to restrict it to")
     if unknown := sorted(set(wanted) - set(names)):
-        raise ValueError(f"{folder / unknown[0]}: no such picture ({len(unknown)} of {len(wanted)} names)")
+        raise ValueError(f"{folder / unknown[0]}: no such picture "
+                         f"({len(unknown)} of {len(wanted)} names)")
     return wanted
 
-# %% ../nbs/03_faces.ipynb #114f68c8
+# %% ../nbs/03_faces.ipynb #dc705c04
 class FaceFolder:
-    """Aligned faces of a folder with fresh damage every epoch: `folder[epoch, index]` (or `folder[index]`: epoch 0) -> dict. Fit for any DataLoader.
+    """Aligned faces of a folder with fresh damage every epoch: `folder[epoch, index]` (or
+    `folder[index]`: epoch 0) -> dict. Fit for any DataLoader.
 
-    lq, gt: (3, size, size) float32 RGB in [-1, 1]; boxes: (3, 4) float32, order `PARTS`; index: int. All chance depends on (seed, epoch, index) alone.
-    boxes: "manifest" (that of `prepare`), "template" (the mean face's), the path of an official .pth, or None: without.
+    lq, gt: (3, size, size) float32 RGB in [-1, 1]; boxes: (3, 4) float32, order `PARTS`; index:
+    int. All chance depends on (seed, epoch, index) alone. boxes: "manifest" (that of `prepare`),
+    "template" (the mean face's), the path of an official .pth, or None: without.
     names: only these files. degraded=False: without lq. Raises ValueError that names the file.
     """
 
-    def __init__(self, folder, size, ranges=PAPER, seed=0, flip=True, boxes="manifest", names=None, degraded=True):
+    def __init__(self, folder, size, ranges=PAPER, seed=0, flip=True, boxes="manifest", names=None,
+                 degraded=True):
         if size < 1 or seed < 0:
-            raise ValueError(f"size is {size}, seed is {seed}: needs a positive size and a seed from 0 up")
-        self.folder, self.size, self.seed, self.flip, self.degraded = Path(folder), size, seed, flip, degraded
-        self.names = _picture_names(self.folder, names)
-        self.ranges = ranges.at(size)
-        self.components = None if boxes is None else _find_components(self.folder, self.names, boxes)
+            raise ValueError(f"size is {size}, seed is {seed}: "
+                             "needs a positive size and a seed from 0 up")
+        self.folder, self.size, self.seed = Path(folder), size, seed
+        self.flip, self.degraded, self.components = flip, degraded, None
+        self.names, self.ranges = _picture_names(self.folder, names), ranges.at(size)
+        if boxes is not None:
+            self.components = _find_components(self.folder, self.names, boxes)
 
     def __len__(self):
         return len(self.names)
 
     def draw(self, epoch, index):
-        "What is done to a picture in an epoch: whether it is mirrored, and the record of its damage."
+        "What an epoch does to a picture: whether it is mirrored, and the record of its damage."
         # -1 is the last; IndexError where there is none
         rng = np.random.default_rng([self.seed, int(epoch), range(len(self))[index]])
         return bool(rng.random() < 0.5) and self.flip, sample_params(rng, self.ranges)
@@ -502,5 +584,6 @@ class FaceFolder:
             item["lq"] = to_tensor(degrade(image, params))[0]
         if self.components is not None:
             parts = dict(zip(PARTS, self.components[index]))
-            item["boxes"] = torch.from_numpy(boxes_from_components(mirror_components(parts) if flipped else parts, self.size))
+            parts = mirror_components(parts) if flipped else parts
+            item["boxes"] = torch.from_numpy(boxes_from_components(parts, self.size))
         return item

@@ -28,56 +28,70 @@ from .engine import Phase, Stream, checkpoints
 from .gfpgan import GFPGAN
 from .train_restorer import RestorerTrainer
 
-# %% ../nbs/16_full_scale.ipynb #efd6daf4
+# %% ../nbs/16_full_scale.ipynb #c38e42b3
 @dataclass(frozen=True)
 class Cost:
-    "Work of a part: operations in convolutions and matrix products, the bytes these read and write, the bytes of everything else."
+    """Work of a part: operations in convolutions and matrix products, the bytes these read and
+    write, the bytes of everything else."""
 
     flops: float = 0.0
     matrix_bytes: float = 0.0
     other_bytes: float = 0.0
 
     def __add__(self, c):
-        return Cost(self.flops + c.flops, self.matrix_bytes + c.matrix_bytes, self.other_bytes + c.other_bytes)
+        return Cost(self.flops + c.flops, self.matrix_bytes + c.matrix_bytes,
+                    self.other_bytes + c.other_bytes)
 
     def __mul__(self, k):
         return Cost(self.flops * k, self.matrix_bytes * k, self.other_bytes * k)
 
-# %% ../nbs/16_full_scale.ipynb #7f66f7fb
+# %% ../nbs/16_full_scale.ipynb #289c1637
 def _convolution_backward(grad, x, weight, *options, out_val):
-    "Operations of a convolution's backward pass: those of the forward pass for each of input and weight that wants a gradient. (PyTorch's own formula is wrong for groups.)"
+    """Operations of a convolution's backward pass: those of the forward pass for each of input and
+    weight that wants a gradient. (PyTorch's own formula is wrong for groups.)"""
     transposed, (for_input, for_weight, _) = options[4], options[7]
     b, _, h, w = (x if transposed else grad).shape
     return 2 * b * h * w * weight.numel() * (for_input + for_weight)
 
 
-FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}      # operation -> function of its shapes that counts
+# operation -> function of its shapes that counts
+FORMULAS = {**flop_registry, torch.ops.aten.convolution_backward: _convolution_backward}
 
-# %% ../nbs/16_full_scale.ipynb #aff2a6c1
+# %% ../nbs/16_full_scale.ipynb #64a1cfa6
 class Tally(TorchDispatchMode):
-    """Within `with Tally() as t`, every tensor operation is entered under `t.label`: t.cost {label: Cost}. t.peak: the most bytes that tensors made within held at once.
+    """Within `with Tally() as t`, every tensor operation is entered under `t.label`:
+    t.cost {label: Cost}. t.peak: the most bytes that tensors made within held at once.
 
-    A multiplication and its addition are two operations, as everywhere. Bytes: each operation reads its inputs and writes its outputs once.
+    A multiplication and its addition are two operations, as everywhere. Bytes: each operation
+    reads its inputs and writes its outputs once.
     """
 
     def __init__(self):
         super().__init__()
-        self.cost, self.label, self.now, self.peak, self._alive = defaultdict(Cost), "", 0, 0, set()
+        self.cost, self.label = defaultdict(Cost), ""
+        self.now, self.peak, self._alive = 0, 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, formula = func(*args, **(kwargs or {})), FORMULAS.get(func._overloadpacket)
-        read, made = self._tensors((*args, *(kwargs or {}).values())), self._tensors((out,))
+        kwargs = kwargs or {}
+        out, formula = func(*args, **kwargs), FORMULAS.get(func._overloadpacket)
+        read, made = self._tensors((*args, *kwargs.values())), self._tensors((out,))
         sources = {t.untyped_storage()._cdata for t in read}
-        view = not func._schema.is_mutable and all(t.untyped_storage()._cdata in sources for t in made)
-        moved = 0 if view or "empty" in str(func) else sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in read + made)
-        self.cost[self.label] += Cost(formula(*args, **(kwargs or {}), out_val=out), moved) if formula else Cost(other_bytes=moved)
+        view = (not func._schema.is_mutable
+                and all(t.untyped_storage()._cdata in sources for t in made))
+        size = lambda t: min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+        moved = 0 if view or "empty" in str(func) else sum(map(size, read + made))
+        if formula:
+            self.cost[self.label] += Cost(formula(*args, **kwargs, out_val=out), moved)
+        else:
+            self.cost[self.label] += Cost(other_bytes=moved)
         for t in made:
             self._watch(t.untyped_storage())
         return out
 
     @staticmethod
     def _tensors(values):
-        return [t for v in values for t in (v if isinstance(v, (list, tuple)) else (v,)) if isinstance(t, torch.Tensor)]
+        flat = [v if isinstance(v, (list, tuple)) else (v,) for v in values]
+        return [t for v in flat for t in v if isinstance(t, torch.Tensor)]
 
     def _watch(self, storage):
         key, size = storage._cdata, storage.nbytes()
@@ -91,11 +105,13 @@ class Tally(TorchDispatchMode):
         self._alive.discard(key)
         self.now -= size
 
-# %% ../nbs/16_full_scale.ipynb #aeb6d24a
+# %% ../nbs/16_full_scale.ipynb #a4fdd777
 class _Halved(TorchFunctionMode):
-    "What autocast does to convolutions and matrix products, for tensors without a device that autocast knows."
+    """What autocast does to convolutions and matrix products, for tensors without a device that
+    autocast knows."""
 
-    TAKEN = {torch.conv2d, torch.conv_transpose2d, torch.nn.functional.linear, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.prelu}
+    TAKEN = {torch.conv2d, torch.conv_transpose2d, torch.nn.functional.linear, torch.Tensor.matmul,
+             torch.Tensor.__matmul__, torch.prelu}
 
     def __init__(self, dtype):
         super().__init__()
@@ -103,12 +119,14 @@ class _Halved(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.TAKEN:
-            args = [t.to(self.dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args]
+            args = [t.to(self.dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+                    for t in args]
         return func(*args, **(kwargs or {}))
 
-# %% ../nbs/16_full_scale.ipynb #f87f32d4
+# %% ../nbs/16_full_scale.ipynb #de2fbbbc
 class Blueprint(RestorerTrainer):
-    """The trainer of a config on the meta device: every shape, no numbers. Its step can be counted, under labels (player, network, "forward" or "backward").
+    """The trainer of a config on the meta device: every shape, no numbers. Its step can be counted,
+    under labels (player, network, "forward" or "backward").
 
     The backward label comes from hooks on the nodes of the graph that a network's call has made.
     """
@@ -116,13 +134,15 @@ class Blueprint(RestorerTrainer):
     def __init__(self, config):
         with torch.device("meta"):
             super().__init__(config, [], init_from=GFPGAN(config.model), device="meta")
-        self.tally, self.scaler, self.marked = Tally(), self, set()                     # the loss passes through `scale`, below
+        # the loss passes through `scale`, below
+        self.tally, self.scaler, self.marked = Tally(), self, set()
         self.names = {id(n): k for k, n in self.fast.items()}
         self.phases = [Phase(p.player, self.labelled(p), p.every) for p in self.phases]
 
     def labelled(self, phase):
         def terms(batch):
-            self.ambient = self.tally.label = (phase.player, "R1" if phase.terms == self.r1_terms else "losses", "")
+            kind = "R1" if phase.terms == self.r1_terms else "losses"
+            self.ambient = self.tally.label = (phase.player, kind, "")
             return phase.terms(batch)
         return terms
 
@@ -151,14 +171,15 @@ class Blueprint(RestorerTrainer):
         self.mark(loss, self.ambient)
         return loss
 
-# %% ../nbs/16_full_scale.ipynb #d3bebb2b
+# %% ../nbs/16_full_scale.ipynb #d16b460b
 @dataclass(frozen=True)
 class StepCost:
-    "One mean training step of one process: parts {(player, network, direction): Cost}, the most memory of its tensors, and the memory that is always taken."
+    """One mean training step of one process: parts {(player, network, direction): Cost}, the most
+    memory of its tensors, and the memory that is always taken."""
 
     parts: dict
-    activations: float                  # bytes at the peak, gradients included
-    resident: float                     # bytes of weights, average, judges and both moments of every Adam
+    activations: float  # bytes at the peak, gradients included
+    resident: float     # bytes of weights, average, judges and both moments of every Adam
 
     @property
     def total(self):
@@ -168,14 +189,16 @@ class StepCost:
     def memory(self):
         return self.activations + self.resident
 
-# %% ../nbs/16_full_scale.ipynb #a51fee9b
+# %% ../nbs/16_full_scale.ipynb #f833be53
 def step_cost(config):
-    "The `StepCost` of a RestorerConfig in one process, counted on the trainer's own step, of which nothing is computed."
-    t, s, micros, parts = Blueprint(config), config.model.size, config.run.accumulate, defaultdict(Cost)
-    n = config.run.batch // micros
-    t.it = config.loss.r1_every                                                         # everything is due
+    """The `StepCost` of a RestorerConfig in one process, counted on the trainer's own step, of
+    which nothing is computed."""
+    t, s, micros = Blueprint(config), config.model.size, config.run.accumulate
+    n, parts = config.run.batch // micros, defaultdict(Cost)
+    shapes = dict(lq=(3, s, s), gt=(3, s, s), boxes=(3, 4))
+    t.it = config.loss.r1_every  # everything is due
     with t.tally:
-        batch = {k: torch.empty(n, *shape, device="meta") for k, shape in dict(lq=(3, s, s), gt=(3, s, s), boxes=(3, 4)).items()}
+        batch = {k: torch.empty(n, *shape, device="meta") for k, shape in shapes.items()}
         for player in t.optimizers:
             for k, parameters in t.learns.items():
                 for p in parameters:
@@ -183,35 +206,46 @@ def step_cost(config):
             t.gradients(player, [batch])
             t.marked.clear()
     for label, cost in t.tally.cost.items():
-        parts[label or ("data", "", "")] += cost * (micros / config.loss.r1_every if label and label[1] == "R1" else micros)
-    sizes = {k: sum(p.numel() * p.element_size() for p in n.parameters()) for k, n in (t.nets | t.frozen | {"average": t.ema}).items()}
-    learned = {k: sum(p.numel() * p.element_size() for p in ps) for k, ps in t.learns.items()}
-    parts["update", "Adam", ""] = Cost(other_bytes=7 * sum(learned.values()))           # reads weight, gradient, two moments; writes all but the gradient
-    parts["update", "average", ""] = Cost(other_bytes=5 * sizes["average"])             # in two passes: scaled in place, then added to
-    rest = sum(v for k, v in learned.items() if k != t.averaged)                        # gradients that the other players left
-    return StepCost(dict(parts), t.tally.peak, sum(sizes.values()) + 2 * sum(learned.values()) + rest)
+        times = micros / config.loss.r1_every if label and label[1] == "R1" else micros
+        parts[label or ("data", "", "")] += cost * times
+    nets = t.nets | t.frozen | {"average": t.ema}
+    size = lambda parameters: sum(p.numel() * p.element_size() for p in parameters)
+    sizes = {k: size(net.parameters()) for k, net in nets.items()}
+    learned = {k: size(ps) for k, ps in t.learns.items()}
+    # reads weight, gradient, two moments; writes all but the gradient
+    parts["update", "Adam", ""] = Cost(other_bytes=7 * sum(learned.values()))
+    # in two passes: scaled in place, then added to
+    parts["update", "average", ""] = Cost(other_bytes=5 * sizes["average"])
+    # gradients that the other players left
+    rest = sum(v for k, v in learned.items() if k != t.averaged)
+    resident = sum(sizes.values()) + 2 * sum(learned.values()) + rest
+    return StepCost(dict(parts), t.tally.peak, resident)
 
-# %% ../nbs/16_full_scale.ipynb #93153a77
+# %% ../nbs/16_full_scale.ipynb #93f1e018
 def at_batch(small, large, batch):
-    "The `StepCost` of `batch` pictures on the line through two others, given as (batch, StepCost): work and memory are a constant and a share for each picture."
+    """The `StepCost` of `batch` pictures on the line through two others, given as
+    (batch, StepCost): work and memory are a constant and a share for each picture."""
     (a, u), (b, v) = small, large
     k = (batch - a) / (b - a)
     line = lambda x, y: x * (1 - k) + y * k
-    return StepCost({name: line(c, v.parts[name]) for name, c in u.parts.items()}, line(u.activations, v.activations), u.resident)
+    parts = {name: line(c, v.parts[name]) for name, c in u.parts.items()}
+    return StepCost(parts, line(u.activations, v.activations), u.resident)
 
-# %% ../nbs/16_full_scale.ipynb #dcc14c1a
+# %% ../nbs/16_full_scale.ipynb #ae0bb10a
 @dataclass(frozen=True)
 class Card:
-    "What a GPU's data sheet promises: memory in bytes, bandwidth and link (one direction) in bytes/s, dense rates in operations/s."
+    """What a GPU's data sheet promises: memory in bytes, bandwidth and link (one direction) in
+    bytes/s, dense rates in operations/s."""
 
     memory: float
     bandwidth: float
     fp32: float
-    half: float                         # bf16 or fp16 in matrix units; the rate of fp32 where there are none
+    half: float  # bf16 or fp16 in matrix units; the rate of fp32 where there are none
     link: float
 
 
-CARDS = {                               # NVIDIA's data sheets: P40 (PCIe 3), V100 SXM2 32 GB, A100 SXM 80 GB, H100 SXM, H200 SXM
+# NVIDIA's data sheets: P40 (PCIe 3), V100 SXM2 32 GB, A100 SXM 80 GB, H100 SXM, H200 SXM
+CARDS = {
     "P40": Card(24e9, 0.346e12, 12e12, 12e12, 16e9),
     "V100": Card(32e9, 0.9e12, 15.7e12, 125e12, 150e9),
     "A100": Card(80e9, 2.039e12, 19.5e12, 312e12, 300e9),
@@ -219,18 +253,21 @@ CARDS = {                               # NVIDIA's data sheets: P40 (PCIe 3), V1
     "H200": Card(141e9, 4.8e12, 67e12, 989e12, 450e9),
 }
 
-# %% ../nbs/16_full_scale.ipynb #2e2c5d09
+# %% ../nbs/16_full_scale.ipynb #3b63cb3c
 def step_seconds(cost, rate, bandwidth, efficiency=0.5, streaming=0.8, fused=0.0):
-    """Seconds of a step (@eq-fullscale-time) where matrix operations reach `efficiency` of `rate` and memory `streaming` of `bandwidth`.
+    """Seconds of a step (@eq-fullscale-time) where matrix operations reach `efficiency` of `rate`
+    and memory `streaming` of `bandwidth`.
 
     `fused`: the share of all other traffic that a compiler saves.
     """
     rate, bandwidth = efficiency * rate, streaming * bandwidth
-    return sum(max(c.flops / rate, c.matrix_bytes / bandwidth) + (1 - fused) * c.other_bytes / bandwidth for c in cost.parts.values())
+    matrix = lambda c: max(c.flops / rate, c.matrix_bytes / bandwidth)
+    return sum(matrix(c) + (1 - fused) * c.other_bytes / bandwidth for c in cost.parts.values())
 
-# %% ../nbs/16_full_scale.ipynb #672a771d
+# %% ../nbs/16_full_scale.ipynb #e410e295
 def held_against(file, costs, narrow=1.0):
-    """Lines that hold the model against each row of ours in a result file of tests/bench/training.py --gpu; one line that says so where there is no such file.
+    """Lines that hold the model against each row of ours in a result file of
+    tests/bench/training.py --gpu; one line that says so where there is no such file.
 
     `costs`: {"fp32": …, "bf16": …}, each the two ends for `at_batch`, of networks of this width.
     """
@@ -240,62 +277,75 @@ def held_against(file, costs, narrow=1.0):
     for r in found["training"]:
         if r["impl"] != "ours" or r["narrow"] != narrow:
             continue
-        what = f"{found['machine']}, {r['precision']}{', channels_last' * r['channels_last']}{', compiled' * r['compiled']}, {r['batch']} pictures"
+        how = ", channels_last" * r["channels_last"] + ", compiled" * r["compiled"]
+        what = f"{found['machine']}, {r['precision']}{how}, {r['batch']} pictures"
         if "error" in r:
             lines.append(f"{what}: {r['error']}")
             continue
         cost = at_batch(*costs["bf16" if r["precision"] == "bf16" else "fp32"], r["batch"])
-        guess = step_seconds(cost, found["rates"][r["precision"]], found["bandwidth"], fused=0.7 * r["compiled"])
-        memory = f"; {r['peak_bytes'] / 1e9:.1f} GB at the peak, counted {cost.memory / 1e9:.1f}" if r["peak_bytes"] else ""
-        lines.append(f"{what}: {r['seconds']:.3g} s, model {guess:.3g} s, {r['share_of_matrix_rate']:.0%} of the matrix rate{memory}")
+        guess = step_seconds(cost, found["rates"][r["precision"]], found["bandwidth"],
+                             fused=0.7 * r["compiled"])
+        memory = ""
+        if r["peak_bytes"]:
+            peak, counted = r["peak_bytes"] / 1e9, cost.memory / 1e9
+            memory = f"; {peak:.1f} GB at the peak, counted {counted:.1f}"
+        lines.append(f"{what}: {r['seconds']:.3g} s, model {guess:.3g} s, "
+                     f"{r['share_of_matrix_rate']:.0%} of the matrix rate{memory}")
     return lines
 
-# %% ../nbs/16_full_scale.ipynb #39139c9d
+# %% ../nbs/16_full_scale.ipynb #ef1efd8c
 @dataclass(frozen=True)
 class Rehearsal:
     "What ten iterations told about a run, for this process."
 
-    seconds: float                      # of an iteration, lazy terms with their share, without waiting for data
-    waiting: float                      # seconds of an iteration in which data was waited for
-    picture: float                      # seconds in which one process loads and degrades one picture
-    validation: float                   # seconds
-    saving: float                       # seconds for a checkpoint
-    checkpoint: int                     # bytes of it
-    peak: int                           # bytes of GPU memory, or of this process's memory on a CPU
-    room: int                           # bytes that there are
-    run: object                         # the config's `run`
+    seconds: float     # of an iteration, lazy terms with their share, without waiting for data
+    waiting: float     # seconds of an iteration in which data was waited for
+    picture: float     # seconds in which one process loads and degrades one picture
+    validation: float  # seconds
+    saving: float      # seconds for a checkpoint
+    checkpoint: int    # bytes of it
+    peak: int          # bytes of GPU memory, or of this process's memory on a CPU
+    room: int          # bytes that there are
+    run: object        # the config's `run`
     world: int
 
     def hours(self, done=0):
         "Time from iteration `done` to the end, validation and checkpoints included."
         left = self.run.iterations - done
-        return left * (self.seconds + self.waiting + self.validation / self.run.valid_every + self.saving / self.run.save_every) / 3600
+        each = (self.seconds + self.waiting + self.validation / self.run.valid_every
+                + self.saving / self.run.save_every)
+        return left * each / 3600
 
     def lines(self, done=0):
         "What `--dry-run` prints."
-        hours = self.hours(done)
-        span = f"{hours * 60:.3g} minutes" if hours < 2 else f"{hours:.3g} hours" if hours < 48 else f"{hours / 24:.3g} days"
-        speed, need = self.run.batch / (self.seconds + self.waiting), self.run.batch / self.seconds / self.world
+        hours, each = self.hours(done), self.seconds + self.waiting
+        span = (f"{hours * 60:.3g} minutes" if hours < 2 else f"{hours:.3g} hours" if hours < 48
+                else f"{hours / 24:.3g} days")
+        speed, need = self.run.batch / each, self.run.batch / self.seconds / self.world
         made = max(self.run.workers, 1) / max(self.picture, 1e-9)
         yield f"memory: {self.peak / 1e9:.2f} GB at the peak, of {self.room / 1e9:.0f} GB"
-        yield f"speed: {self.seconds + self.waiting:.3g} s for an iteration, {speed:.3g} images/s"
-        yield (f"data: {self.waiting / (self.seconds + self.waiting):.0%} of the time is spent waiting for it; "
-               f"{self.run.workers} workers make {made:.3g} images/s for each process, the step takes up to {need:.3g}")
-        yield f"validation {self.validation:.3g} s, checkpoint {self.saving:.3g} s and {self.checkpoint / 1e6:.0f} MB, of which {self.run.keep} are kept"
+        yield f"speed: {each:.3g} s for an iteration, {speed:.3g} images/s"
+        yield (f"data: {self.waiting / each:.0%} of the time is spent waiting for it; "
+               f"{self.run.workers} workers make {made:.3g} images/s for each process, "
+               f"the step takes up to {need:.3g}")
+        yield (f"validation {self.validation:.3g} s, checkpoint {self.saving:.3g} s and "
+               f"{self.checkpoint / 1e6:.0f} MB, of which {self.run.keep} are kept")
         yield f"time left: {span} from iteration {done} to {self.run.iterations}"
 
-# %% ../nbs/16_full_scale.ipynb #93eac639
+# %% ../nbs/16_full_scale.ipynb #9dd1f2ec
 def _memory(device):
     "(peak, room) in bytes: of the GPU, else of this process and machine."
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        room = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_allocated(device), room
     try:
         import os
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ImportError, ValueError, OSError):                                          # Windows has neither
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ImportError, ValueError, OSError):  # Windows has neither
         return 0, 0
 
 
@@ -311,15 +361,17 @@ def _clock(trainer, work):
 def _due(trainer, it):
     return tuple(it % p.every == 0 for p in trainer.phases)
 
-# %% ../nbs/16_full_scale.ipynb #0d2129e0
+# %% ../nbs/16_full_scale.ipynb #e370d7e2
 def rehearse(trainer, steps=10):
-    """`steps` iterations (from 4 up) of a new trainer on its real data, one validation and one checkpoint -> `Rehearsal`.
+    """`steps` iterations (from 4 up) of a new trainer on its real data, one validation and one
+    checkpoint -> `Rehearsal`.
 
-    The first two warm up and are not timed; in the last everything is due, R1 too; between them an ordinary one is needed.
-    The trainer's folder is written to: give it a temporary one.
+    The first two warm up and are not timed; in the last everything is due, R1 too; between them an
+    ordinary one is needed. The trainer's folder is written to: give it a temporary one.
     """
     if steps < 4:
-        raise ValueError(f"steps is {steps}, needs 4 or more: two warm up, one is ordinary, in the last everything is due")
+        raise ValueError(f"steps is {steps}, needs 4 or more: two warm up, one is ordinary, "
+                         "in the last everything is due")
     t, period = trainer, min(math.lcm(*(p.every for p in trainer.phases)), 10_000)
     if t.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(t.device)
@@ -338,7 +390,10 @@ def rehearse(trainer, steps=10):
         if t.run.workers:
             loader._shutdown_workers()
     _, saving = _clock(t, t.save)
-    median = lambda k, due=None: statistics.median([r[k] for r in rows[2:] if due in (None, r[0])] or [median(k)])
+    def median(k, due=None):
+        timed = [r[k] for r in rows[2:] if due in (None, r[0])]
+        return statistics.median(timed or [median(k)])
     seconds = statistics.mean(median(2, _due(t, it)) for it in range(1, period + 1))
     size = checkpoints(t.out)[-1].stat().st_size if t.main else 0
-    return Rehearsal(seconds, median(1), loading / len(some), validation, saving, size, *_memory(t.device), t.run, t.world)
+    return Rehearsal(seconds, median(1), loading / len(some), validation, saving, size,
+                     *_memory(t.device), t.run, t.world)

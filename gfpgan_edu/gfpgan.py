@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['GFPGANConfig', 'GFPGAN']
 
-# %% ../nbs/08_gfpgan.ipynb #cf2d8395
+# %% ../nbs/08_gfpgan.ipynb #0551f8a4
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .csft import ConditionHead, cs_sft, sft
@@ -23,14 +24,15 @@ _NEEDS = {bool: "True or False", int: "a positive whole number", float: "a posit
 
 
 def _fits(value, hint):
-    "Whether `value` suits the annotation `hint`: one of a Literal's choices, a bool, or a positive finite number."
+    "Whether `value` suits `hint`: one of a Literal's choices, a bool, or a positive finite number."
     if choices := get_args(hint):
         return isinstance(value, str) and value in choices
     if hint is bool or isinstance(value, bool):
         return hint is bool and isinstance(value, bool)
-    return isinstance(value, int if hint is int else (int, float)) and 0 < value < math.inf  # false for NaN
+    # false for NaN
+    return isinstance(value, int if hint is int else (int, float)) and 0 < value < math.inf
 
-# %% ../nbs/08_gfpgan.ipynb #a3c0292b
+# %% ../nbs/08_gfpgan.ipynb #c9d0dfb9
 class _Presets:
     "The named configurations; `cls` is the config class that inherits them."
 
@@ -41,48 +43,53 @@ class _Presets:
 
     @classmethod
     def clean_v1_4(cls):
-        "The released v1.2, v1.3 and v1.4: bilinear, channel multiplier 2, scales baked in, 86,444,252 parameters."
+        """The released v1.2, v1.3 and v1.4: bilinear, channel multiplier 2, scales baked in,
+        86,444,252 parameters."""
         return cls(channel_multiplier=2, resample="bilinear", equalized=False)
 
     @classmethod
     def tiny(cls, size=64):
-        "A net for laptops and tests: same architecture, 1/16 of the width up to 32 px; any size from 8 to 256."
+        """A net for laptops and tests: same architecture, 1/16 of the width up to 32 px; any size
+        from 8 to 256."""
         return cls(size=size, style_dim=64, n_mlp=2, narrow=1 / 16)
 
-# %% ../nbs/08_gfpgan.ipynb #849899dc
+# %% ../nbs/08_gfpgan.ipynb #6ba62e5a
 @dataclass(frozen=True)
 class GFPGANConfig(_Presets):
-    """Everything that fixes the generator's shape. Unknown names or values are a ValueError; a config is never changed in place."""
+    """Everything that fixes the generator's shape. Unknown names or values are a ValueError; a
+    config is never changed in place."""
 
-    size: int = 512                                     # input and output, px: a power of two from 8 to 1024
-    style_dim: int = 512                                # length of one code w
-    n_mlp: int = 8                                      # layers of the mapping network (kept for the prior, not run in restoration)
-    channel_multiplier: float = 1                       # width of the prior above 32 px
-    narrow: float = 1                                   # width of everything
-    sft: Literal["none", "full", "half"] = "half"       # Table 4: a, b, the paper's model
-    w: Literal["one", "per_layer"] = "per_layer"        # one code for all layers, or W+
-    use_prior: bool = True                              # False: the U-Net's own picture is the output (Table 4 c)
-    resample: Literal["fir", "bilinear"] = "fir"        # the paper's model, or the clean models
-    equalized: bool = True                              # run-time weight scales, or baked in
-    prior_share: float = 1                              # of the prior's picture in the result outside training; the rest is the U-Net's own
+    size: int = 512       # input and output, px: a power of two from 8 to 1024
+    style_dim: int = 512  # length of one code w
+    n_mlp: int = 8
+    "layers of the mapping network (kept for the prior, not run in restoration)"
+    channel_multiplier: float = 1                  # width of the prior above 32 px
+    narrow: float = 1                              # width of everything
+    sft: Literal["none", "full", "half"] = "half"  # Table 4: a, b, the paper's model
+    w: Literal["one", "per_layer"] = "per_layer"   # one code for all layers, or W+
+    use_prior: bool = True
+    "False: the U-Net's own picture is the output (Table 4 c)"
+    resample: Literal["fir", "bilinear"] = "fir"   # the paper's model, or the clean models
+    equalized: bool = True                         # run-time weight scales, or baked in
+    prior_share: float = 1
+    "of the prior's picture in the result outside training; the rest is the U-Net's own"
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
             if not _fits(value := getattr(self, name), hint):
                 raise ValueError(f"{name} is {value!r}, needs {_NEEDS.get(hint) or get_args(hint)}")
-        widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible sizes and widths
+        widths(self.size, self.channel_multiplier, self.narrow)  # raises on impossible ones
         # a slip of the finger would fill the memory
         for name, most in (("style_dim", 16384), ("n_mlp", 100)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs at most {most}")
-        if self.prior_share > 1:
-            raise ValueError(f"prior_share is {self.prior_share!r}, needs a number above 0 and at most 1")
+        if (share := self.prior_share) > 1:
+            raise ValueError(f"prior_share is {share!r}, needs a number above 0 and at most 1")
 
     @classmethod
     def from_dict(cls, d):
         "The inverse of `to_dict`; names that the config does not have are a ValueError."
-        unknown = sorted(map(str, set(d) - {f.name for f in fields(cls)}))
-        if unknown:
+        if unknown := sorted(map(str, set(d) - {f.name for f in fields(cls)})):
             raise ValueError(f"unknown config keys {unknown}")
         return cls(**d)
 
@@ -93,27 +100,32 @@ class GFPGANConfig(_Presets):
         "A copy with some fields changed; the copy is checked as a new one is."
         return replace(self, **changes)
 
-# %% ../nbs/08_gfpgan.ipynb #07719f8d
+# %% ../nbs/08_gfpgan.ipynb #d1acf753
 class GFPGAN(nn.Module):
-    """Blind face restoration (Fig. 2 of the paper): x (b, 3, S, S) in [-1, 1] -> (image (b, 3, S, S), pyramid [8..S: (b, 3, s, s)]).
+    """Blind face restoration (Fig. 2 of the paper): x (b, 3, S, S) in [-1, 1] ->
+    (image (b, 3, S, S), pyramid [8..S: (b, 3, s, s)]).
 
-    `unet` removes the degradation (Eq. 1), `to_w` maps F_latent to codes (Eq. 2), `heads` turn F_spatial into scales and shifts
-    (Eq. 3-4) that steer `decoder`, the StyleGAN2 prior. The image is the prior's sum of RGB layers, neither clamped nor squashed; in eval mode with `prior_share` < 1 it is mixed with the U-Net's own (@eq-gfpgan-share)."""
+    `unet` removes the degradation (Eq. 1), `to_w` maps F_latent to codes (Eq. 2), `heads` turn
+    F_spatial into scales and shifts (Eq. 3-4) that steer `decoder`, the StyleGAN2 prior. The image
+    is the prior's sum of RGB layers, neither clamped nor squashed; in eval mode with
+    `prior_share` < 1 it is mixed with the U-Net's own (@eq-gfpgan-share)."""
 
     def __init__(self, config=GFPGANConfig()):
         super().__init__()
         c = self.config = config
         prior = widths(c.size, c.channel_multiplier, c.narrow)
-        spatial = {s: n // 2 for s, n in prior.items()}      # the U-Net is half as wide as the prior
+        spatial = {s: n // 2 for s, n in prior.items()}  # the U-Net is half as wide as the prior
         self.unet = UNet(spatial, resample=c.resample, equalized=c.equalized)
         if not c.use_prior:
             return
-        self.decoder = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow, resample=c.resample, equalized=c.equalized)
+        self.decoder = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow,
+                                 resample=c.resample, equalized=c.equalized)
         n_codes = self.decoder.synthesis.n_codes if c.w == "per_layer" else 1
         self.to_w = EqualizedLinear(spatial[4] * 16, n_codes * c.style_dim, equalized=c.equalized)
         if c.sft != "none":
-            self.heads = nn.ModuleList(
-                ConditionHead(spatial[s], prior[s] // (2 if c.sft == "half" else 1), equalized=c.equalized) for s in sorted(prior)[1:])
+            steered = spatial if c.sft == "half" else prior
+            self.heads = nn.ModuleList(ConditionHead(spatial[s], steered[s], equalized=c.equalized)
+                                       for s in sorted(prior)[1:])
 
     def forward(self, x, noise="fixed"):
         c = self.config
@@ -122,15 +134,21 @@ class GFPGAN(nn.Module):
         latent, spatial, pyramid = self.unet(x)
         if not c.use_prior:
             return pyramid[-1], pyramid
-        w = self.to_w(latent.flatten(1)).unflatten(1, (-1, c.style_dim)).expand(-1, self.decoder.synthesis.n_codes, -1)
+        w = self.to_w(latent.flatten(1)).unflatten(1, (-1, c.style_dim))
+        w = w.expand(-1, self.decoder.synthesis.n_codes, -1)
         transform = {"half": cs_sft, "full": sft}.get(c.sft)
         modulate = (lambda h, k: transform(h, *self.heads[k](spatial[k]))) if transform else None
         image = self.decoder.synthesis(w, noise=noise, modulate=modulate)
-        return (image if self.training or c.prior_share == 1 else torch.lerp(pyramid[-1], image, c.prior_share)), pyramid
+        if not self.training and c.prior_share != 1:
+            image = torch.lerp(pyramid[-1], image, c.prior_share)
+        return image, pyramid
 
-    def freeze_prior(self):
-        "Turn off the decoder's gradients, as the official configuration does; returns self. A net without a prior is a ValueError."
-        if not self.config.use_prior:
-            raise ValueError("this net has no prior to freeze (use_prior=False)")
-        self.decoder.requires_grad_(False)
-        return self
+# %% ../nbs/08_gfpgan.ipynb #2e67a1f4
+@patch
+def freeze_prior(self: GFPGAN):
+    """Turn off the decoder's gradients, as the official configuration does; returns self.
+    A net without a prior is a ValueError."""
+    if not self.config.use_prior:
+        raise ValueError("this net has no prior to freeze (use_prior=False)")
+    self.decoder.requires_grad_(False)
+    return self

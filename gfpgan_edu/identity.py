@@ -21,28 +21,37 @@ from torch import nn
 from .faces import FFHQ_512, invert, similarity
 from .weights import WeightsError, load, read_state
 
-# %% ../nbs/12_identity.ipynb #2a2b8598
+# %% ../nbs/12_identity.ipynb #63fa349d
 class Embedder(Protocol):
-    "η of Eq. 8: anything that turns faces (b, 3, h, w) in [-1, 1], FFHQ-aligned, into vectors (b, d) that are close for the same person."
+    """η of Eq. 8: anything that turns faces into vectors that are close for the same person.
+
+    Faces (b, 3, h, w) in [-1, 1], FFHQ-aligned -> vectors (b, d).
+    """
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
-# %% ../nbs/12_identity.ipynb #cdbd2d42
+# %% ../nbs/12_identity.ipynb #2f3ad8c4
 def angle(a, b):
-    "Angle in degrees between embeddings a and b (..., d), @eq-identity-angle: 0 the same direction, 90 unrelated. For measuring, not as a loss."
+    """Angle in degrees between embeddings a and b (..., d), @eq-identity-angle.
+
+    0 the same direction, 90 unrelated. For measuring, not as a loss.
+    """
     return torch.rad2deg(torch.arccos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)))
 
-# %% ../nbs/12_identity.ipynb #f508059b
+# %% ../nbs/12_identity.ipynb #73242a99
 def to_gray(x, size=128):
-    "RGB (b, 3, h, w) -> brightness (b, 1, size, size): 0.2989 R + 0.5870 G + 0.1140 B, bilinear, not antialiased, as in the official code."
+    """RGB (b, 3, h, w) -> brightness (b, 1, size, size): 0.2989 R + 0.5870 G + 0.1140 B.
+
+    Bilinear, not antialiased, as in the official code.
+    """
     y = (x * x.new_tensor([0.2989, 0.5870, 0.1140]).view(3, 1, 1)).sum(1, keepdim=True)
     return F.interpolate(y, (size, size), mode="bilinear", align_corners=False)
 
-# %% ../nbs/12_identity.ipynb #095b466a
+# %% ../nbs/12_identity.ipynb #06b36fc7
 class Block(nn.Module):
-    """Residual block of ArcFace's ResNet, (b, cin, h, w) -> (b, cout, h/stride, w/stride): normalise, convolve, normalise, PReLU, convolve, normalise.
+    """Residual block of ArcFace's ResNet, (b, cin, h, w) -> (b, cout, h/stride, w/stride).
 
-    One slope serves both PReLUs.
+    Normalise, convolve, normalise, PReLU, convolve, normalise. One slope serves both PReLUs.
     """
 
     def __init__(self, cin, cout, stride=1):
@@ -53,19 +62,23 @@ class Block(nn.Module):
         self.prelu = nn.PReLU()
         self.conv2 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(cout)
-        same = stride == 1 and cin == cout
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+        self.downsample = None
+        if stride != 1 or cin != cout:
+            conv = nn.Conv2d(cin, cout, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(cout))
 
     def forward(self, x):
         h = self.prelu(self.bn1(self.conv1(self.bn0(x))))
         h = self.bn2(self.conv2(h))
         return self.prelu(h + (x if self.downsample is None else self.downsample(x)))
 
-# %% ../nbs/12_identity.ipynb #4c76001d
+# %% ../nbs/12_identity.ipynb #60ef0fb9
 class ArcFaceResNet(nn.Module):
-    """ResNet-18 for faces: brightness x (b, 1, size, size) in [-1, 1] -> (b, dim), not normalised. Names as in the official file.
+    """ResNet-18 for faces: brightness x (b, 1, size, size) in [-1, 1] -> (b, dim).
 
-    `width` 64, `dim` 512, `size` 128 is the official network (25.6 M parameters); smaller ones serve for teaching. `size`: a multiple of 16.
+    The result is not normalised. Names as in the official file. `width` 64, `dim` 512, `size` 128
+    is the official network (25.6 M parameters); smaller ones serve for teaching. `size`: a multiple
+    of 16.
     """
 
     def __init__(self, width=64, dim=512, size=128):
@@ -79,7 +92,9 @@ class ArcFaceResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(2)
         n = [width, width, 2 * width, 4 * width, 8 * width]
         for i in range(4):
-            setattr(self, f"layer{i + 1}", nn.Sequential(Block(n[i], n[i + 1], 1 if i == 0 else 2), Block(n[i + 1], n[i + 1])))
+            first = Block(n[i], n[i + 1], 1 if i == 0 else 2)
+            second = Block(n[i + 1], n[i + 1])
+            setattr(self, f"layer{i + 1}", nn.Sequential(first, second))
         self.bn4 = nn.BatchNorm2d(n[4])
         self.dropout = nn.Dropout()
         self.fc5 = nn.Linear(n[4] * (size // 16) ** 2, dim)
@@ -90,9 +105,12 @@ class ArcFaceResNet(nn.Module):
         h = self.bn4(self.layer4(self.layer3(self.layer2(self.layer1(h)))))
         return self.bn5(self.fc5(self.dropout(h).flatten(1)))
 
-# %% ../nbs/12_identity.ipynb #3086374c
+# %% ../nbs/12_identity.ipynb #daa2bc19
 class GrayEmbedder(nn.Module):
-    "An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode whatever is asked; gradients flow through it to the picture."
+    """An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode whatever is asked.
+
+    Gradients flow through it to the picture.
+    """
 
     def __init__(self, net):
         super().__init__()
@@ -105,24 +123,30 @@ class GrayEmbedder(nn.Module):
     def forward(self, x):
         return self.net(to_gray(x, self.net.config["size"]))
 
-# %% ../nbs/12_identity.ipynb #b4cadc16
+# %% ../nbs/12_identity.ipynb #0aa574eb
 def arcface_logits(embeddings, prototypes, labels, scale=30.0, margin=0.5):
-    """ArcFace: cosines between embeddings (b, d) and one prototype per person (n, d), the right one at angle θ + margin -> logits (b, n).
+    """ArcFace: cosines, the right one at angle θ + margin, times `scale` -> logits (b, n).
 
-    The margin makes the right answer harder than it is, so that people end up further apart than the decision needs (@eq-identity-arcface).
+    They stand between embeddings (b, d) and one prototype per person (n, d). The margin makes the
+    right answer harder than it is, so that people end up further apart than the decision needs
+    (@eq-identity-arcface).
     """
     cos = F.normalize(embeddings) @ F.normalize(prototypes).t()
     theta = torch.arccos(cos.clamp(-1 + 1e-7, 1 - 1e-7))
     right = F.one_hot(labels, len(prototypes)).bool()
-    harder = torch.where(theta < math.pi - margin, torch.cos(theta + margin), cos - margin * math.sin(margin))   # monotone beyond π - margin
+    beyond = cos - margin * math.sin(margin)    # monotone beyond π - margin
+    harder = torch.where(theta < math.pi - margin, torch.cos(theta + margin), beyond)
     return scale * torch.where(right, harder, cos)
 
-# %% ../nbs/12_identity.ipynb #aec86f22
+# %% ../nbs/12_identity.ipynb #5d027aca
 BUNDLED_EMBEDDER = "embedder-lfw55"           # name of its file in gfpgan_edu/bundled
 
 
 def _complaint(state, own):
-    "Why `state` does not fit `own`, both {name: tensor}, or None. Counters may be missing: old torch versions did not write them."
+    """Why `state` does not fit `own`, both {name: tensor}, or None.
+
+    Counters may be missing: old torch versions did not write them.
+    """
     for k in [*own, *state]:
         if k not in own:
             return f"it holds {k}, which the network has not"
@@ -131,16 +155,20 @@ def _complaint(state, own):
                 return f"{k} is missing"
         elif state[k].shape != own[k].shape:
             return f"{k} is {tuple(state[k].shape)}, needs {tuple(own[k].shape)}"
-        elif state[k].is_floating_point() != own[k].is_floating_point() or not state[k].isfinite().all():
+        elif (state[k].is_floating_point() != own[k].is_floating_point()
+              or not state[k].isfinite().all()):
             return f"{k} holds NaN, infinity or numbers of the wrong kind ({state[k].dtype})"
 
-# %% ../nbs/12_identity.ipynb #a064cb5e
+# %% ../nbs/12_identity.ipynb #940d3705
 def load_embedder(source="bundled"):
-    """An `Embedder` from "bundled" (the small one of this chapter), a .safetensors of ours, the official arcface_resnet18.pth, or another network's .onnx.
+    """An `Embedder` from "bundled" (the small one of this chapter) or from a file.
 
+    The file: a .safetensors of ours, the official arcface_resnet18.pth, or another network's .onnx.
     Raises WeightsError, which names the file and the reason.
     """
-    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_EMBEDDER}.safetensors")) if source == "bundled" else Path(source)
+    path = Path(source)
+    if source == "bundled":
+        path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_EMBEDDER}.safetensors"))
     if path.suffix.lower() == ".safetensors":
         return GrayEmbedder(load(path, ArcFaceResNet))
     if path.suffix.lower() == ".onnx":
@@ -151,26 +179,34 @@ def load_embedder(source="bundled"):
     net.load_state_dict(net.state_dict() | state)
     return GrayEmbedder(net)
 
-# %% ../nbs/12_identity.ipynb #b2cf84c1
-ARCFACE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])      # where that habit puts the five points
+# %% ../nbs/12_identity.ipynb #1034cde5
+# where that habit puts the five points
+ARCFACE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
+                        [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
 def _convert(path):
-    "The network in an ONNX file, frozen. Raises whatever the converter stumbles on, ValueError where two faces at once are not each alone."
+    """The network in an ONNX file, frozen.
+
+    Raises whatever the converter stumbles on, ValueError where two faces at once are not each
+    alone.
+    """
     from onnx2torch import convert
 
     net = convert(str(path)).requires_grad_(False).eval()
     faces = torch.stack([torch.zeros(3, 112, 112), torch.ones(3, 112, 112)])
     both, alone = net(faces).reshape(2, -1), torch.cat([net(f[None]).reshape(1, -1) for f in faces])
-    if not (both - alone).abs().max() <= 1e-3 * alone.abs().max():               # NaN is no <= either
+    if not (both - alone).abs().max() <= 1e-3 * alone.abs().max():    # NaN is no <= either
         raise ValueError("it holds NaN, or does not take two faces at once")
     return net
 
-# %% ../nbs/12_identity.ipynb #06c2da35
+# %% ../nbs/12_identity.ipynb #ff736e76
 class OnnxEmbedder(nn.Module):
-    """An `Embedder` from an ONNX network of the usual kind: (b, 3, 112, 112) RGB, (0 … 255 - 127.5)/128, the five points on `ARCFACE_112`, -> (b, d).
+    """An `Embedder` from an ONNX network of the usual kind, frozen, in eval mode.
 
-    The graph may be made for b = 1 as long as it takes more. Frozen, in eval mode; gradients flow through to x. Raises WeightsError, which names the file and the reason.
+    The network: (b, 3, 112, 112) RGB, (0 … 255 - 127.5)/128, the five points on `ARCFACE_112`,
+    -> (b, d). The graph may be made for b = 1 as long as it takes more. Gradients flow through to
+    x. Raises WeightsError, which names the file and the reason.
     """
 
     def __init__(self, path):
@@ -180,23 +216,32 @@ class OnnxEmbedder(nn.Module):
         try:
             self.net = _convert(path)
         except ImportError as e:
-            raise WeightsError(f"{path}: needs the package onnx2torch ({e}); pip install onnx2torch") from e
-        except Exception as e:                                                   # the converter raises what it likes
-            raise WeightsError(f"{path}: not a network for faces of 112 px ({type(e).__name__}: {textwrap.shorten(str(e), 120, placeholder=' …')})") from e
-        back = invert(similarity(FFHQ_512, ARCFACE_112))                         # @eq-identity-habit, to px at 512
-        self.side = round(512 / np.hypot(*back[:, 0]))                           # an FFHQ-aligned face of this size has the scale of the result
-        points = np.stack(np.meshgrid(np.arange(112), np.arange(112)), -1) @ back[:, :2].T + back[:, 2]
-        self.register_buffer("grid", torch.tensor((points + 0.5) / 256 - 1, dtype=torch.float32)[None], persistent=False)      # not left to autocast: bfloat16 would move the points
+            raise WeightsError(f"{path}: needs the package onnx2torch ({e}); "
+                               "pip install onnx2torch") from e
+        except Exception as e:    # the converter raises what it likes
+            reason = textwrap.shorten(str(e), 120, placeholder=" …")
+            raise WeightsError(f"{path}: not a network for faces of 112 px "
+                               f"({type(e).__name__}: {reason})") from e
+        back = invert(similarity(FFHQ_512, ARCFACE_112))    # @eq-identity-habit, to px at 512
+        # an FFHQ-aligned face of this size has the scale of the result
+        self.side = round(512 / np.hypot(*back[:, 0]))
+        places = np.stack(np.meshgrid(np.arange(112), np.arange(112)), -1)
+        points = places @ back[:, :2].T + back[:, 2]
+        # not left to autocast: bfloat16 would move the points
+        grid = torch.tensor((points + 0.5) / 256 - 1, dtype=torch.float32)[None]
+        self.register_buffer("grid", grid, persistent=False)
         self.eval()
 
     def train(self, mode=True):
         return super().train(False)
 
     def align(self, x):
-        "FFHQ-aligned x (b, 3, s, s) -> (b, 3, 112, 112); bicubic, larger pictures first brought down to the scale of the result."
-        x = x.to(self.grid.dtype)
-        x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False) if x.shape[-1] > self.side else x
-        return F.grid_sample(x, self.grid.expand(len(x), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False)
+        "FFHQ-aligned x (b, 3, s, s) -> (b, 3, 112, 112); bicubic, larger ones first made smaller."
+        x, grid = x.to(self.grid.dtype), self.grid.expand(len(x), -1, -1, -1)
+        if x.shape[-1] > self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True,
+                              align_corners=False)
+        return F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
 
     def forward(self, x):
         return self.net(self.align(x) * (127.5 / 128)).reshape(len(x), -1)

@@ -6,7 +6,7 @@
 __all__ = ['BAND', 'FusedConv2d', 'FusedResample', 'enlarge_and_convolve', 'FusedModulatedConv2d', 'FusedStyleConv',
            'FusedGFPGAN', 'fuse', 'export_onnx']
 
-# %% ../nbs/20_speed.ipynb #9b429cf5
+# %% ../nbs/20_speed.ipynb #8551c69f
 import ctypes
 import json
 import os
@@ -16,30 +16,48 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .gfpgan import GFPGAN
 from .layers import SLOPE
 from .weights import WeightsError
 
-# %% ../nbs/20_speed.ipynb #e60546bf
+# %% ../nbs/20_speed.ipynb #ea0849eb
 class FusedConv2d(nn.Module):
-    "An `EqualizedConv2d` with its gains multiplied in: x (b, cin, h, w) in `dtype` -> (b, cout, h', w'). The leaky ReLU works in place."
+    """An `EqualizedConv2d` with its gains multiplied in; the leaky ReLU works in place.
+
+    x (b, cin, h, w) in `dtype` -> (b, cout, h', w').
+    """
 
     def __init__(self, conv, dtype):
         super().__init__()
-        weight = (conv.weight * conv.weight_gain).to(dtype, memory_format=torch.channels_last)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if conv.bias is None else nn.Parameter((conv.bias * conv.bias_gain).to(dtype), requires_grad=False)
+        hold = lambda v: nn.Parameter(v, requires_grad=False)
+        weight = conv.weight * conv.weight_gain
+        self.weight = hold(weight.to(dtype, memory_format=torch.channels_last))
+        self.bias = None if conv.bias is None else hold((conv.bias * conv.bias_gain).to(dtype))
         self.activate = conv.activate
 
     def forward(self, x, stride=1, padding=None, up=False):
-        y = enlarge_and_convolve(x, self.weight, self.bias) if up else F.conv2d(x, self.weight, self.bias, stride, self.weight.shape[-1] // 2 if padding is None else padding)
+        if up:
+            y = enlarge_and_convolve(x, self.weight, self.bias)
+        else:
+            padding = self.weight.shape[-1] // 2 if padding is None else padding
+            y = F.conv2d(x, self.weight, self.bias, stride, padding)
         return F.leaky_relu_(y, SLOPE) if self.activate else y
 
-# %% ../nbs/20_speed.ipynb #5e6f3af2
+# %% ../nbs/20_speed.ipynb #93f859b1
+def _double(x):
+    "Bilinear enlargement: x (b, c, h, w) -> (b, c, 2h, 2w)."
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 class FusedResample(nn.Module):
-    "`Resample` without gradients. Enlarging with the FIR filter is bilinear enlargement of the picture in a frame of zeros (@eq-speed-bilinear)."
+    """`Resample` without gradients.
+
+    Enlarging with the FIR filter is bilinear enlargement of the picture in a frame of zeros
+    (@eq-speed-bilinear).
+    """
 
     def __init__(self, resample, dtype):
         super().__init__()
@@ -47,40 +65,48 @@ class FusedResample(nn.Module):
         self.register_buffer("kernel", resample.kernel.to(dtype))
 
     def smooth(self, x, pad, gain=1.0, stride=1, bias=None):
-        return F.conv2d(x, (self.kernel * gain).expand(x.shape[1], 1, -1, -1), bias, stride, pad, groups=x.shape[1])
+        taps = (self.kernel * gain).expand(x.shape[1], 1, -1, -1)
+        return F.conv2d(x, taps, bias, stride, pad, groups=x.shape[1])
 
     def down(self, x):
         return F.avg_pool2d(x, 2) if self.mode == "bilinear" else self.smooth(x, 1, stride=2)
 
     def up(self, x):
-        y = F.interpolate(x if self.mode == "bilinear" else F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)
-        return y if self.mode == "bilinear" else y[..., 2:-2, 2:-2]
+        if self.mode == "bilinear":
+            return _double(x)
+        return _double(F.pad(x, (1, 1, 1, 1)))[..., 2:-2, 2:-2]
 
-# %% ../nbs/20_speed.ipynb #76430480
-BAND = 2**22                                                                # numbers of an enlarged map that exist at once
+# %% ../nbs/20_speed.ipynb #dbff6d5e
+BAND = 2**22                                   # numbers of an enlarged map that exist at once
 
 
 def enlarge_and_convolve(x, weight, bias=None, band=BAND):
-    "F.conv2d(bilinear enlargement of x, weight, bias, padding=1), band by band: x (b, cin, h, w), weight (cout, cin, 3, 3) -> (b, cout, 2h, 2w)."
+    """F.conv2d(bilinear enlargement of x, weight, bias, padding=1), band by band.
+
+    x (b, cin, h, w), weight (cout, cin, 3, 3) -> (b, cout, 2h, 2w).
+    """
     b, _, h, w = x.shape
     n = min(h, -(-4 * x.numel() // band))
     if n == 1:
-        return F.conv2d(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), weight, bias, padding=1)
-    y = torch.empty((b, len(weight), 2 * h, 2 * w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        return F.conv2d(_double(x), weight, bias, padding=1)
+    y = torch.empty((b, len(weight), 2 * h, 2 * w), dtype=x.dtype, device=x.device,
+                    memory_format=torch.channels_last)
     for first, end in pairwise(k * h // n for k in range(n + 1)):
-        low, high = max(first - 2, 0), min(end + 2, h)                      # rows that the enlarged ones depend on, and one to spare
-        rows = F.interpolate(x[:, :, low:high], scale_factor=2, mode="bilinear", align_corners=False)
-        rows = rows[:, :, max(2 * first - 1, 0) - 2 * low:min(2 * end + 1, 2 * h) - 2 * low]
-        if first == 0 or end == h:
-            rows = F.pad(rows, (0, 0, int(first == 0), int(end == h)))      # the zeros beyond the picture
+        # rows that the enlarged ones depend on, and one to spare
+        low, high = max(first - 2, 0), min(end + 2, h)
+        top, bottom = max(2 * first - 1, 0), min(2 * end + 1, 2 * h)
+        rows = _double(x[:, :, low:high])[:, :, top - 2 * low:bottom - 2 * low]
+        if first == 0 or end == h:                              # the zeros beyond the picture
+            rows = F.pad(rows, (0, 0, int(first == 0), int(end == h)))
         y[:, :, 2 * first:2 * end] = F.conv2d(rows, weight, bias, padding=(0, 1))
     return y
 
-# %% ../nbs/20_speed.ipynb #94562963
+# %% ../nbs/20_speed.ipynb #8846aa15
 class FusedModulatedConv2d(nn.Module):
     """A `ModulatedConv2d` with a bias: x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w').
 
-    For one picture, style and demodulation are multiplied into the weight where that is smaller than the map (@eq-speed-fold); otherwise into the maps, as in training.
+    For one picture, style and demodulation are multiplied into the weight where that is smaller
+    than the map (@eq-speed-fold); otherwise into the maps, as in training.
     """
 
     def __init__(self, conv, bias, dtype):
@@ -89,31 +115,43 @@ class FusedModulatedConv2d(nn.Module):
         self.transposed = conv.up and conv.resample.mode == "fir"
         self.demodulate, self.up, self.gain = conv.demodulate, conv.up, conv.gain
         hold = lambda v: nn.Parameter(v, requires_grad=False)
-        self.squares = hold(weight.square().sum((2, 3)).t().contiguous())                                # (cin, cout)
-        self.weight = hold((weight.transpose(0, 1) if self.transposed else weight).to(dtype).contiguous(memory_format=torch.channels_last))
-        self.modulation, self.shift, self.bias = hold(m.weight * m.weight_gain), hold(m.bias * m.bias_gain), hold(bias.to(dtype, copy=True))
+        self.squares = hold(weight.square().sum((2, 3)).t().contiguous())       # (cin, cout)
+        weight = weight.transpose(0, 1) if self.transposed else weight
+        self.weight = hold(weight.to(dtype).contiguous(memory_format=torch.channels_last))
+        self.modulation, self.shift = hold(m.weight * m.weight_gain), hold(m.bias * m.bias_gain)
+        self.bias = hold(bias.to(dtype, copy=True))
         self.resample = FusedResample(conv.resample, dtype)
 
     def forward(self, x, w):
-        s = F.linear(w, self.modulation, self.shift)                                         # (b, cin), float32
-        d = (s.square() @ self.squares + 1e-8).rsqrt() * self.gain if self.demodulate else torch.full_like(s[:, :1], self.gain)
-        fold, weight, bias = len(x) == 1 and self.weight.numel() < x.numel(), self.weight, None
+        s = F.linear(w, self.modulation, self.shift)                            # (b, cin), float32
+        if self.demodulate:
+            d = (s.square() @ self.squares + 1e-8).rsqrt() * self.gain
+        else:
+            d = torch.full_like(s[:, :1], self.gain)
+        fold = len(x) == 1 and self.weight.numel() < x.numel()
+        weight, bias = self.weight, None
         if fold:
-            outer = s.t() * d if self.transposed else d.t() * s                              # of the shape of the weight's first two axes
+            outer = s.t() * d if self.transposed else d.t() * s     # (cin, cout) or (cout, cin)
             weight, bias = weight * outer[:, :, None, None].to(x.dtype), self.bias
         else:
             x = x * s[:, :, None, None].to(x.dtype)
         if self.transposed:
-            y = self.resample.smooth(F.conv_transpose2d(x, weight, stride=2), 1, 4.0, bias=bias)
+            y = F.conv_transpose2d(x, weight, stride=2)
+            y = self.resample.smooth(y, 1, 4.0, bias=bias)
         elif self.up:
             y = enlarge_and_convolve(x, weight, bias)
         else:
             y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-        return y if fold else y.mul_(d[:, :, None, None].to(x.dtype)).add_(self.bias[:, None, None])
+        if fold:
+            return y
+        return y.mul_(d[:, :, None, None].to(x.dtype)).add_(self.bias[:, None, None])
 
-# %% ../nbs/20_speed.ipynb #54eaaf9c
+# %% ../nbs/20_speed.ipynb #c5eb6c45
 class FusedStyleConv(nn.Module):
-    "A `StyleConv` with its stored noise, strength and bias multiplied out: x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w')."
+    """A `StyleConv` with its stored noise, strength and bias multiplied out.
+
+    x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w').
+    """
 
     def __init__(self, layer, noise, dtype):
         super().__init__()
@@ -123,11 +161,12 @@ class FusedStyleConv(nn.Module):
     def forward(self, x, w):
         return F.leaky_relu_(self.conv(x, w).add_(self.noise), SLOPE)
 
-# %% ../nbs/20_speed.ipynb #fc94d547
+# %% ../nbs/20_speed.ipynb #3ead6a4b
 class FusedGFPGAN(nn.Module):
-    """A `GFPGAN` for restoring only: x (b, 3, S, S) in [-1, 1] -> (image (b, 3, S, S) float32, []), with the stored noise, without the pyramid.
+    """A `GFPGAN` for restoring only, with the stored noise, without the pyramid.
 
-    Build it with `fuse`. It holds copies of the weights, in `dtype`, laid out channels last; it cannot be trained.
+    x (b, 3, S, S) in [-1, 1] -> (image (b, 3, S, S) float32, []). Build it with `fuse`. It holds
+    copies of the weights, in `dtype`, laid out channels last; it cannot be trained.
     """
 
     def __init__(self, net, dtype=torch.float32, consume=False):
@@ -136,91 +175,113 @@ class FusedGFPGAN(nn.Module):
 
         def made(kind, module, *words):
             fused = kind(module, *words, dtype)
-            for p in module.parameters() if consume else ():                # never two whole networks in memory
+            for p in module.parameters() if consume else ():     # never two whole nets in memory
                 p.data = p.data.new_empty(0)
             return fused
 
         self.config, conv = c, lambda m: made(FusedConv2d, m)
-        block = lambda b: nn.ModuleDict({k: conv(getattr(b, k)) for k in ("conv1", "conv2", "skip")})
+        layers = ("conv1", "conv2", "skip")
+        block = lambda b: nn.ModuleDict({k: conv(getattr(b, k)) for k in layers})
+        blocks = lambda parts: nn.ModuleList(map(block, parts))
         self.first, self.last = conv(unet.first), conv(unet.last)
-        self.down, self.up = (nn.ModuleList(map(block, blocks)) for blocks in (unet.down, unet.up))
+        self.down, self.up = blocks(unet.down), blocks(unet.up)
         self.resample = FusedResample(unet.down[0].resample, dtype)
         if not c.use_prior or c.prior_share < 1:
             self.rgb = conv(unet.to_rgb[-1])
         if not c.use_prior:
             return
-        hold, prior = lambda v: nn.Parameter(v.to(dtype), requires_grad=False), net.decoder.synthesis
+        hold = lambda v: nn.Parameter(v.to(dtype), requires_grad=False)
         self.w_shift = hold(net.to_w.bias * net.to_w.bias_gain)
-        self.to_w = made(lambda m, dtype: hold(m.weight * m.weight_gain), net.to_w)              # at 512 px nearly half of all weights
-        self.heads = nn.ModuleList(nn.ModuleList(map(conv, [*h.scale, *h.shift])) for h in (net.heads if c.sft != "none" else ()))
-        self.convs = nn.ModuleList(made(FusedStyleConv, m, getattr(prior, f"noise{i}")) for i, m in enumerate(prior.convs))
-        self.to_rgbs = nn.ModuleList(made(lambda m, dtype: FusedModulatedConv2d(m.conv, m.bias, dtype), m) for m in prior.to_rgbs)
-        self.constant, self.n_codes = nn.Parameter(prior.constant.to(dtype, memory_format=torch.channels_last, copy=True), requires_grad=False), prior.n_codes
+        # at 512 px nearly half of all weights
+        self.to_w = made(lambda m, dtype: hold(m.weight * m.weight_gain), net.to_w)
+        heads, prior = net.heads if c.sft != "none" else (), net.decoder.synthesis
+        self.heads = nn.ModuleList(nn.ModuleList(map(conv, [*h.scale, *h.shift])) for h in heads)
+        self.convs = nn.ModuleList(made(FusedStyleConv, m, getattr(prior, f"noise{i}"))
+                                   for i, m in enumerate(prior.convs))
+        rgb = lambda m, dtype: FusedModulatedConv2d(m.conv, m.bias, dtype)
+        self.to_rgbs = nn.ModuleList(made(rgb, m) for m in prior.to_rgbs)
+        constant = prior.constant.to(dtype, memory_format=torch.channels_last, copy=True)
+        self.constant = nn.Parameter(constant, requires_grad=False)
+        self.n_codes = prior.n_codes
 
-    @torch.inference_mode()
-    def forward(self, x):
-        c = self.config
-        if x.ndim != 4 or x.shape[1:] != (3, c.size, c.size):
-            raise ValueError(f"input is {tuple(x.shape)}, needs (b, 3, {c.size}, {c.size})")
-        latent, spatial = self.clean(x.to(self.dtype, memory_format=torch.channels_last))
-        if not c.use_prior:
-            return self.rgb(spatial[-1]).float(), []
-        w = F.linear(latent.contiguous().flatten(1), self.to_w, self.w_shift).float().unflatten(1, (-1, c.style_dim)).expand(-1, self.n_codes, -1)
-        own = self.rgb(spatial[-1]).float() if c.prior_share < 1 else None
-        image = self.draw(w, spatial).float()
-        return (image if own is None else torch.lerp(own, image, c.prior_share)), []
+# %% ../nbs/20_speed.ipynb #48f153d2
+@patch
+@torch.inference_mode()
+def forward(self: FusedGFPGAN, x):
+    c = self.config
+    if x.ndim != 4 or x.shape[1:] != (3, c.size, c.size):
+        raise ValueError(f"input is {tuple(x.shape)}, needs (b, 3, {c.size}, {c.size})")
+    latent, spatial = self.clean(x.to(self.dtype, memory_format=torch.channels_last))
+    if not c.use_prior:
+        return self.rgb(spatial[-1]).float(), []
+    w = F.linear(latent.contiguous().flatten(1), self.to_w, self.w_shift).float()
+    w = w.unflatten(1, (-1, c.style_dim)).expand(-1, self.n_codes, -1)
+    own = self.rgb(spatial[-1]).float() if c.prior_share < 1 else None
+    image = self.draw(w, spatial).float()
+    return (image if own is None else torch.lerp(own, image, c.prior_share)), []
 
-    def clean(self, x):
-        "The U-Net (@sec-unet): x -> F_latent, F_spatial [8..S]."
-        h, skips, double = self.first(x), [], lambda v: F.interpolate(v, scale_factor=2, mode="bilinear", align_corners=False)
-        for b in self.down:
-            inner = b["conv1"](h)
-            if self.resample.mode == "fir":
-                inner = b["conv2"](self.resample.smooth(inner, 2), stride=2, padding=0)
-            else:
-                inner = b["conv2"](self.resample.down(inner))
-            h = inner.add_(b["skip"](self.resample.down(h)))
-            skips.append(h)
-        latent, spatial = self.last(h), []
-        h = latent
-        for b, skip in zip(self.up, reversed(skips)):
-            h = h + skip
-            h = b["conv2"](b["conv1"](h), up=True).add_(double(b["skip"](h)))
-            spatial.append(h)
-        return latent, spatial
+# %% ../nbs/20_speed.ipynb #fd6cb96c
+@patch
+def clean(self: FusedGFPGAN, x):
+    "The U-Net (@sec-unet): x -> F_latent, F_spatial [8..S]."
+    h, skips = self.first(x), []
+    for b in self.down:
+        inner = b["conv1"](h)
+        if self.resample.mode == "fir":
+            inner = b["conv2"](self.resample.smooth(inner, 2), stride=2, padding=0)
+        else:
+            inner = b["conv2"](self.resample.down(inner))
+        h = inner.add_(b["skip"](self.resample.down(h)))
+        skips.append(h)
+    latent, spatial = self.last(h), []
+    h = latent
+    for b, skip in zip(self.up, reversed(skips)):
+        h = h + skip
+        h = b["conv2"](b["conv1"](h), up=True).add_(_double(b["skip"](h)))
+        spatial.append(h)
+    return latent, spatial
 
-    def draw(self, w, spatial):
-        "The prior, steered by F_spatial (@sec-csft, @sec-stylegan2): w (b, n_codes, style_dim) -> picture. Each level of `spatial` is dropped when it has been used."
-        h = self.convs[0](self.constant.expand(len(w), -1, -1, -1), w[:, 0])
-        image = self.to_rgbs[0](h, w[:, 1])
-        for k, to_rgb in enumerate(self.to_rgbs[1:]):
-            i, f = 2 * k + 1, spatial.pop(0)
-            h = self.convs[i](h, w[:, i])
-            if self.heads:
-                scale1, scale2, shift1, shift2 = self.heads[k]
-                steered = h[:, h.shape[1] // 2:] if self.config.sft == "half" else h         # a view: what follows changes h
-                torch.addcmul(shift2(shift1(f)), steered, scale2(scale1(f)), out=steered)
-            h = self.convs[i + 1](h, w[:, i + 1])
-            image = to_rgb(h, w[:, i + 2]).add_(self.resample.up(image))
-        return image
 
-# %% ../nbs/20_speed.ipynb #f8831725
+@patch
+def draw(self: FusedGFPGAN, w, spatial):
+    """The prior, steered by F_spatial (@sec-csft, @sec-stylegan2).
+
+    w (b, n_codes, style_dim) -> picture. Each level of `spatial` is dropped when it has been used.
+    """
+    h = self.convs[0](self.constant.expand(len(w), -1, -1, -1), w[:, 0])
+    image = self.to_rgbs[0](h, w[:, 1])
+    for k, to_rgb in enumerate(self.to_rgbs[1:]):
+        i, f = 2 * k + 1, spatial.pop(0)
+        h = self.convs[i](h, w[:, i])
+        if self.heads:
+            scale1, scale2, shift1, shift2 = self.heads[k]
+            # a view: what follows changes h
+            steered = h[:, h.shape[1] // 2:] if self.config.sft == "half" else h
+            torch.addcmul(shift2(shift1(f)), steered, scale2(scale1(f)), out=steered)
+        h = self.convs[i + 1](h, w[:, i + 1])
+        image = to_rgb(h, w[:, i + 2]).add_(self.resample.up(image))
+    return image
+
+# %% ../nbs/20_speed.ipynb #db5b2c87
 def fuse(net, dtype=torch.float32, consume=False):
-    """The same restorer, faster: `net` (a GFPGAN, or what `fuse` returned) -> FusedGFPGAN with its own copy of the weights.
+    """The same restorer, faster: `net` -> FusedGFPGAN with its own copy of the weights.
 
-    `consume`: the weights of `net` are freed as they are copied, and it can no longer be used; for `fuse(load_weights(…), consume=True)`.
-    float32 differs from `net` by rounding; bfloat16 and float16 halve the memory and lose a little (@sec-speed).
+    `net`: a GFPGAN, or what `fuse` returned. `consume`: the weights of `net` are freed as they are
+    copied, and it can no longer be used; for `fuse(load_weights(…), consume=True)`.
+    float32 differs from `net` by rounding; bfloat16 and float16 halve the memory and lose a little
+    (@sec-speed).
     """
     if isinstance(net, FusedGFPGAN):
         return net
     with torch.no_grad():
         fused = FusedGFPGAN(net, dtype, consume)
     if consume:
-        with suppress(OSError, AttributeError, TypeError):                  # glibc keeps what was freed until it is asked
+        # glibc keeps what was freed until it is asked
+        with suppress(OSError, AttributeError, TypeError):
             ctypes.CDLL(None).malloc_trim(0)
     return fused
 
-# %% ../nbs/20_speed.ipynb #0b111fc1
+# %% ../nbs/20_speed.ipynb #98b4339d
 class _Picture(nn.Module):
     "A GFPGAN that returns the picture alone, as a file for other programs should."
 
@@ -231,22 +292,29 @@ class _Picture(nn.Module):
     def forward(self, face):
         return self.net(face)[0]
 
-
+# %% ../nbs/20_speed.ipynb #a88e365d
 def export_onnx(net, path, **metadata):
-    """Write a GFPGAN to an ONNX file, atomically: "face" (b, 3, S, S) in [-1, 1] -> "restored" (b, 3, S, S), any b, with the stored noise.
+    """Write a GFPGAN to an ONNX file, atomically, with the stored noise.
 
-    The config and further keyword arguments go into the file's metadata as strings. Raises WeightsError where a package is missing, OSError where the file cannot be written.
+    In the file: "face" (b, 3, S, S) in [-1, 1] -> "restored" (b, 3, S, S), any b. The config and
+    further keyword arguments go into its metadata as strings. Raises WeightsError where a package
+    is missing, OSError where the file cannot be written.
     """
     if not isinstance(net, GFPGAN):
         raise ValueError(f"needs a GFPGAN, got {type(net).__name__}")
     size, path = net.config.size, Path(path)
-    face = torch.zeros(2, 3, size, size).to(next(net.parameters()))                          # two: of one face the exporter would make a constant
+    # two: of one face the exporter would make a constant
+    face = torch.zeros(2, 3, size, size).to(next(net.parameters()))
     try:
         with torch.no_grad():
-            program = torch.onnx.export(_Picture(net), (face,), input_names=["face"], output_names=["restored"], dynamic_shapes={"face": {0: torch.export.Dim("b")}}, dynamo=True, verbose=False)
+            program = torch.onnx.export(
+                _Picture(net), (face,), input_names=["face"], output_names=["restored"],
+                dynamic_shapes={"face": {0: torch.export.Dim("b")}}, dynamo=True, verbose=False)
     except ImportError as e:
-        raise WeightsError(f"{path}: ONNX needs more packages ({e}): pip install gfpgan_edu[onnx]") from e
-    program.model.metadata_props.update({k: str(v) for k, v in metadata.items()} | {"network": "GFPGAN", "size": str(size), "config": json.dumps(net.config.to_dict())})
+        raise WeightsError(f"{path}: ONNX needs more packages ({e}): "
+                           "pip install gfpgan_edu[onnx]") from e
+    about = {"network": "GFPGAN", "size": str(size), "config": json.dumps(net.config.to_dict())}
+    program.model.metadata_props.update({k: str(v) for k, v in metadata.items()} | about)
     part = path.with_name(path.name + ".part")
     try:
         program.save(part)

@@ -12,25 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/04_layers.ipynb #254fbabd
-SLOPE = 0.2               # negative slope of every leaky ReLU of the method
-SQRT2 = math.sqrt(2.0)    # keeps the mean square through a leaky ReLU close to 1 (@eq-layers-square)
+# %% ../nbs/04_layers.ipynb #f1431b6e
+SLOPE = 0.2             # negative slope of every leaky ReLU of the method
+SQRT2 = math.sqrt(2.0)  # keeps the mean square through a leaky ReLU close to 1 (@eq-layers-square)
 
-# %% ../nbs/04_layers.ipynb #a8886f5e
+# %% ../nbs/04_layers.ipynb #deba6238
 class EqualizedConv2d(nn.Module):
-    """k×k convolution, same padding: x (b, cin, h, w) -> leaky_relu?(conv(x, c·W) + g·bias), (b, cout, h/stride, w/stride).
+    """k×k convolution, same padding: x (b, cin, h, w) -> leaky_relu?(conv(x, c·W) + g·bias),
+    (b, cout, h/stride, w/stride).
 
-    `equalized=True` stores W ~ N(0, 1) and multiplies it at run time by c = gain/√(cin·k²) (@eq-equalized), so that Adam moves
-    every layer at the same relative speed; `equalized=False` stores the product (c = g = 1). Both start as the same function.
-    `gain` is applied inside the activation: leaky_relu(g·z) = g·leaky_relu(z) for g > 0.
+    `equalized=True` stores W ~ N(0, 1) and multiplies it at run time by c = gain/√(cin·k²)
+    (@eq-equalized), so that Adam moves every layer at the same relative speed; `equalized=False`
+    stores the product (c = g = 1). Both start as the same function. `gain` is applied inside the
+    activation: leaky_relu(g·z) = g·leaky_relu(z) for g > 0.
     """
 
-    def __init__(self, cin, cout, kernel=3, *, bias=True, bias_init=0.0, gain=1.0, activate=False, equalized=True):
+    def __init__(self, cin, cout, kernel=3, *, bias=True, bias_init=0.0, gain=1.0, activate=False,
+                 equalized=True):
         super().__init__()
         std = gain / math.sqrt(cin * kernel**2)
         self.weight_gain, self.bias_gain = (std, gain) if equalized else (1.0, 1.0)
-        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * (1.0 if equalized else std))
-        self.bias = nn.Parameter(torch.full((cout,), bias_init * (1.0 if equalized else gain))) if bias else None
+        weight_size, bias_size = (1.0, 1.0) if equalized else (std, gain)
+        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * weight_size)
+        self.bias = nn.Parameter(torch.full((cout,), bias_init * bias_size)) if bias else None
         self.activate = activate
 
     def forward(self, x, stride=1, padding=None):
@@ -39,27 +43,33 @@ class EqualizedConv2d(nn.Module):
         y = F.conv2d(x, self.weight * self.weight_gain, bias, stride=stride, padding=pad)
         return F.leaky_relu(y, SLOPE) if self.activate else y
 
-# %% ../nbs/04_layers.ipynb #709cf036
+# %% ../nbs/04_layers.ipynb #ea53fb63
 class EqualizedLinear(nn.Module):
     """Fully connected layer, x (..., cin) -> (..., cout), scaled as `EqualizedConv2d`.
 
-    `lr_mul` slows a layer down further (@eq-layers-mul): W is stored 1/lr_mul larger and used lr_mul smaller, the bias likewise
-    (StyleGAN's mapping network uses 0.01).
+    `lr_mul` slows a layer down further (@eq-layers-mul): W is stored 1/lr_mul larger and used
+    lr_mul smaller, the bias likewise (StyleGAN's mapping network uses 0.01).
     """
 
-    def __init__(self, cin, cout, *, bias_init=0.0, gain=1.0, lr_mul=1.0, activate=False, equalized=True):
+    def __init__(self, cin, cout, *, bias_init=0.0, gain=1.0, lr_mul=1.0, activate=False,
+                 equalized=True):
         super().__init__()
         std = gain / math.sqrt(cin)
-        self.weight_gain, self.bias_gain = (std * lr_mul, gain * lr_mul) if equalized else (1.0, 1.0)
-        self.weight = nn.Parameter(torch.randn(cout, cin) * (1.0 / lr_mul if equalized else std))
-        self.bias = nn.Parameter(torch.full((cout,), bias_init / lr_mul if equalized else bias_init * gain))
+        if equalized:
+            self.weight_gain, self.bias_gain = std * lr_mul, gain * lr_mul
+            weight_size, bias = 1.0 / lr_mul, bias_init / lr_mul
+        else:
+            self.weight_gain, self.bias_gain = 1.0, 1.0
+            weight_size, bias = std, bias_init * gain
+        self.weight = nn.Parameter(torch.randn(cout, cin) * weight_size)
+        self.bias = nn.Parameter(torch.full((cout,), bias))
         self.activate = activate
 
     def forward(self, x):
         y = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
         return F.leaky_relu(y, SLOPE) if self.activate else y
 
-# %% ../nbs/04_layers.ipynb #5cf9d1b6
+# %% ../nbs/04_layers.ipynb #893538e3
 def fir_kernel(taps=(1, 3, 3, 1)):
     "Two-dimensional low-pass kernel (k, k), float64: outer product of `taps`, normalised to sum 1."
     t = torch.tensor(taps, dtype=torch.float64)
@@ -67,21 +77,25 @@ def fir_kernel(taps=(1, 3, 3, 1)):
 
 
 def upfirdn(x, kernel, up=1, down=1, pad=(0, 0)):
-    """Readable reference of FIR resampling (@eq-fir): insert `up`-1 zeros after each sample, pad both axes, convolve, keep every `down`-th.
+    """Readable reference of FIR resampling (@eq-fir): insert `up`-1 zeros after each sample, pad
+    both axes, convolve, keep every `down`-th.
 
-    x (b, c, h, w), kernel (k, k) -> (b, c, h', w') with h' = (h·up + pad[0] + pad[1] - k) // down + 1.
+    x (b, c, h, w), kernel (k, k) -> (b, c, h', w') with
+    h' = (h·up + pad[0] + pad[1] - k) // down + 1.
     """
     b, c, h, w = x.shape
     z = x.new_zeros(b, c, h, up, w, up)
     z[:, :, :, 0, :, 0] = x
     z = F.pad(z.reshape(b, c, h * up, w * up), (*pad, *pad))
-    flipped = kernel.to(x).flip(0, 1).expand(c, 1, *kernel.shape)  # conv2d correlates; a filter convolves
+    # conv2d correlates; a filter convolves
+    flipped = kernel.to(x).flip(0, 1).expand(c, 1, *kernel.shape)
     return F.conv2d(z, flipped, groups=c)[:, :, ::down, ::down]
 
-# %% ../nbs/04_layers.ipynb #68814abf
+# %% ../nbs/04_layers.ipynb #daca48da
 def float32_on_cpu(f):
-    """f(x), a strided depthwise convolution, in float32 where x is on a CPU, whatever autocast says: its bfloat16 kernels there are many times slower.
-    The result has the type of x (b, c, h, w)."""
+    """f(x), a strided depthwise convolution, in float32 where x is on a CPU, whatever autocast
+    says: its bfloat16 kernels there are many times slower. The result has the type of
+    x (b, c, h, w)."""
     def wide(x):
         if x.device.type != "cpu":
             return f(x)
@@ -89,11 +103,13 @@ def float32_on_cpu(f):
             return f(x.float() if x.dtype == torch.bfloat16 else x).to(x.dtype)
     return wide
 
-# %% ../nbs/04_layers.ipynb #5be208b4
+# %% ../nbs/04_layers.ipynb #3395430f
 class Resample(nn.Module):
-    """The two ways this network changes resolution: `mode="fir"` (the paper's model) or `"bilinear"` (the clean models).
+    """The two ways this network changes resolution: `mode="fir"` (the paper's model) or
+    `"bilinear"` (the clean models).
 
-    `up(x)` doubles and `down(x)` halves the size of x (b, c, h, w); `smooth(x, pad, gain)` only low-passes, for use beside a strided convolution.
+    `up(x)` doubles and `down(x)` halves the size of x (b, c, h, w); `smooth(x, pad, gain)` only
+    low-passes, for use beside a strided convolution.
     """
 
     def __init__(self, mode):

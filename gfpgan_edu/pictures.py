@@ -23,40 +23,52 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# %% ../nbs/21_pictures.ipynb #efa02080
+# %% ../nbs/21_pictures.ipynb #29423091
 class PhotoError(ValueError):
     "A photo that cannot be read or written; the message names the file and the reason."
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    "A photo as `read_picture` returns it and `write_picture` takes it; `dataclasses.replace(picture, pixels=…)` keeps all but the pixels."
+    """A photo as `read_picture` returns it and `write_picture` takes it.
+
+    `dataclasses.replace(picture, pixels=…)` keeps all but the pixels.
+    """
 
     pixels: np.ndarray                 # uint8 H×W×3, RGB, upright
     alpha: np.ndarray | None = None    # uint8 H×W, 255 opaque; None: the file has no transparency
     grey: bool = False                 # the file holds no colour, and shall be written so
     icc: bytes | None = None           # colour profile that fits the pixels (of RGB, or of grey)
-    exif: bytes | None = None          # camera, date, place, … without the orientation, which is done
-    notes: tuple = ()                  # one sentence for each thing that the pixels do not show as the file has it
+    exif: bytes | None = None          # camera, date, place, … but no orientation, which is done
+    notes: tuple = ()                  # a sentence for each thing not shown as the file has it
 
-# %% ../nbs/21_pictures.ipynb #d5645fe3
-_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
-UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}    # what undoes an EXIF orientation; 1 is upright
-_OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x113), *range(0x115, 0x11A), 0x11C, 0x13D, *range(0x140, 0x146), 0x14A,  # TIFF 6.0: size, strips, tiles,
-              0x152, 0x153, 0x154, 0x155, 0x15B, *range(0x200, 0x20A), *range(0x211, 0x215), 0x2BC, 0x83BB, 0x8649, 0x8773}  # orientation, JPEG, XMP, IPTC, Photoshop, profile
+# %% ../nbs/21_pictures.ipynb #adc712c5
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270",
+          "TRANSVERSE", "ROTATE_90")
+# what undoes an EXIF orientation; 1 is upright
+UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, 2)}
+# TIFF 6.0: size, strips, tiles, orientation, JPEG; XMP, IPTC, Photoshop, profile
+_OF_PIXELS = {0xFE, 0xFF, *range(0x100, 0x104), 0x106, 0x10A, *range(0x111, 0x113),
+              *range(0x115, 0x11A), 0x11C, 0x13D, *range(0x140, 0x146), 0x14A, 0x152, 0x153,
+              0x154, 0x155, 0x15B, *range(0x200, 0x20A), *range(0x211, 0x215), 0x2BC, 0x83BB,
+              0x8649, 0x8773}
 
-# %% ../nbs/21_pictures.ipynb #f202ce2c
+# %% ../nbs/21_pictures.ipynb #a0586b45
 def _exif(im):
-    "(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged) of a PIL image. A TIFF must not be loaded yet: turning it empties the block."
+    """(EXIF as bytes without what describes the stored pixels, or None; whether it was damaged).
+
+    `im` is a PIL image. A TIFF must not be loaded yet: turning it empties the block.
+    """
     try:
         exif = Image.Exif()
-        exif.load(im.getexif().tobytes())                                   # a copy: Pillow needs the tags for loading
+        exif.load(im.getexif().tobytes())       # a copy: Pillow needs the tags for loading
         for tag in _OF_PIXELS & set(exif):
             del exif[tag]
-        for tag in (0xA002, 0xA003) if 0x8769 in exif else ():              # width and height once more, among the camera's settings
+        # width and height once more, among the camera's settings
+        for tag in (0xA002, 0xA003) if 0x8769 in exif else ():
             exif.get_ifd(0x8769).pop(tag, None)
         return exif.tobytes() if len(exif) else None, False
-    except Exception:                                                       # a broken block does not make the picture worthless
+    except Exception:                           # a broken block does not make the picture worthless
         return None, True
 
 # %% ../nbs/21_pictures.ipynb #9b0754eb
@@ -66,13 +78,18 @@ def _upright(im):
         return im.transpose(UPRIGHT[im.getexif()[0x112]])
     return im
 
-# %% ../nbs/21_pictures.ipynb #79397dd4
+# %% ../nbs/21_pictures.ipynb #ae1227f3
 _LEVELS = np.rint(np.arange(65536) / 257).astype(np.uint8)                  # 16 bits -> 8 bits
 
 
 def _is_deep(im):
-    "Whether a PIL image, opened but not loaded, holds 16 bits a channel: seen from its mode or from the name of the layout that the decoder is told."
-    return im.mode.startswith("I") or any(re.search(r";16", str(tile[3])) for tile in getattr(im, "tile", ()))
+    """Whether a PIL image, opened but not loaded, holds 16 bits a channel.
+
+    Seen from its mode or from the name of the layout that the decoder is told.
+    """
+    if im.mode.startswith("I"):
+        return True
+    return any(re.search(r";16", str(tile[3])) for tile in getattr(im, "tile", ()))
 
 
 def _eight_bits(im):
@@ -82,10 +99,14 @@ def _eight_bits(im):
         raise ValueError("its grey values do not fit in 16 bits")
     return Image.fromarray(_LEVELS[grey])
 
-# %% ../nbs/21_pictures.ipynb #08027a7e
+# %% ../nbs/21_pictures.ipynb #6b78bc76
 def _space(icc):
-    "What kind of pixels an ICC profile is for: b'RGB ', b'GRAY', b'CMYK', …; None where the bytes are no profile."
-    return icc[16:20] if isinstance(icc, bytes) and len(icc) >= 128 and icc[36:40] == b"acsp" else None
+    """What kind of pixels an ICC profile is for: b'RGB ', b'GRAY', b'CMYK', …
+
+    None where the bytes are no profile.
+    """
+    is_profile = isinstance(icc, bytes) and len(icc) >= 128 and icc[36:40] == b"acsp"
+    return icc[16:20] if is_profile else None
 
 
 def _from_ink(im, icc):
@@ -95,15 +116,23 @@ def _from_ink(im, icc):
     if _space(icc) == b"CMYK":
         with suppress(ImageCms.PyCMSError, OSError, ValueError):
             profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-            return ImageCms.profileToProfile(im, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"), "CMYK (ink), converted to sRGB by its profile"
+            srgb = ImageCms.createProfile("sRGB")
+            rgb = ImageCms.profileToProfile(im, profile, srgb, outputMode="RGB")
+            return rgb, "CMYK (ink), converted to sRGB by its profile"
     return im.convert("RGB"), "CMYK (ink) without a usable profile, its colours are a guess"
 
-# %% ../nbs/21_pictures.ipynb #c3e8121b
+# %% ../nbs/21_pictures.ipynb #f9860871
 def to_picture(im):
-    "A PIL image -> Picture. Raises ValueError where the pixels have no meaning as a photo, and whatever a decoder raises on damage."
+    """A PIL image -> Picture.
+
+    Raises ValueError where the pixels have no meaning as a photo, and whatever a decoder raises
+    on damage.
+    """
     deep, kind = _is_deep(im), getattr(im, "format", None)
     if kind != "TIFF":
-        im.load()                                                           # before its EXIF is looked for: that would load a PNG, and a damaged one's error be taken for the block's
+        # before its EXIF is looked for: that would load a PNG, and a damaged one's error be taken
+        # for the block's
+        im.load()
     exif, damaged = _exif(im)
     im.load()
     turned, icc = _upright(im), im.info.get("icc_profile")
@@ -121,26 +150,33 @@ def to_picture(im):
     if turned.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in turned.info:
         turned = turned if turned.mode == "RGBA" else turned.convert("RGBA")
         alpha = np.array(turned.getchannel("A"))
-    pixels = np.array(turned if turned.mode == "RGB" else turned.convert("RGB"))        # a needless conversion is a copy
+    # a needless conversion is a copy
+    pixels = np.array(turned if turned.mode == "RGB" else turned.convert("RGB"))
     grey = grey or palette and bool((pixels == pixels[..., :1]).all())
     frames = 1
-    with suppress(Exception):                                               # a later frame may be damaged; this one is whole
-        frames = getattr(im, "n_frames", 1)                                 # last: counting moves to other frames
+    with suppress(Exception):                   # a later frame may be damaged; this one is whole
+        frames = getattr(im, "n_frames", 1)     # last: counting moves to other frames
     if frames > 1:
-        notes.append(f"animated, the first of {frames} frames" if kind in ("AVIF", "GIF", "PNG", "WEBP") else f"the first of {frames} pictures in the file")
-    return Picture(pixels, alpha, grey, icc if _space(icc) == (b"GRAY" if grey else b"RGB ") else None, exif, tuple(notes))
+        animated = kind in ("AVIF", "GIF", "PNG", "WEBP")
+        notes.append(f"animated, the first of {frames} frames" if animated
+                     else f"the first of {frames} pictures in the file")
+    fits = _space(icc) == (b"GRAY" if grey else b"RGB ")
+    return Picture(pixels, alpha, grey, icc if fits else None, exif, tuple(notes))
 
 # %% ../nbs/21_pictures.ipynb #5fda8b20
 def to_rgb(im):
     "A PIL image -> uint8 H×W×3 RGB, upright; the pixels of `to_picture`."
     return to_picture(im).pixels
 
-# %% ../nbs/21_pictures.ipynb #765e2f6f
-KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")      # formats that are read, as Pillow names them
-MAX_PIXELS, MAX_BYTES = 120_000_000, 1_000_000_000                         # of a picture, of its file
-_QUIET = threading.Lock()                                                   # Python's warning filters belong to all threads
+# %% ../nbs/21_pictures.ipynb #fdf7fb09
+# formats that are read, as Pillow names them
+KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# of a picture, of its file
+MAX_PIXELS, MAX_BYTES = 120_000_000, 1_000_000_000
+# Python's warning filters belong to all threads
+_QUIET = threading.Lock()
 
-# %% ../nbs/21_pictures.ipynb #0f35a5d3
+# %% ../nbs/21_pictures.ipynb #3669f020
 def _reason(error):
     "Why reading failed, in a few words."
     if isinstance(error, UnidentifiedImageError):
@@ -151,21 +187,27 @@ def _reason(error):
         return f"has more than {MAX_PIXELS / 1e6:.0f} million pixels"
     if isinstance(error, MemoryError):
         return "cannot be read (not enough memory)"
-    if not isinstance(error, (OSError, ValueError, SyntaxError)):           # IndexError, struct.error, … of a decoder that was led astray
+    # IndexError, struct.error, … of a decoder that was led astray
+    if not isinstance(error, (OSError, ValueError, SyntaxError)):
         return "cannot be read (its data is damaged)"
-    text = getattr(error, "strerror", None) or str(error).split(" (")[0].split("\n")[0] or "its data is damaged"
+    text = getattr(error, "strerror", None) or str(error).split(" (")[0].split("\n")[0]
+    text = text or "its data is damaged"
     return f"cannot be read ({text[:200].lower()})"
 
-# %% ../nbs/21_pictures.ipynb #f8281446
+# %% ../nbs/21_pictures.ipynb #0dda307d
 def _compare_sums(f):
-    "Compare the checksums of the pixels of an open PNG's first picture: Pillow decodes without, and shows some damage as if it were the picture. Raises ValueError; the file stays where it is."
+    """Compare the checksums of the pixels of an open PNG's first picture.
+
+    Pillow decodes without, and shows some damage as if it were the picture. Raises ValueError;
+    the file stays where it is.
+    """
     here, begun = f.tell(), False
     f.seek(8)
     while len(head := f.read(8)) == 8:
         size, kind = struct.unpack(">I4s", head)
         if kind == b"IDAT":
             begun, found = True, zlib.crc32(kind)
-            for at in range(0, size, 1 << 20):                              # a length that lies takes no memory
+            for at in range(0, size, 1 << 20):          # a length that lies takes no memory
                 found = zlib.crc32(f.read(min(size - at, 1 << 20)), found)
             if f.read(4) != struct.pack(">I", found):
                 raise ValueError("its checksums do not agree")
@@ -175,32 +217,47 @@ def _compare_sums(f):
             f.seek(size + 4, os.SEEK_CUR)
     f.seek(here)
 
-# %% ../nbs/21_pictures.ipynb #6a60021a
+# %% ../nbs/21_pictures.ipynb #39565356
 def read_picture(path):
-    "A picture file -> Picture. At most `MAX_PIXELS` pixels and `MAX_BYTES` bytes. Raises PhotoError that names the file and the reason."
+    """A picture file -> Picture. At most `MAX_PIXELS` pixels and `MAX_BYTES` bytes.
+
+    Raises PhotoError that names the file and the reason.
+    """
     path = Path(path)
     try:
         about = path.stat()
+        if stat.S_ISDIR(about.st_mode):
+            raise PhotoError(f"{path}: is a folder, not a picture")
         if not stat.S_ISREG(about.st_mode):
-            raise PhotoError(f"{path}: is a folder, not a picture" if stat.S_ISDIR(about.st_mode) else f"{path}: is a pipe or a device, not a file")
-        if not 0 < about.st_size <= MAX_BYTES:
-            raise PhotoError(f"{path}: has {about.st_size / 1e6:.0f} MB, more than {MAX_BYTES / 1e6:.0f}" if about.st_size else f"{path}: is empty")
-        Image.init()                                                        # loads the decoders once; an older Pillow has none for AVIF
-        with open(path, "rb") as f, _QUIET, warnings.catch_warnings():      # a path would be mapped into memory: a crash where the file shrinks meanwhile
-            warnings.simplefilter("ignore")                                 # a picture is read or it is an error, nothing between
+            raise PhotoError(f"{path}: is a pipe or a device, not a file")
+        if not about.st_size:
+            raise PhotoError(f"{path}: is empty")
+        if about.st_size > MAX_BYTES:
+            raise PhotoError(f"{path}: has {about.st_size / 1e6:.0f} MB, "
+                             f"more than {MAX_BYTES / 1e6:.0f}")
+        Image.init()        # loads the decoders once; an older Pillow has none for AVIF
+        # a path would be mapped into memory: a crash where the file shrinks meanwhile
+        with open(path, "rb") as f, _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # it is read or it is an error, nothing between
             with Image.open(f, formats=[k for k in KINDS if k in Image.OPEN]) as im:
-                if not 0 < im.width * im.height <= MAX_PIXELS:
-                    raise PhotoError(f"{path}: has {im.width} × {im.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million" if im.width * im.height else f"{path}: has no pixels")
+                size = im.width * im.height
+                if not size:
+                    raise PhotoError(f"{path}: has no pixels")
+                if not 0 < size <= MAX_PIXELS:
+                    raise PhotoError(f"{path}: has {im.width} × {im.height} pixels, "
+                                     f"more than {MAX_PIXELS / 1e6:.0f} million")
                 if im.format == "PNG":
                     _compare_sums(f)
                 picture, kind = to_picture(im), im.format
     except PhotoError:
         raise
-    except Exception as e:                                                  # decoders of damaged files raise nearly anything
+    except Exception as e:          # decoders of damaged files raise nearly anything
         raise PhotoError(f"{path}: {_reason(e)}") from e
     named = Image.EXTENSION.get(path.suffix.lower(), kind)
-    if named != kind and {named, kind} != {"JPEG", "MPO"}:                  # MPO: a JPEG with a second picture behind it, as phones write
-        return replace(picture, notes=(*picture.notes, f"named {path.suffix}, but it is a {kind} file"))
+    # MPO: a JPEG with a second picture behind it, as phones write
+    if named != kind and {named, kind} != {"JPEG", "MPO"}:
+        note = f"named {path.suffix}, but it is a {kind} file"
+        return replace(picture, notes=(*picture.notes, note))
     return picture
 
 # %% ../nbs/21_pictures.ipynb #5739036d
@@ -208,42 +265,56 @@ def read_image(path):
     "A picture file -> uint8 H×W×3 RGB, upright; the pixels of `read_picture`. Raises PhotoError."
     return read_picture(path).pixels
 
-# %% ../nbs/21_pictures.ipynb #6e4bf939
-_HOLDS = {"AVIF": {"alpha", "icc", "exif"}, "BMP": {"grey"}, "GIF": {"alpha", "grey"}, "JPEG": {"grey", "icc", "exif"},
-          "PNG": {"alpha", "grey", "icc", "exif"}, "TIFF": {"alpha", "grey", "icc", "exif"}, "WEBP": {"alpha", "icc", "exif"}}
-_SETTINGS = {"JPEG": dict(quality=95, subsampling=0), "WEBP": dict(quality=95, exact=True), "AVIF": dict(quality=95)}
-_LONGEST = {"JPEG": 65_500, "GIF": 65_535, "WEBP": 16_383, "AVIF": 16_384}  # the longest side
-_ROOM = dict(exif=65_533, icc=16_000_000)                                   # bytes that fit into a JPEG's segments
+# %% ../nbs/21_pictures.ipynb #69fadc91
+_HOLDS = {"AVIF": {"alpha", "icc", "exif"}, "BMP": {"grey"}, "GIF": {"alpha", "grey"},
+          "JPEG": {"grey", "icc", "exif"}, "PNG": {"alpha", "grey", "icc", "exif"},
+          "TIFF": {"alpha", "grey", "icc", "exif"}, "WEBP": {"alpha", "icc", "exif"}}
+_SETTINGS = {"JPEG": dict(quality=95, subsampling=0), "WEBP": dict(quality=95, exact=True),
+             "AVIF": dict(quality=95)}
+# the longest side
+_LONGEST = {"JPEG": 65_500, "GIF": 65_535, "WEBP": 16_383, "AVIF": 16_384}
+# bytes that fit into a JPEG's segments
+_ROOM = dict(exif=65_533, icc=16_000_000)
 
-# %% ../nbs/21_pictures.ipynb #4292dfd7
+# %% ../nbs/21_pictures.ipynb #62262f35
 def _packed(picture, kind):
     "(PIL image, options of its `save`) with as much of a Picture as the format holds."
     pixels, alpha, holds = picture.pixels, picture.alpha, _HOLDS[kind]
-    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size):
-        raise ValueError(f"needs uint8 H×W×3, got {getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}")
+    is_rgb = (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3
+              and pixels.shape[2] == 3 and pixels.size)
+    if not is_rgb:
+        got = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {getattr(pixels, 'shape', '')}"
+        raise ValueError(f"needs uint8 H×W×3, got {got}")
     if max(pixels.shape) > _LONGEST.get(kind, math.inf):
-        raise ValueError(f"{pixels.shape[1]} × {pixels.shape[0]} pixels, {kind} ends at {_LONGEST[kind]} a side")
+        raise ValueError(f"{pixels.shape[1]} × {pixels.shape[0]} pixels, "
+                         f"{kind} ends at {_LONGEST[kind]} a side")
     image, grey = Image.fromarray(pixels), picture.grey and "grey" in holds
     if picture.grey:
         image = image.convert("L") if grey else image.convert("L").convert("RGB")
     if alpha is not None and "alpha" in holds:
         if alpha.dtype != np.uint8 or alpha.shape != pixels.shape[:2]:
-            raise ValueError(f"alpha is {alpha.dtype} {alpha.shape}, needs uint8 {pixels.shape[:2]}")
+            raise ValueError(f"alpha is {alpha.dtype} {alpha.shape}, "
+                             f"needs uint8 {pixels.shape[:2]}")
         image.putalpha(Image.fromarray(alpha))
-    blocks = dict(exif=picture.exif, icc=picture.icc if _space(picture.icc) == (b"GRAY" if grey else b"RGB ") else None)
-    kept = {k: v for k, v in blocks.items() if v and k in holds and (kind != "JPEG" or len(v) <= _ROOM[k])}
-    return image, _SETTINGS.get(kind, {}) | {{"icc": "icc_profile"}.get(k, k): v for k, v in kept.items()}
+    fits = _space(picture.icc) == (b"GRAY" if grey else b"RGB ")
+    blocks = dict(exif=picture.exif, icc=picture.icc if fits else None)
+    kept = {k: v for k, v in blocks.items()
+            if v and k in holds and (kind != "JPEG" or len(v) <= _ROOM[k])}
+    names = dict(exif="exif", icc="icc_profile")        # as `save` calls them
+    return image, _SETTINGS.get(kind, {}) | {names[k]: v for k, v in kept.items()}
 
-# %% ../nbs/21_pictures.ipynb #aa3509dd
+# %% ../nbs/21_pictures.ipynb #93786bf3
 def write_picture(path, picture):
     """Picture -> file of the kind that its suffix names, whole or not at all. Raises PhotoError.
 
-    Alpha, grey, profile and EXIF are kept where the format can hold them; where it cannot, that is no error. JPEG, WebP and AVIF are written at quality 95.
+    Alpha, grey, profile and EXIF are kept where the format can hold them; where it cannot, that
+    is no error. JPEG, WebP and AVIF are written at quality 95.
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in _HOLDS:
-        raise PhotoError(f"{path}: cannot be written (no format is known for {path.suffix or 'a name without a suffix'})")
+        what = path.suffix or "a name without a suffix"
+        raise PhotoError(f"{path}: cannot be written (no format is known for {what})")
     part = path.with_name(f".gfpgan_edu-{os.getpid()}-{threading.get_ident()}.part")
     try:
         image, options = _packed(picture, kind)
@@ -251,13 +322,14 @@ def write_picture(path, picture):
         with open(part, "wb") as f:
             image.save(f, kind, **options)
             f.flush()
-            os.fsync(f.fileno())                                            # on the disk before it gets its name
+            os.fsync(f.fileno())            # on the disk before it gets its name
         part.replace(path)
     except (OSError, ValueError) as e:
-        raise PhotoError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e})") from e
+        reason = getattr(e, "strerror", None) or e
+        raise PhotoError(f"{path}: cannot be written ({reason})") from e
     finally:
         with suppress(OSError):
-            part.unlink(missing_ok=True)                                    # there only if something went wrong, Ctrl-C included
+            part.unlink(missing_ok=True)    # there only if something went wrong, Ctrl-C included
 
 # %% ../nbs/21_pictures.ipynb #9c43563b
 def write_image(path, image):

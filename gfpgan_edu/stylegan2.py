@@ -15,35 +15,42 @@ from torch import nn
 
 from .layers import SLOPE, SQRT2, EqualizedLinear, Resample
 
-# %% ../nbs/06_stylegan2.ipynb #c3d8ec0f
+# %% ../nbs/06_stylegan2.ipynb #3db92f08
 def widths(size, channel_multiplier=1.0, narrow=1.0):
-    """Channels of the prior at each resolution {4: …, 8: …, …, size: …}: 512 up to 32 px, then halving, times the two factors.
+    """Channels of the prior at each resolution {4: …, 8: …, …, size: …}: 512 up to 32 px, then
+    halving, times the two factors.
 
-    Raises ValueError unless `size` is a power of two from 8 to 1024, the factors are sensible, and every width is at least 2 and even (Eq. 4 splits it).
+    Raises ValueError unless `size` is a power of two from 8 to 1024, the factors are sensible, and
+    every width is at least 2 and even (Eq. 4 splits it).
     """
     if size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         raise ValueError(f"size is {size}, needs a power of two from 8 to 1024")
     if not all(0 < factor < 1000 for factor in (channel_multiplier, narrow)):
-        raise ValueError(f"channel_multiplier is {channel_multiplier}, narrow is {narrow}; need positive numbers below 1000")
+        raise ValueError(f"channel_multiplier is {channel_multiplier}, narrow is {narrow}; "
+                         "need positive numbers below 1000")
     out = {}
     for s in (2**i for i in range(2, int(math.log2(size)) + 1)):
         out[s] = int(512 * narrow) if s <= 32 else int(16384 // s * channel_multiplier * narrow)
         if out[s] < 2 or out[s] % 2:
-            raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
+            raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise "
+                             f"narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
     return out
 
-# %% ../nbs/06_stylegan2.ipynb #74d246ab
+# %% ../nbs/06_stylegan2.ipynb #5801981a
 class ModulatedConv2d(nn.Module):
-    """Convolution whose input channels are scaled by a style (@eq-modulate): x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w').
+    """Convolution whose input channels are scaled by a style (@eq-modulate): x (b, cin, h, w),
+    w (b, style_dim) -> (b, cout, h', w').
 
-    Input-scaling form: scale x by s, one shared convolution, scale the result by d (@eq-demod). `up=True` doubles the size.
+    Input-scaling form: scale x by s, one shared convolution, scale the result by d (@eq-demod).
+    `up=True` doubles the size.
     """
 
-    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir", gain=1.0,
-                 equalized=True):
+    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir",
+                 gain=1.0, equalized=True):
         super().__init__()
-        self.weight_gain = 1 / math.sqrt(cin * kernel**2) if equalized else 1.0
-        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * (1.0 if equalized else 1 / math.sqrt(cin * kernel**2)))
+        std = 1 / math.sqrt(cin * kernel**2)
+        self.weight_gain, weight_size = (std, 1.0) if equalized else (1.0, std)
+        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * weight_size)
         self.modulation = EqualizedLinear(style_dim, cin, bias_init=1.0, equalized=equalized)
         self.demodulate, self.up, self.gain = demodulate, up, gain
         self.resample = Resample(resample)
@@ -63,9 +70,10 @@ class ModulatedConv2d(nn.Module):
         d = (s.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()  # (b, cout)
         return y * (d * self.gain).to(y.dtype)[:, :, None, None]
 
-# %% ../nbs/06_stylegan2.ipynb #780d0616
+# %% ../nbs/06_stylegan2.ipynb #32c7aabd
 class StyleConv(nn.Module):
-    """Modulated 3×3 convolution, plus strength × noise, plus bias, leaky ReLU: (b, cin, h, w) -> (b, cout, h', w').
+    """Modulated 3×3 convolution, plus strength × noise, plus bias, leaky ReLU:
+    (b, cin, h, w) -> (b, cout, h', w').
 
     `noise` is (1 or b, 1, h', w'), or None for none.
     """
@@ -84,21 +92,23 @@ class StyleConv(nn.Module):
             y = y + (self.noise_strength * self.bias_gain * noise).to(y.dtype)
         return F.leaky_relu(y + (self.bias * self.bias_gain).to(y.dtype)[:, None, None], SLOPE)
 
-# %% ../nbs/06_stylegan2.ipynb #5fe5fb6b
+# %% ../nbs/06_stylegan2.ipynb #4dcb3ea8
 NOISE_MODES = ("fixed", "random", "zero")     # stored maps, drawn anew, none
 
 
 def layer_noise(stored, mode, b):
-    'The noise of one layer: its `stored` map (1, 1, s, s) for "fixed", a fresh draw (b, 1, s, s) for "random", None for "zero".'
+    """The noise of one layer: its `stored` map (1, 1, s, s) for "fixed", a fresh draw (b, 1, s, s)
+    for "random", None for "zero"."""
     if mode not in NOISE_MODES:
         raise ValueError(f"noise is {mode!r}, needs one of {NOISE_MODES}")
     if mode == "random":
         return stored.new_empty(b, *stored.shape[1:]).normal_()
     return stored if mode == "fixed" else None
 
-# %% ../nbs/06_stylegan2.ipynb #336b9995
+# %% ../nbs/06_stylegan2.ipynb #b49e8574
 class ToRGB(nn.Module):
-    """Modulated 1×1 convolution to a picture, added to the upsampled picture so far: (b, cin, h, w), (b, 3, h/2, w/2) -> (b, 3, h, w)."""
+    """Modulated 1×1 convolution to a picture, added to the upsampled picture so far:
+    (b, cin, h, w), (b, 3, h/2, w/2) -> (b, 3, h, w)."""
 
     def __init__(self, cin, style_dim, *, resample="fir", equalized=True):
         super().__init__()
@@ -110,15 +120,16 @@ class ToRGB(nn.Module):
         y = self.conv(x, w) + self.bias[:, None, None]
         return y if image is None else y + self.resample.up(image)
 
-# %% ../nbs/06_stylegan2.ipynb #1ebc859d
+# %% ../nbs/06_stylegan2.ipynb #a3b97de4
 class Mapping(nn.Module):
-    """z (b, style_dim) -> w (b, style_dim): z is normalised to unit mean square, then passes n_mlp linear layers with leaky ReLU."""
+    """z (b, style_dim) -> w (b, style_dim): z is normalised to unit mean square, then passes n_mlp
+    linear layers with leaky ReLU."""
 
     def __init__(self, style_dim=512, n_mlp=8, *, lr_mul=0.01, equalized=True):
         super().__init__()
         self.layers = nn.ModuleList(
-            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True, equalized=equalized)
-            for _ in range(n_mlp))
+            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True,
+                            equalized=equalized) for _ in range(n_mlp))
 
     def forward(self, z):
         z = z * (z.square().mean(-1, keepdim=True) + 1e-8).rsqrt()
@@ -126,22 +137,25 @@ class Mapping(nn.Module):
             z = layer(z)
         return z
 
-# %% ../nbs/06_stylegan2.ipynb #98af9862
+# %% ../nbs/06_stylegan2.ipynb #eb89300b
 def truncate(w, w_mean, psi):
-    "w_mean + psi·(w - w_mean): psi = 1 leaves w (b, style_dim), psi = 0 gives the mean (@eq-truncation)."
+    """w_mean + psi·(w - w_mean): psi = 1 leaves w (b, style_dim), psi = 0 gives the mean
+    (@eq-truncation)."""
     if psi == 1:
         return w
     if w_mean is None:
         raise ValueError("truncation needs w_mean: pass StyleGAN2.mean_w()")
     return w_mean + psi * (w - w_mean)
 
-# %% ../nbs/06_stylegan2.ipynb #6e8daa0f
+# %% ../nbs/06_stylegan2.ipynb #f6685681
 class Synthesis(nn.Module):
-    """w (b, n_codes, style_dim) -> picture (b, 3, size, size), from a learned 4×4 constant; n_codes = 2·log2(size) - 2.
+    """w (b, n_codes, style_dim) -> picture (b, 3, size, size), from a learned 4×4 constant;
+    n_codes = 2·log2(size) - 2.
 
-    Block k uses codes i, i+1 for its two convolutions and i+2 for its RGB layer, i advancing by 2: neighbours share a code.
-    `modulate(h, k)`, where given, sees the feature h (b, c, s, s) after the first convolution of block k = 0, 1, … (8, 16, … px)
-    and returns its replacement: the place where GFP-GAN acts. Noise: "fixed" (stored maps), "random" (drawn in forward order), "zero".
+    Block k uses codes i, i+1 for its two convolutions and i+2 for its RGB layer, i advancing by 2:
+    neighbours share a code. `modulate(h, k)`, where given, sees the feature h (b, c, s, s) after
+    the first convolution of block k = 0, 1, … (8, 16, … px) and returns its replacement: the place
+    where GFP-GAN acts. Noise: "fixed" (stored maps), "random" (drawn in forward order), "zero".
     """
 
     def __init__(self, channels, style_dim=512, *, resample="fir", equalized=True):
@@ -174,32 +188,37 @@ class Synthesis(nn.Module):
             image = to_rgb(h, w[:, i + 2], image)
         return image
 
-# %% ../nbs/06_stylegan2.ipynb #e6c076fe
+# %% ../nbs/06_stylegan2.ipynb #9daa9ea7
 def mix(w1, w2, crossover):
-    "Style mixing of two (b, n_codes, style_dim): codes 0 … crossover-1 from w1 (coarse), the rest from w2 (fine)."
+    """Style mixing of two (b, n_codes, style_dim): codes 0 … crossover-1 from w1 (coarse), the rest
+    from w2 (fine)."""
     if crossover is None or not 0 <= crossover <= w1.shape[1]:
         raise ValueError(f"crossover is {crossover}, needs 0 … {w1.shape[1]}")
     return torch.cat([w1[:, :crossover], w2[:, crossover:]], dim=1)
 
-# %% ../nbs/06_stylegan2.ipynb #7ec50003
+# %% ../nbs/06_stylegan2.ipynb #8192c5e7
 class StyleGAN2(nn.Module):
-    """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and `synthesis` can be called alone."""
+    """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and
+    `synthesis` can be called alone."""
 
-    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir",
-                 equalized=True):
+    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *,
+                 resample="fir", equalized=True):
         super().__init__()
-        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier,
-                           narrow=narrow, resample=resample, equalized=equalized)
+        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp,
+                           channel_multiplier=channel_multiplier, narrow=narrow,
+                           resample=resample, equalized=equalized)
         self.mapping = Mapping(style_dim, n_mlp, equalized=equalized)
-        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample,
-                                   equalized=equalized)
+        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim,
+                                   resample=resample, equalized=equalized)
 
     def codes(self, w):
         "w (b, style_dim) -> the same code for every layer, (b, n_codes, style_dim)."
         return w[:, None].expand(-1, self.synthesis.n_codes, -1)
 
-    def forward(self, z, *, truncation=1.0, w_mean=None, mix_with=None, crossover=None, noise="fixed"):
-        """z (b, style_dim). Truncation moves w towards `w_mean` (@eq-truncation); codes from `crossover` on come from `mix_with` (b, style_dim)."""
+    def forward(self, z, *, truncation=1.0, w_mean=None, mix_with=None, crossover=None,
+                noise="fixed"):
+        """z (b, style_dim). Truncation moves w towards `w_mean` (@eq-truncation); codes from
+        `crossover` on come from `mix_with` (b, style_dim)."""
         w = self.codes(truncate(self.mapping(z), w_mean, truncation))
         if mix_with is not None:
             w = mix(w, self.codes(truncate(self.mapping(mix_with), w_mean, truncation)), crossover)
@@ -209,5 +228,5 @@ class StyleGAN2(nn.Module):
     def mean_w(self, n=4096, generator=None):
         "Mean of w over n draws of z, (1, style_dim): the centre that truncation moves towards."
         p = next(self.parameters())
-        z = torch.randn(n, self.synthesis.style_dim, generator=generator, dtype=p.dtype).to(p.device)
-        return self.mapping(z).mean(0, keepdim=True)
+        z = torch.randn(n, self.synthesis.style_dim, generator=generator, dtype=p.dtype)
+        return self.mapping(z.to(p.device)).mean(0, keepdim=True)

@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTATIONS', 'PRESETS', 'mixed_codes', 'augment_colour', 'augment_place', 'augment_hole', 'augment', 'PriorConfig',
            'grow', 'PriorTrainer']
 
-# %% ../nbs/14_train_prior.ipynb #65921a77
+# %% ../nbs/14_train_prior.ipynb #0446f01e
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .discriminators import Discriminator
 from .engine import Phase, Run, Trainer, adam, stepwise
@@ -22,37 +23,53 @@ from .faces import FaceFolder, to_images
 from .losses import d_logistic, g_logistic, path_length, r1
 from .stylegan2 import StyleGAN2, widths
 
-# %% ../nbs/14_train_prior.ipynb #86c586c8
+# %% ../nbs/14_train_prior.ipynb #7247c66e
 def mixed_codes(g, z, cut):
-    "z (b, 2, d), cut (b,) -> codes w (b, L, d) of a StyleGAN2 `g`: layers before `cut` take the first, those from `cut` on the second (@eq-train-prior-mixing)."
+    """z (b, 2, d), cut (b,) -> codes w (b, L, d) of a StyleGAN2 `g`.
+
+    Layers before `cut` take the first, those from `cut` on the second (@eq-train-prior-mixing).
+    """
     w = g.mapping(z)
     late = torch.arange(g.synthesis.n_codes, device=cut.device) >= cut[:, None]
     return torch.where(late[..., None], w[:, 1, None], w[:, 0, None])
 
-# %% ../nbs/14_train_prior.ipynb #be7a732a
+# %% ../nbs/14_train_prior.ipynb #cd88765b
 def augment_colour(x):
-    "Brightness, saturation and contrast of each picture changed at random: x (b, 3, s, s) -> the same shape."
-    u = lambda low, high: torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * (high - low) + low
+    """Brightness, saturation and contrast of each picture changed at random.
+
+    x (b, 3, s, s) -> the same shape.
+    """
+    def u(low, high):
+        drawn = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+        return drawn * (high - low) + low
+
     x = x + u(-0.5, 0.5)
     gray = x.mean(1, keepdim=True)
     x = gray + (x - gray) * u(0, 2)
     mean = x.mean((1, 2, 3), keepdim=True)
     return mean + (x - mean) * u(0.5, 1.5)
 
-# %% ../nbs/14_train_prior.ipynb #a8b53f5e
+# %% ../nbs/14_train_prior.ipynb #036d4355
 def augment_place(x, most=1 / 8):
-    "Each picture of x (b, c, s, s) shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
+    """Each picture of x (b, c, s, s) shifted by up to `most` of its side.
+
+    0, a middle grey, where nothing comes in.
+    """
     b, _, s, _ = x.shape
     m = int(s * most + 0.5)
     shift = torch.randint(-m, m + 1, (b, 2), device=x.device)
     at = torch.arange(s, device=x.device)
-    rows, cols = ((at + shift[:, i, None] + m) for i in (0, 1))                       # into the padded picture
+    rows, cols = ((at + shift[:, i, None] + m) for i in (0, 1))         # into the padded picture
     padded = F.pad(x, (m, m, m, m)).permute(0, 2, 3, 1)
-    return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    each = torch.arange(b, device=x.device)[:, None, None]
+    return padded[each, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
-# %% ../nbs/14_train_prior.ipynb #b2853c25
+# %% ../nbs/14_train_prior.ipynb #645e0d53
 def augment_hole(x, share=0.5):
-    "In each picture of x (b, c, s, s) a square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
+    """In each picture of x (b, c, s, s) a square of `share` of the side set to 0.
+
+    Its centre is anywhere; what sticks out is cut off.
+    """
     b, _, s, _ = x.shape
     n = int(s * share + 0.5)
     first = torch.randint(0, s + 1 - n % 2, (b, 2), device=x.device) - n // 2
@@ -60,17 +77,21 @@ def augment_hole(x, share=0.5):
     row, col = ((at >= first[:, i, None]) & (at < first[:, i, None] + n) for i in (0, 1))
     return x * ~(row[:, None, :, None] & col[:, None, None, :])
 
-# %% ../nbs/14_train_prior.ipynb #b509a7f4
-AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}       # by the names that a config uses
+# %% ../nbs/14_train_prior.ipynb #1dfdde0a
+# by the names that a config uses
+AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}
 
 
 def augment(x, names):
-    "DiffAugment of x (b, 3, s, s) in [-1, 1]: the augmentations `names`, of `AUGMENTATIONS`, one after the other; gradients flow through."
+    """DiffAugment of x (b, 3, s, s) in [-1, 1]; gradients flow through.
+
+    The augmentations `names`, of `AUGMENTATIONS`, one after the other.
+    """
     for name in names:
         x = AUGMENTATIONS[name](x)
     return x
 
-# %% ../nbs/14_train_prior.ipynb #2870b6c8
+# %% ../nbs/14_train_prior.ipynb #434a6280
 @dataclass(frozen=True)
 class PriorConfig:
     "Training of a StyleGAN2 prior. Numbers are StyleGAN2's where not said otherwise."
@@ -97,118 +118,168 @@ class PriorConfig:
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
         for narrow in (self.narrow, self.narrow_d):
-            widths(self.size, self.channel_multiplier, narrow)      # raises on impossible sizes and widths
+            widths(self.size, self.channel_multiplier, narrow)  # raises on impossible sizes, widths
         possible = dict(
-            style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, mixing=0 <= self.mixing <= 1,
-            lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
-            r1_every=self.r1_every >= 1, path_every=self.path_every >= 1)
+            style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100,
+            mixing=0 <= self.mixing <= 1, lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf,
+            path=0 <= self.path < np.inf, r1_every=self.r1_every >= 1,
+            path_every=self.path_every >= 1)
         for name, fits in possible.items():
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
-    @classmethod
-    def paper(cls):
-        "512 px, channel multiplier 1: the prior that GFP-GAN restores with."
-        return cls()
-
-    @classmethod
-    def faces128(cls):
-        "128 px on some thousand faces, one GPU."
-        return cls(size=128, style_dim=256, n_mlp=4, narrow=0.5, narrow_d=0.5, augment=("colour", "place", "hole"),
-                   run=Run(iterations=100_000, batch=32, ema_images=10_000.0, precision="bf16", valid_every=1000, save_every=1000))
-
-    @classmethod
-    def faces64(cls):
-        "64 px on some thousand faces: hours on a laptop. The bundled prior, but for the augmentation that it began with."
-        # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
-        return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
-                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True,
-                           valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
-
-    @classmethod
-    def faces32(cls):
-        "32 px on some thousand faces: half an hour on a laptop. The prior of the ablations."
-        return cls(size=32, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0, augment=("colour", "place", "hole"),
-                   run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True,
-                           valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
-
-    @classmethod
-    def tiny(cls):
-        "32 px, seconds per hundred iterations on a CPU."
-        return cls(size=32, style_dim=64, n_mlp=2, narrow=1 / 16, narrow_d=1 / 16, augment=("colour", "place"),
-                   run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20, valid_every=500, save_every=500, workers=0, threads=1))
+# %% ../nbs/14_train_prior.ipynb #1da402bb
+@patch(cls_method=True)
+def paper(cls: PriorConfig):
+    "512 px, channel multiplier 1: the prior that GFP-GAN restores with."
+    return cls()
 
 
-PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
+@patch(cls_method=True)
+def faces128(cls: PriorConfig):
+    "128 px on some thousand faces, one GPU."
+    return cls(size=128, style_dim=256, n_mlp=4, narrow=0.5, narrow_d=0.5,
+               augment=("colour", "place", "hole"),
+               run=Run(iterations=100_000, batch=32, ema_images=10_000.0, precision="bf16",
+                       valid_every=1000, save_every=1000))
 
-# %% ../nbs/14_train_prior.ipynb #0e0f1ade
+
+@patch(cls_method=True)
+def faces64(cls: PriorConfig):
+    """64 px on some thousand faces: hours on a laptop.
+
+    The bundled prior, but for the augmentation that it began with.
+    """
+    # no augmentation: it keeps a small D undecided,
+    # and such runs are too short for D to learn the faces by heart
+    return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
+               run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16",
+                       channels_last=True, valid_every=2000, save_every=500, log_every=50,
+                       workers=0, threads=1))
+
+# %% ../nbs/14_train_prior.ipynb #628adf9c
+@patch(cls_method=True)
+def faces32(cls: PriorConfig):
+    "32 px on some thousand faces: half an hour on a laptop. The prior of the ablations."
+    return cls(size=32, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
+               augment=("colour", "place", "hole"),
+               run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True,
+                       valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
+
+
+@patch(cls_method=True)
+def tiny(cls: PriorConfig):
+    "32 px, seconds per hundred iterations on a CPU."
+    return cls(size=32, style_dim=64, n_mlp=2, narrow=1 / 16, narrow_d=1 / 16,
+               augment=("colour", "place"),
+               run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20,
+                       valid_every=500, save_every=500, workers=0, threads=1))
+
+
+# name -> function that makes the config
+PRESETS = {name: getattr(PriorConfig, name)
+           for name in ("paper", "faces128", "faces64", "faces32", "tiny")}
+
+# %% ../nbs/14_train_prior.ipynb #fa8b5432
 def grow(net):
-    "A StyleGAN2 of twice the size that draws the same pictures enlarged: all weights of `net`, a random new block, whose RGB layer is 0."
+    """A StyleGAN2 of twice the size that draws the same pictures enlarged.
+
+    It has all weights of `net`, and a random new block, whose RGB layer is 0.
+    """
     big = StyleGAN2(**net.config | dict(size=2 * net.config["size"]))
     big.load_state_dict(big.state_dict() | net.state_dict())
     torch.nn.init.zeros_(big.synthesis.to_rgbs[-1].conv.weight)
     return big
 
-# %% ../nbs/14_train_prior.ipynb #ae13c25b
+# %% ../nbs/14_train_prior.ipynb #62ac29f1
 class PriorTrainer(Trainer):
-    """StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit(). `init_from`: a StyleGAN2 to begin with; a smaller one is grown."""
+    """StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit().
+
+    `init_from`: a StyleGAN2 to begin with; a smaller one is grown.
+    """
 
     def __init__(self, config, data, out=None, device=None, init_from=None):
         torch.manual_seed(config.run.seed)
         c = config
-        g = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow, resample=c.resample)
+        g = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow,
+                      resample=c.resample)
         d = Discriminator(c.size, c.channel_multiplier, c.narrow_d)
         while init_from is not None and init_from.config["size"] < c.size:
             init_from = grow(init_from)
         if init_from is not None:
             g.load_state_dict(init_from.state_dict())
         if isinstance(data, (str, Path)):
-            data = FaceFolder(data, c.size, seed=c.run.seed, flip=c.flip, boxes=None, degraded=False)
+            data = FaceFolder(data, c.size, seed=c.run.seed, flip=c.flip, boxes=None,
+                              degraded=False)
         lazy = lambda every: every / (every + 1)
-        optimizers = dict(g=adam(g, c.lr * lazy(c.path_every), (0.0, 0.99), c.path_every), d=adam(d, c.lr * lazy(c.r1_every), (0.0, 0.99), c.r1_every))
-        phases = [Phase("g", self.g_terms)] + [Phase("g", self.path_terms, c.path_every)] * (c.path > 0)
+        optimizers = dict(g=adam(g, c.lr * lazy(c.path_every), (0.0, 0.99), c.path_every),
+                          d=adam(d, c.lr * lazy(c.r1_every), (0.0, 0.99), c.r1_every))
+        phases = [Phase("g", self.g_terms)]
+        phases += [Phase("g", self.path_terms, c.path_every)] * (c.path > 0)
         phases += [Phase("d", self.d_terms)] + [Phase("d", self.r1_terms, c.r1_every)] * (c.r1 > 0)
-        super().__init__(config, out, dict(g=g, d=d), optimizers, phases, "g", data, stepwise(()), device=device)
+        super().__init__(config, out, dict(g=g, d=d), optimizers, phases, "g", data, stepwise(()),
+                         device=device)
         self.extra["path_mean"] = torch.zeros((), device=self.device)
-        self.shown = torch.randn(32, c.style_dim, generator=torch.Generator().manual_seed(c.run.seed + 1))
+        rng = torch.Generator().manual_seed(c.run.seed + 1)
+        self.shown = torch.randn(32, c.style_dim, generator=rng)
 
-    def inputs(self, batch):
-        "Adds the random codes: each process draws those of all and takes its own, so that their number does not matter."
-        n, rng = self.run.batch, torch.Generator().manual_seed(self.seed(shared=True))
-        mine = slice(self.rank, None, self.world)
-        dtype = next(self.nets["g"].parameters()).dtype
-        draw = lambda *shape: torch.randn(n, *shape, generator=rng, dtype=dtype)[mine].to(self.device)
-        cuts = torch.randint(1, self.nets["g"].synthesis.n_codes, (n,), generator=rng)
-        cuts = torch.where(torch.rand(n, generator=rng) < self.config.mixing, cuts, self.nets["g"].synthesis.n_codes)[mine].to(self.device)
-        return batch | dict(z_g=draw(2, self.config.style_dim), z_d=draw(2, self.config.style_dim), cut=cuts)
+# %% ../nbs/14_train_prior.ipynb #3cb45d2c
+@patch
+def inputs(self: PriorTrainer, batch):
+    """Adds the random codes.
 
-    def generate(self, g, z, cut):
-        return g.synthesis(mixed_codes(g, z, cut), noise=self.config.noise)
+    Each process draws those of all and takes its own, so that their number does not matter.
+    """
+    n, rng = self.run.batch, torch.Generator().manual_seed(self.seed(shared=True))
+    mine = slice(self.rank, None, self.world)
+    dtype, d = next(self.nets["g"].parameters()).dtype, self.config.style_dim
+    draw = lambda *shape: torch.randn(n, *shape, generator=rng, dtype=dtype)[mine].to(self.device)
+    L = self.nets["g"].synthesis.n_codes
+    cuts = torch.randint(1, L, (n,), generator=rng)
+    cuts = torch.where(torch.rand(n, generator=rng) < self.config.mixing, cuts, L)
+    return batch | dict(z_g=draw(2, d), z_d=draw(2, d), cut=cuts[mine].to(self.device))
 
-    def g_terms(self, b):
-        fake = self.call(partial(self.generate, self.nets["g"]), b["z_g"], b["cut"])
-        return {"g": g_logistic(self.call(self.fast["d"], augment(fake, self.config.augment)))}
 
-    def path_terms(self, b):
-        g, half = self.nets["g"], max(1, len(b["cut"]) // 2)
-        w = mixed_codes(g, b["z_g"][:half], b["cut"][:half])
-        penalty, mean, _ = path_length(g.synthesis(w, noise=self.config.noise), w, self.extra["path_mean"])
-        self.extra["path_mean"] = self.mean_over_processes(mean.detach())
-        return {"path": self.config.path * self.config.path_every * penalty}
+@patch
+def generate(self: PriorTrainer, g, z, cut):
+    return g.synthesis(mixed_codes(g, z, cut), noise=self.config.noise)
 
-    def d_terms(self, b):
-        with torch.no_grad():
-            fake = self.call(partial(self.generate, self.nets["g"]), b["z_d"], b["cut"])
-        d = lambda x: self.call(self.fast["d"], augment(x, self.config.augment))
-        return {"d": d_logistic(d(b["gt"]), d(fake))}
+# %% ../nbs/14_train_prior.ipynb #a70bf219
+@patch
+def g_terms(self: PriorTrainer, b):
+    fake = self.call(partial(self.generate, self.nets["g"]), b["z_g"], b["cut"])
+    return {"g": g_logistic(self.call(self.fast["d"], augment(fake, self.config.augment)))}
 
-    def r1_terms(self, b):
-        x = augment(b["gt"], self.config.augment).detach().requires_grad_(True)
-        return {"r1": self.config.r1 / 2 * self.config.r1_every * r1(self.nets["d"](x), x)}
 
-    @torch.no_grad()
-    def validate(self):
-        "A sheet of 4 × 8 samples of the average, the same codes each time."
-        p = next(self.ema.parameters())
-        faces = to_images(torch.cat([self.ema(z, noise="fixed") for z in self.shown.to(p).split(8)]))
-        return {}, np.concatenate([np.concatenate(list(row), 1) for row in faces.reshape(4, 8, *faces.shape[1:])], 0)
+@patch
+def path_terms(self: PriorTrainer, b):
+    g, half = self.nets["g"], max(1, len(b["cut"]) // 2)
+    w = mixed_codes(g, b["z_g"][:half], b["cut"][:half])
+    picture = g.synthesis(w, noise=self.config.noise)
+    penalty, mean, _ = path_length(picture, w, self.extra["path_mean"])
+    self.extra["path_mean"] = self.mean_over_processes(mean.detach())
+    return {"path": self.config.path * self.config.path_every * penalty}
+
+# %% ../nbs/14_train_prior.ipynb #bb254196
+@patch
+def d_terms(self: PriorTrainer, b):
+    with torch.no_grad():
+        fake = self.call(partial(self.generate, self.nets["g"]), b["z_d"], b["cut"])
+    d = lambda x: self.call(self.fast["d"], augment(x, self.config.augment))
+    return {"d": d_logistic(d(b["gt"]), d(fake))}
+
+
+@patch
+def r1_terms(self: PriorTrainer, b):
+    x = augment(b["gt"], self.config.augment).detach().requires_grad_(True)
+    return {"r1": self.config.r1 / 2 * self.config.r1_every * r1(self.nets["d"](x), x)}
+
+# %% ../nbs/14_train_prior.ipynb #986a1b4e
+@patch
+@torch.no_grad()
+def validate(self: PriorTrainer):
+    "A sheet of 4 × 8 samples of the average, the same codes each time."
+    codes = self.shown.to(next(self.ema.parameters())).split(8)
+    faces = to_images(torch.cat([self.ema(z, noise="fixed") for z in codes]))
+    rows = faces.reshape(4, 8, *faces.shape[1:])
+    return {}, np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)

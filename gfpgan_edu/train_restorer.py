@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LossWeights', 'RestorerConfig', 'build_generator', 'build_judges', 'held_out', 'RestorerTrainer', 'psnr']
 
-# %% ../nbs/15_train_restorer.ipynb #bc1d3a86
+# %% ../nbs/15_train_restorer.ipynb #46800d17
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from .degradation import PRESETS as DEGRADATIONS
 from .discriminators import ComponentDiscriminator, Discriminator
@@ -20,15 +21,18 @@ from .faces import PARTS, FaceFolder, to_images
 from .gfpgan import GFPGAN, GFPGANConfig
 from .identity import ArcFaceResNet, GrayEmbedder, load_embedder
 from .layers import float32_on_cpu
-from .losses import VGG19, EfficientNetLite, crop, d_logistic, feature_matching, feature_style, g_logistic
-from .losses import identity, l1, perceptual, pyramid, r1, style
+from .losses import VGG19, EfficientNetLite, crop, d_logistic, g_logistic, identity, l1
+from .losses import feature_matching, feature_style, perceptual, pyramid, r1, style
 from .stylegan2 import widths
 from .weights import load_prior
 
-# %% ../nbs/15_train_restorer.ipynb #f240f457
+# %% ../nbs/15_train_restorer.ipynb #08a85659
 @dataclass(frozen=True)
 class LossWeights:
-    "λ of each term of Eq. 9; the defaults are the paper's, and the official code's where the paper is silent. 0 turns a term off."
+    """λ of each term of Eq. 9; 0 turns a term off.
+
+    The defaults are the paper's, and the official code's where the paper is silent.
+    """
 
     pixel: float = 0.1                  # λ_l1
     perceptual: float = 1.0             # λ_per
@@ -40,21 +44,23 @@ class LossWeights:
     identity: float = 10.0              # λ_id
     pyramid: float = 1.0                # each size of the U-Net's pictures …
     pyramid_until: int = 50_000         # … up to this iteration,
-    pyramid_after: float = 1e-12        # then this much: not 0 in the official code, which needs every parameter used
+    pyramid_after: float = 1e-12
+    "then this much: not 0 in the official code, which needs every parameter used"
     r1: float = 10.0                    # γ of γ/2·|∂D/∂y|², scaled by r1_every
     r1_every: int = 16
 
     def __post_init__(self):
         for name, value in vars(self).items():
+            needs = "a number from 1 up" if name == "r1_every" else "0 or more"
             if not (name == "r1_every") <= value < np.inf:
-                raise ValueError(f"loss.{name} is {value}, needs {'a number from 1 up' if name == 'r1_every' else '0 or more'}")
+                raise ValueError(f"loss.{name} is {value}, needs {needs}")
 
     @property
     def parts(self):
         "Whether the component discriminators are needed."
         return max(self.component, self.feature_style, self.feature_matching) > 0
 
-# %% ../nbs/15_train_restorer.ipynb #6ab13283
+# %% ../nbs/15_train_restorer.ipynb #289524ac
 @dataclass(frozen=True)
 class RestorerConfig:
     "One training of GFP-GAN, complete but for the folders. The defaults are the paper's."
@@ -64,145 +70,200 @@ class RestorerConfig:
     run: Run = Run()
     degradation: Literal["paper", "official", "severe", "extreme"] = "paper"
     flip: bool = True
-    boxes: str = "manifest"             # where the parts are: "manifest", "template", or an official landmark file
+    boxes: str = "manifest"
+    'where the parts are: "manifest", "template", or an official landmark file'
     crops: tuple = (80, 80, 120)        # side of the crops of left eye, right eye, mouth, px at 512
     lr: float = 2e-3
     milestones: tuple = (700_000, 750_000)
     warmup: int = 0
     prior: str = ""                     # "bundled", a file, or "random"; "" is refused
     freeze_prior: bool = True
-    features: str = ""                  # of the perceptual term: "imagenet", a file, "efficientnet-lite0", or "random"; "" is refused
-    embedder: str = ""                  # of the identity term: "bundled", a file, or "random"; "" is refused
+    features: str = ""
+    'of the perceptual term: "imagenet", a file, "efficientnet-lite0", or "random"; "" is refused'
+    embedder: str = ""
+    'of the identity term: "bundled", a file, or "random"; "" is refused'
     noise: Literal["random", "fixed", "zero"] = "random"
     narrow_d: float = 1.0
     width_parts: int = 64
 
     def __post_init__(self):
-        if len(self.crops) != len(PARTS) or not all(isinstance(n, int) and n > 0 for n in self.crops):
+        if (len(self.crops) != len(PARTS)
+                or not all(isinstance(n, int) and n > 0 for n in self.crops)):
             raise ValueError(f"crops is {self.crops}, needs three sides in px: {', '.join(PARTS)}")
         widths(self.model.size, self.model.channel_multiplier, self.narrow_d)
         for name in ("lr", "width_parts"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, needs a positive number")
         if self.warmup < 0 or not all(isinstance(it, int) and it >= 0 for it in self.milestones):
-            raise ValueError(f"milestones is {self.milestones}, warmup is {self.warmup}, need iterations")
+            raise ValueError(f"milestones is {self.milestones}, warmup is {self.warmup}, "
+                             "need iterations")
 
-    @classmethod
-    def paper(cls):
-        "Sec. 3.5 and 4.1: 512 px, batch 12, 800k iterations."
-        return cls()
+# %% ../nbs/15_train_restorer.ipynb #64fb1553
+@patch(cls_method=True)
+def paper(cls: RestorerConfig):
+    "Sec. 3.5 and 4.1: 512 px, batch 12, 800k iterations."
+    return cls()
 
-    @classmethod
-    def official(cls):
-        "What train_gfpgan_v1.yml says where it differs from the paper."
-        return cls(loss=LossWeights(style=50.0), degradation="official", milestones=(600_000, 700_000))
 
-    @classmethod
-    def faces128(cls):
-        "128 px on some thousand faces, one GPU, all terms."
-        return cls(model=GFPGANConfig(size=128, style_dim=256, n_mlp=4, narrow=0.5), degradation="severe", milestones=(40_000,),
-                   narrow_d=0.5, width_parts=32, prior="random", freeze_prior=False, features="random", embedder="bundled",
-                   loss=LossWeights(pyramid_until=20_000),
-                   run=Run(iterations=50_000, batch=16, precision="bf16", ema_images=5000.0, valid_every=1000, save_every=1000))
+@patch(cls_method=True)
+def official(cls: RestorerConfig):
+    "What train_gfpgan_v1.yml says where it differs from the paper."
+    return cls(loss=LossWeights(style=50.0), degradation="official", milestones=(600_000, 700_000))
 
-    @classmethod
-    def faces64(cls):
-        "64 px around the bundled prior, all terms, some hours on a CPU. The bundled restorer was finished with these settings, and the embedder that its card names."
-        return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125), degradation="severe", milestones=(2600, 7700, 8400),
-                   narrow_d=0.125, width_parts=16, prior="bundled", freeze_prior=False, boxes="template",
-                   features="efficientnet-lite0", embedder="bundled",
-                   loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.04, component=0.01, feature_style=10.0, identity=0.4,
-                                    pyramid=0.5, pyramid_until=1_000_000, r1=0.5),
-                   run=Run(iterations=8900, batch=16, precision="bf16", channels_last=True, ema_images=6000.0,
-                           log_every=20, valid_every=1000, save_every=250, workers=0, threads=1))
 
-    @classmethod
-    def faces32(cls):
-        "32 px around a small prior, minutes on a CPU: what the ablations train. Perceptual and identity terms are off: their networks would take most of the time."
-        return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125), degradation="extreme", milestones=(4000,),
-                   narrow_d=0.125, width_parts=16, prior="prior32", boxes="template", embedder="bundled",
-                   loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.2, component=0.02, feature_style=10.0, identity=0.0,
-                                    pyramid=0.5, pyramid_until=4000, r1=0.5),
-                   run=Run(iterations=5000, batch=8, channels_last=True, ema_images=2000.0,
-                           log_every=20, valid_every=1000, save_every=500, workers=0, threads=1))
+@patch(cls_method=True)
+def faces128(cls: RestorerConfig):
+    "128 px on some thousand faces, one GPU, all terms."
+    return cls(model=GFPGANConfig(size=128, style_dim=256, n_mlp=4, narrow=0.5),
+               degradation="severe", milestones=(40_000,), narrow_d=0.5, width_parts=32,
+               prior="random", freeze_prior=False, features="random", embedder="bundled",
+               loss=LossWeights(pyramid_until=20_000),
+               run=Run(iterations=50_000, batch=16, precision="bf16", ema_images=5000.0,
+                       valid_every=1000, save_every=1000))
 
-    @classmethod
-    def tiny(cls):
-        "64 px, from nothing, three minutes on a laptop CPU. No identity term: it would take a third of the time."
-        return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1100,), narrow_d=1 / 16, width_parts=8,
-                   prior="random", freeze_prior=False, embedder="bundled", boxes="template",
-                   loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.01, component=0.01, feature_style=1.0, identity=0.0, pyramid=0.1),
-                   run=Run(iterations=1500, batch=4, channels_last=True, ema_images=400.0,
-                           log_every=20, valid_every=150, save_every=300, workers=0, threads=1))
+# %% ../nbs/15_train_restorer.ipynb #dc7b88f8
+@patch(cls_method=True)
+def faces64(cls: RestorerConfig):
+    """64 px around the bundled prior, all terms, some hours on a CPU.
+
+    The bundled restorer was finished with these settings, and the embedder that its card names.
+    """
+    return cls(model=GFPGANConfig(size=64, style_dim=64, n_mlp=4, narrow=0.125),
+               degradation="severe", milestones=(2600, 7700, 8400), narrow_d=0.125, width_parts=16,
+               prior="bundled", freeze_prior=False, boxes="template",
+               features="efficientnet-lite0", embedder="bundled",
+               loss=LossWeights(pixel=3.0, perceptual=0.15, adversarial=0.04, component=0.01,
+                                feature_style=10.0, identity=0.4, pyramid=0.5,
+                                pyramid_until=1_000_000, r1=0.5),
+               run=Run(iterations=8900, batch=16, precision="bf16", channels_last=True,
+                       ema_images=6000.0, log_every=20, valid_every=1000, save_every=250,
+                       workers=0, threads=1))
+
+
+@patch(cls_method=True)
+def faces32(cls: RestorerConfig):
+    """32 px around a small prior, minutes on a CPU: what the ablations train.
+
+    Perceptual and identity terms are off: their networks would take most of the time.
+    """
+    return cls(model=GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125),
+               degradation="extreme", milestones=(4000,), narrow_d=0.125, width_parts=16,
+               prior="prior32", boxes="template", embedder="bundled",
+               loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.2, component=0.02,
+                                feature_style=10.0, identity=0.0, pyramid=0.5,
+                                pyramid_until=4000, r1=0.5),
+               run=Run(iterations=5000, batch=8, channels_last=True, ema_images=2000.0,
+                       log_every=20, valid_every=1000, save_every=500, workers=0, threads=1))
+
+# %% ../nbs/15_train_restorer.ipynb #64c14329
+@patch(cls_method=True)
+def tiny(cls: RestorerConfig):
+    """64 px, from nothing, three minutes on a laptop CPU.
+
+    No identity term: it would take a third of the time.
+    """
+    return cls(model=GFPGANConfig.tiny(64), degradation="severe", lr=5e-3, milestones=(1100,),
+               narrow_d=1 / 16, width_parts=8, prior="random", freeze_prior=False,
+               embedder="bundled", boxes="template",
+               loss=LossWeights(pixel=1.0, perceptual=0.0, adversarial=0.01, component=0.01,
+                                feature_style=1.0, identity=0.0, pyramid=0.1),
+               run=Run(iterations=1500, batch=4, channels_last=True, ema_images=400.0,
+                       log_every=20, valid_every=150, save_every=300, workers=0, threads=1))
 
 
 # name -> function that makes the config
-PRESETS = {name: getattr(RestorerConfig, name) for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}
+PRESETS = {name: getattr(RestorerConfig, name)
+           for name in ("paper", "official", "faces128", "faces64", "faces32", "tiny")}
 
-# %% ../nbs/15_train_restorer.ipynb #193800ec
+# %% ../nbs/15_train_restorer.ipynb #96a826e8
 def _told(value, name, choices):
     "`value`, or a TrainingError: nothing that should have been learned is made up in silence."
     if not value:
-        raise TrainingError(f"no {name} is named, and a random one would be useless: set {name} to {choices}; {name}=random trains with an untrained one")
+        raise TrainingError(f"no {name} is named, and a random one would be useless: "
+                            f"set {name} to {choices}; {name}=random trains with an untrained one")
     return value
 
-# %% ../nbs/15_train_restorer.ipynb #8cf8f401
+# %% ../nbs/15_train_restorer.ipynb #087f4c64
 def build_generator(config, init_from=None):
-    """The generator that a run starts from: `init_from` (a GFPGAN) or a new one around the config's prior. A prior that was not loaded is a TrainingError."""
+    """The generator that a run starts from.
+
+    It is `init_from` (a GFPGAN) or a new one around the config's prior. A prior that was not loaded
+    is a TrainingError.
+    """
     c = config
     if init_from is not None:
         if init_from.config != c.model:
-            raise TrainingError(f"the weights to start from are of {init_from.config}, the config wants {c.model}")
+            raise TrainingError(f"the weights to start from are of {init_from.config}, "
+                                f"the config wants {c.model}")
         net = init_from.train()
     else:
         net = GFPGAN(c.model)
         if c.model.use_prior and c.prior == "random" and c.freeze_prior:
-            raise TrainingError("prior=random with freeze_prior=true would train around noise: name a prior, or set freeze_prior=false")
+            raise TrainingError("prior=random with freeze_prior=true would train around noise: "
+                                "name a prior, or set freeze_prior=false")
         if c.model.use_prior and c.prior != "random":
-            prior = load_prior(_told(c.prior, "prior", "bundled, or a .safetensors or official .pth file"))
+            choices = "bundled, or a .safetensors or official .pth file"
+            prior = load_prior(_told(c.prior, "prior", choices))
             if prior.config != net.decoder.config:
-                odd = [f"{k} {prior.config[k]} ≠ {v}" for k, v in net.decoder.config.items() if prior.config[k] != v]
+                odd = [f"{k} {prior.config[k]} ≠ {v}" for k, v in net.decoder.config.items()
+                       if prior.config[k] != v]
                 raise TrainingError(f"the prior {c.prior} does not fit the model: {', '.join(odd)}")
             net.decoder.load_state_dict(prior.state_dict())
     return net.freeze_prior() if c.model.use_prior and c.freeze_prior else net
 
-# %% ../nbs/15_train_restorer.ipynb #25418cd5
+# %% ../nbs/15_train_restorer.ipynb #558e3312
 def build_judges(config):
-    "The frozen networks that losses look through, {name: network}, as far as the weights ask for them."
+    "The frozen networks that losses look through, {name: network}, where a weight asks for them."
     c, out = config, {}
     if c.loss.perceptual or c.loss.style:
-        choices = "imagenet (torchvision's VGG-19, downloaded once), a file with its weights, or efficientnet-lite0 (from a package)"
+        choices = ("imagenet (torchvision's VGG-19, downloaded once), a file with its weights, "
+                   "or efficientnet-lite0 (from a package)")
         source, size = _told(c.features, "features", choices), c.model.size
-        out["features"] = EfficientNetLite(source, max(size, min(2 * size, 224))) if source.startswith("efficientnet-lite") else VGG19(source)
+        if source.startswith("efficientnet-lite"):
+            out["features"] = EfficientNetLite(source, max(size, min(2 * size, 224)))
+        else:
+            out["features"] = VGG19(source)
     if c.loss.identity:
-        source = _told(c.embedder, "embedder", "bundled (small), or the official arcface_resnet18.pth")
-        out["embedder"] = GrayEmbedder(ArcFaceResNet(8, 128)) if source == "random" else load_embedder(source)
+        choices = "bundled (small), or the official arcface_resnet18.pth"
+        source = _told(c.embedder, "embedder", choices)
+        if source == "random":
+            out["embedder"] = GrayEmbedder(ArcFaceResNet(8, 128))
+        else:
+            out["embedder"] = load_embedder(source)
     for m in (m for net in out.values() for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
         if m.groups > 1 and max(m.stride) > 1:
             m.forward = float32_on_cpu(m.forward)
     return out
 
-# %% ../nbs/15_train_restorer.ipynb #cda71bd2
+# %% ../nbs/15_train_restorer.ipynb #280a9702
 def held_out(config, data, valid=None):
-    "(training set, validation set) of the folder `data`; the second from the folder `valid` (its first 64) or held out of `data`, never flipped."
+    """(training set, validation set) of the folder `data`.
+
+    The second is from the folder `valid` (its first 64) or held out of `data`, never flipped.
+    """
     c, size = config, config.model.size
-    options = dict(ranges=DEGRADATIONS[c.degradation], seed=c.run.seed, boxes=c.boxes if c.loss.parts else None)
+    options = dict(ranges=DEGRADATIONS[c.degradation], seed=c.run.seed,
+                   boxes=c.boxes if c.loss.parts else None)
     names = FaceFolder(data, size, boxes=None).names
     if valid is None:
         n = min(64, max(1, len(names) // 10))
         if len(names) < 2:
-            raise TrainingError(f"{data}: one picture cannot be trained on and held out; give a second folder for validation")
+            raise TrainingError(f"{data}: one picture cannot be trained on and held out; "
+                                "give a second folder for validation")
         valid, shown, names = data, names[-n:], names[:-n]
     else:
         shown = FaceFolder(valid, size, boxes=None).names[:64]
     training = FaceFolder(data, size, flip=c.flip, names=names, **options)
-    return training, FaceFolder(valid, size, flip=False, names=shown, **options | dict(boxes=None))
+    judging = FaceFolder(valid, size, flip=False, names=shown, **options | dict(boxes=None))
+    return training, judging
 
-# %% ../nbs/15_train_restorer.ipynb #ed3952aa
+# %% ../nbs/15_train_restorer.ipynb #359a321e
 class RestorerTrainer(Trainer):
-    """GFP-GAN against four discriminators: RestorerTrainer(config, data folder, run folder, valid folder).fit().
+    """GFP-GAN against four discriminators.
 
-    Without a `valid` folder the last pictures of `data` (one in ten, at most 64) are held out. `init_from`: a GFPGAN to go on from.
+    RestorerTrainer(config, data folder, run folder, valid folder).fit(). Without a `valid` folder
+    the last pictures of `data` (one in ten, at most 64) are held out. `init_from`: a GFPGAN to go
+    on from.
     """
 
     def __init__(self, config, data, out=None, valid=None, device=None, init_from=None):
@@ -220,73 +281,116 @@ class RestorerTrainer(Trainer):
         phases = [Phase("g", self.g_terms), Phase("d", self.d_terms)]
         phases += [Phase("d", self.r1_terms, self.loss.r1_every)] * (self.loss.r1 > 0)
         phases += [Phase(part, lambda b, part=part: self.part_terms(b, part)) for part in PARTS]
-        data, self.valid = held_out(c, data, valid) if isinstance(data, (str, Path)) else (data, valid)
-        super().__init__(c, out, nets, optimizers, [p for p in phases if p.player in nets], "g", data, stepwise(c.milestones, 0.5, c.warmup),
-                         frozen=build_judges(c), device=device)
+        self.valid = valid
+        if isinstance(data, (str, Path)):
+            data, self.valid = held_out(c, data, valid)
+        phases = [p for p in phases if p.player in nets]
+        super().__init__(c, out, nets, optimizers, phases, "g", data,
+                         stepwise(c.milestones, 0.5, c.warmup), frozen=build_judges(c),
+                         device=device)
 
-    def side(self, part):
-        "Side of the crops of a part at this model's size, px: a multiple of 4 (two halvings), at least 16."
-        return max(16, 4 * round(self.config.crops[PARTS.index(part)] * self.config.model.size / 512 / 4))
+# %% ../nbs/15_train_restorer.ipynb #fef486d0
+@patch
+def g_terms(self: RestorerTrainer, b):
+    """Every term of Eq. 9 with its weight.
 
-    def g_terms(self, b):
-        "Every term of Eq. 9 with its weight. Leaves the restored picture in the batch for the discriminators' turns."
-        w, y = self.loss, b["gt"]
-        x, pictures = self.call(self.fast["g"], b["lq"], noise=self.config.noise)
-        b["out"] = x.detach()
-        terms = {"pixel": w.pixel * l1(x, y)}
+    Leaves the restored picture in the batch for the discriminators' turns.
+    """
+    w, y = self.loss, b["gt"]
+    x, pictures = self.call(self.fast["g"], b["lq"], noise=self.config.noise)
+    b["out"] = x.detach()
+    terms = {"pixel": w.pixel * l1(x, y)}
+    if w.pyramid:
         factor = w.pyramid if self.it <= w.pyramid_until else w.pyramid_after
-        terms |= {f"pyramid_{s}": factor * v for s, v in pyramid(pictures, y).items()} if w.pyramid else {}
-        if "features" in self.frozen:
-            fx, fy, k = self.call(self.fast["features"], x), self.target("features", y), self.frozen["features"].weights
-            terms |= {"perceptual": w.perceptual * perceptual(fx, fy, k)} if w.perceptual else {}
-            terms |= {"style": w.style * style(fx, fy, k)} if w.style else {}
-        if w.adversarial:
-            terms["adversarial"] = w.adversarial * g_logistic(self.call(self.fast["d"], x))
-        if w.parts:
-            terms |= self.part_losses(x, y, b["boxes"])
-        if w.identity:
-            terms["identity"] = w.identity * identity(self.call(self.fast["embedder"], x), self.target("embedder", y))
-        return terms
+        terms |= {f"pyramid_{s}": factor * v for s, v in pyramid(pictures, y).items()}
+    if "features" in self.frozen:
+        fx, fy = self.call(self.fast["features"], x), self.target("features", y)
+        k = self.frozen["features"].weights
+        if w.perceptual:
+            terms["perceptual"] = w.perceptual * perceptual(fx, fy, k)
+        if w.style:
+            terms["style"] = w.style * style(fx, fy, k)
+    if w.adversarial:
+        terms["adversarial"] = w.adversarial * g_logistic(self.call(self.fast["d"], x))
+    if w.parts:
+        terms |= self.part_losses(x, y, b["boxes"])
+    if w.identity:
+        ex, ey = self.call(self.fast["embedder"], x), self.target("embedder", y)
+        terms["identity"] = w.identity * identity(ex, ey)
+    return terms
 
-    def target(self, net, y):
-        "What a network says of the truth: no gradient."
-        with torch.no_grad():
-            return self.call(self.fast[net], y)
 
-    def part_losses(self, x, y, boxes):
-        "Eq. 7 for left eye, right eye and mouth: one function serves all three."
-        w, terms, texture, match = self.loss, {}, 0.0, 0.0
-        for i, part in enumerate(PARTS):
-            scores, fx = self.call(self.fast[part], crop(x, boxes[:, i], self.side(part)))
-            _, fy = self.target(part, crop(y, boxes[:, i], self.side(part)))
-            terms |= {f"component_{part}": w.component * g_logistic(scores)} if w.component else {}
-            texture, match = texture + feature_style(fx, fy), match + feature_matching(fx, fy)
-        terms |= {"feature_style": w.feature_style * texture} if w.feature_style else {}
-        return terms | ({"feature_matching": w.feature_matching * match} if w.feature_matching else {})
+@patch
+def target(self: RestorerTrainer, net, y):
+    "What a network says of the truth: no gradient."
+    with torch.no_grad():
+        return self.call(self.fast[net], y)
 
-    def d_terms(self, b):
-        d = lambda x: self.call(self.fast["d"], x)
-        return {"d": d_logistic(d(b["gt"]), d(b["out"]))}
+# %% ../nbs/15_train_restorer.ipynb #28b6e6fe
+@patch
+def side(self: RestorerTrainer, part):
+    """Side of the crops of a part at this model's size, px.
 
-    def r1_terms(self, b):
-        y = b["gt"].detach().clone().requires_grad_(True)               # never the batch itself: its crops are needed afterwards
-        return {"r1": self.loss.r1 / 2 * self.loss.r1_every * r1(self.nets["d"](y), y)}
+    A multiple of 4 (two halvings), at least 16.
+    """
+    at_512 = self.config.crops[PARTS.index(part)]
+    return max(16, 4 * round(at_512 * self.config.model.size / 512 / 4))
 
-    def part_terms(self, b, part):
-        crops = [crop(b[k], b["boxes"][:, PARTS.index(part)], self.side(part)) for k in ("gt", "out")]
-        real, fake = self.call(self.fast[part], torch.cat(crops))[0].chunk(2)
-        return {f"d_{part}": d_logistic(real, fake)}
 
-    @torch.no_grad()
-    def validate(self):
-        "PSNR of the average on the validation faces, of their inputs too, and a sheet: input, restored, truth. Without such faces nothing."
-        if not self.valid:
-            return {}, None
-        items = [self.valid[i] for i in range(len(self.valid))]
-        x, y = (torch.stack([i[k] for i in items]).to(self.device) for k in ("lq", "gt"))
-        out = torch.cat([self.ema(part, noise="fixed")[0] for part in x.to(next(self.ema.parameters())).split(8)]).clamp(-1, 1)
-        sheet = np.concatenate([np.concatenate(list(to_images(t[:8])), 1) for t in (x, out, y)], 0)
-        return {"valid_psnr": psnr(out, y), "valid_psnr_input": psnr(x, y)}, sheet
+@patch
+def part_losses(self: RestorerTrainer, x, y, boxes):
+    "Eq. 7 for left eye, right eye and mouth: one function serves all three."
+    w, terms, texture, match = self.loss, {}, 0.0, 0.0
+    for i, part in enumerate(PARTS):
+        n = self.side(part)
+        scores, fx = self.call(self.fast[part], crop(x, boxes[:, i], n))
+        _, fy = self.target(part, crop(y, boxes[:, i], n))
+        if w.component:
+            terms[f"component_{part}"] = w.component * g_logistic(scores)
+        texture, match = texture + feature_style(fx, fy), match + feature_matching(fx, fy)
+    if w.feature_style:
+        terms["feature_style"] = w.feature_style * texture
+    if w.feature_matching:
+        terms["feature_matching"] = w.feature_matching * match
+    return terms
+
+# %% ../nbs/15_train_restorer.ipynb #f3bbc032
+@patch
+def d_terms(self: RestorerTrainer, b):
+    d = lambda x: self.call(self.fast["d"], x)
+    return {"d": d_logistic(d(b["gt"]), d(b["out"]))}
+
+
+@patch
+def r1_terms(self: RestorerTrainer, b):
+    # never the batch itself: its crops are needed afterwards
+    y = b["gt"].detach().clone().requires_grad_(True)
+    return {"r1": self.loss.r1 / 2 * self.loss.r1_every * r1(self.nets["d"](y), y)}
+
+
+@patch
+def part_terms(self: RestorerTrainer, b, part):
+    boxes, n = b["boxes"][:, PARTS.index(part)], self.side(part)
+    crops = torch.cat([crop(b[k], boxes, n) for k in ("gt", "out")])
+    real, fake = self.call(self.fast[part], crops)[0].chunk(2)
+    return {f"d_{part}": d_logistic(real, fake)}
+
+# %% ../nbs/15_train_restorer.ipynb #2f890564
+@patch
+@torch.no_grad()
+def validate(self: RestorerTrainer):
+    """PSNR of the average on the validation faces, of their inputs too, and a sheet.
+
+    The sheet shows input, restored, truth. Without such faces nothing.
+    """
+    if not self.valid:
+        return {}, None
+    items = [self.valid[i] for i in range(len(self.valid))]
+    x, y = (torch.stack([i[k] for i in items]).to(self.device) for k in ("lq", "gt"))
+    lots = x.to(next(self.ema.parameters())).split(8)
+    out = torch.cat([self.ema(part, noise="fixed")[0] for part in lots]).clamp(-1, 1)
+    rows = [np.concatenate(list(to_images(t[:8])), 1) for t in (x, out, y)]
+    return {"valid_psnr": psnr(out, y), "valid_psnr_input": psnr(x, y)}, np.concatenate(rows, 0)
 
 # %% ../nbs/15_train_restorer.ipynb #948f55ab
 def psnr(x, y):

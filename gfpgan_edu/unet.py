@@ -10,9 +10,10 @@ from torch import nn
 
 from .layers import SQRT2, EqualizedConv2d, Resample
 
-# %% ../nbs/05_unet.ipynb #763bcb69
+# %% ../nbs/05_unet.ipynb #dd75de5b
 class DownBlock(nn.Module):
-    """Residual block that halves the size (@eq-unet-residual): (b, cin, h, w) -> (b, cout, h/2, w/2). The 1/√2 of the sum sits in the gains."""
+    """Residual block that halves the size (@eq-unet-residual): (b, cin, h, w) ->
+    (b, cout, h/2, w/2). The 1/√2 of the sum sits in the gains."""
 
     def __init__(self, cin, cout, *, resample="fir", equalized=True):
         super().__init__()
@@ -25,14 +26,16 @@ class DownBlock(nn.Module):
     def forward(self, x):
         h = self.conv1(x)
         if self.resample.mode == "fir":
-            h = self.conv2(self.resample.smooth(h, pad=2), stride=2, padding=0)  # h+1 samples -> h/2
+            # h+1 samples -> h/2
+            h = self.conv2(self.resample.smooth(h, pad=2), stride=2, padding=0)
         else:
             h = self.conv2(self.resample.down(h))
         return h + self.skip(self.resample.down(x))
 
-# %% ../nbs/05_unet.ipynb #cae3fdbe
+# %% ../nbs/05_unet.ipynb #2e3cb35b
 class UpBlock(nn.Module):
-    """Residual block that doubles the size: (b, cin, h, w) -> (b, cout, 2h, 2w). Bilinear in every family of official models."""
+    """Residual block that doubles the size: (b, cin, h, w) -> (b, cout, 2h, 2w).
+    Bilinear in every family of official models."""
 
     def __init__(self, cin, cout, *, equalized=True):
         super().__init__()
@@ -45,12 +48,14 @@ class UpBlock(nn.Module):
         # a 1×1 convolution commutes with resizing (@eq-unet-swap)
         return self.conv2(self.resample.up(self.conv1(x))) + self.resample.up(self.skip(x))
 
-# %% ../nbs/05_unet.ipynb #d933a69b
+# %% ../nbs/05_unet.ipynb #9fe71190
 class UNet(nn.Module):
-    """Degradation removal (Eq. 1): x (b, 3, S, S) -> F_latent (b, C4, 4, 4), F_spatial [8..S: (b, Cs, s, s)], pyramid [8..S: (b, 3, s, s)].
+    """Degradation removal (Eq. 1): x (b, 3, S, S) -> F_latent (b, C4, 4, 4),
+    F_spatial [8..S: (b, Cs, s, s)], pyramid [8..S: (b, 3, s, s)].
 
-    `channels` maps each resolution 4, 8, …, S to its width. log2(S) - 2 blocks go down and as many up (7 + 7 at 512 px); the
-    skips are additive: each up-block receives the running feature plus the encoder's feature of that size.
+    `channels` maps each resolution 4, 8, …, S to its width. log2(S) - 2 blocks go down and as many
+    up (7 + 7 at 512 px); the skips are additive: each up-block receives the running feature plus
+    the encoder's feature of that size.
     """
 
     def __init__(self, channels, *, resample="fir", equalized=True):

@@ -42,70 +42,93 @@ def _load(weights):
 
     return fuse(load_weights(weights), consume=True).to(pick_device())
 
-# %% ../nbs/23_web.ipynb #d04696e2
+# %% ../nbs/23_web.ipynb #af46bfb2
 def network(weights="bundled"):
-    "The restorer of this name or path, loaded once and shared by all visitors. Raises WeightsError."
-    with _loading:                                                          # two first visitors load it once, too
+    """The restorer of this name or path, loaded once and shared by all visitors.
+
+    Raises WeightsError.
+    """
+    with _loading:                                       # two first visitors load it once, too
         return _load(str(weights))
 
-# %% ../nbs/23_web.ipynb #d41af18d
+# %% ../nbs/23_web.ipynb #9d6482ae
 def on_this_machine():
     "Names of the weights that need no download."
     from gfpgan_edu.weights import RELEASES, cache_dir
 
-    return ["bundled", *(name for name, r in RELEASES.items() if (cache_dir() / r.url.rsplit("/", 1)[1]).is_file())]
+    here = [name for name, r in RELEASES.items()
+            if (cache_dir() / r.url.rsplit("/", 1)[1]).is_file()]
+    return ["bundled", *here]
 
-# %% ../nbs/23_web.ipynb #47e58420
+# %% ../nbs/23_web.ipynb #855d991d
 @dataclass(frozen=True)
 class Restored:
-    "What the page shows of one photo: the picture as it came, the result, and sentences for the user."
+    "What the page shows of one photo: the picture as it came, the result, sentences for the user."
 
     before: Picture
     after: Picture
     message: str
 
-# %% ../nbs/23_web.ipynb #d1f0a9c4
+# %% ../nbs/23_web.ipynb #d62de02b
 def restore_upload(path, weights="bundled", fidelity=None, max_mb=20):
-    """Read an uploaded file and restore its faces -> Restored. fidelity: 0 (the network's face) … 1 (the photo's own), None as the weights say.
+    """Read an uploaded file and restore its faces -> Restored.
 
-    Raises PhotoError (too large, not a picture, no face), whose message names the file without its folder, and WeightsError.
+    fidelity: 0 (the network's face) … 1 (the photo's own), None as the weights say. Raises
+    PhotoError (too large, not a picture, no face), whose message names the file without its
+    folder, and WeightsError.
     """
     from gfpgan_edu.photos import restore
 
     path, start = Path(path), time.perf_counter()
     try:
         if path.is_file() and path.stat().st_size > max_mb * 2**20:
-            raise PhotoError(f"{path}: has {path.stat().st_size / 2**20:.1f} MB, at most {max_mb:g} are taken")
+            mb = path.stat().st_size / 2**20
+            raise PhotoError(f"{path}: has {mb:.1f} MB, at most {max_mb:g} are taken")
         before = read_picture(path)
         result = restore(before.pixels, network(weights), fidelity=fidelity)
-    except PhotoError as e:                                                 # the upload's folder means nothing to its owner
-        raise PhotoError(f"{path.name}: " + str(e).removeprefix(f"{path}: ").removeprefix("image: ")) from e
-    done = f"{len(result.faces)} face{'s' * (len(result.faces) != 1)} restored in {time.perf_counter() - start:.1f} s"
-    return Restored(before, replace(before, pixels=result.image), "\n".join([done, *before.notes, *result.notes]))
+    except PhotoError as e:                         # the upload's folder means nothing to its owner
+        why = str(e).removeprefix(f"{path}: ").removeprefix("image: ")
+        raise PhotoError(f"{path.name}: {why}") from e
+    n, seconds = len(result.faces), time.perf_counter() - start
+    done = f"{n} face{'s' * (n != 1)} restored in {seconds:.1f} s"
+    message = "\n".join([done, *before.notes, *result.notes])
+    return Restored(before, replace(before, pixels=result.image), message)
 
-# %% ../nbs/23_web.ipynb #8ef3b3ac
-KEPT = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")          # kinds of files that are written as they came
+# %% ../nbs/23_web.ipynb #0aff5b81
+# kinds of files that are written as they came
+KEPT = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
-# %% ../nbs/23_web.ipynb #5b36484f
+# %% ../nbs/23_web.ipynb #3b73cf66
 def preview(picture, side=1600):
-    "The picture for the screen: at most `side` px wide and high, opaque, without EXIF (it tells when and where); the colour profile stays."
+    """The picture for the screen: at most `side` px wide and high, opaque.
+
+    It comes without EXIF, which tells when and where; the colour profile stays.
+    """
     h, w = picture.pixels.shape[:2]
     k = min(1, side / max(h, w))
-    small = picture.pixels if k == 1 else cv2.resize(picture.pixels, (max(1, round(w * k)), max(1, round(h * k))), interpolation=cv2.INTER_AREA)
+    small = picture.pixels
+    if k < 1:
+        size = max(1, round(w * k)), max(1, round(h * k))
+        small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
     return replace(picture, pixels=small, alpha=None, exif=None)
 
-# %% ../nbs/23_web.ipynb #5e9f6bb3
+# %% ../nbs/23_web.ipynb #5c983f25
 def write_results(restored, folder, name):
     "Files of one result in a new folder of their own: (before, after, download)."
     out, name = Path(tempfile.mkdtemp(dir=folder)), Path(name)
-    paths = out / "before.png", out / "after.png", out / f"{name.stem}-restored{name.suffix if name.suffix.lower() in KEPT else '.png'}"
-    for path, picture in zip(paths, (preview(restored.before), preview(restored.after), restored.after)):
+    suffix = name.suffix if name.suffix.lower() in KEPT else ".png"
+    paths = out / "before.png", out / "after.png", out / f"{name.stem}-restored{suffix}"
+    pictures = preview(restored.before), preview(restored.after), restored.after
+    for path, picture in zip(paths, pictures):
         write_picture(path, picture)
     return paths
 
-# %% ../nbs/23_web.ipynb #51afd327
+# %% ../nbs/23_web.ipynb #a2577746
 def answer(path, folder, weights="bundled", fidelity=None, max_mb=20):
-    "What the page says of an upload: ((before, after, download), message), or (None, the reason) where nothing could be restored."
+    """What the page says of an upload: ((before, after, download), message).
+
+    Where nothing could be restored: (None, the reason).
+    """
     from gfpgan_edu.weights import WeightsError
 
     try:
@@ -113,22 +136,31 @@ def answer(path, folder, weights="bundled", fidelity=None, max_mb=20):
         return write_results(restored, folder, Path(path).name), restored.message
     except (PhotoError, WeightsError) as e:                                 # written for people
         return None, str(e)
-    except Exception as e:                                                  # unforeseen: the whole story to the terminal, one sentence to the page
+    except Exception as e:
+        # unforeseen: the whole story to the terminal, one sentence to the page
         traceback.print_exc()
         return None, f"Sorry, that went wrong ({type(e).__name__}: {e})."
 
-# %% ../nbs/23_web.ipynb #53b0f5b5
+# %% ../nbs/23_web.ipynb #acebdfb7
 class Files:
-    "Where uploads and results lie: each file as long as a visitor holds it, all of them until `close` at the latest."
+    """Where uploads and results lie.
+
+    Each file is there as long as a visitor holds it, and until `close` at the latest.
+    """
 
     def __init__(self):
-        self._temporary = tempfile.TemporaryDirectory(prefix="gfpgan_edu-web-", ignore_cleanup_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix="gfpgan_edu-web-",
+                                                      ignore_cleanup_errors=True)
         self.folder, self.close = Path(self._temporary.name).resolve(), self._temporary.cleanup
         self._held, self._lock = {}, threading.Lock()
 
     def hold(self, visitor, *paths):
-        "From now on the visitor holds these files and no others; what nobody holds any more is removed."
-        paths = {p for p in map(Path, paths) if p.resolve().is_relative_to(self.folder)}           # never anything outside
+        """From now on the visitor holds these files and no others.
+
+        What nobody holds any more is removed.
+        """
+        # never anything outside
+        paths = {p for p in map(Path, paths) if p.resolve().is_relative_to(self.folder)}
         with self._lock:
             dropped = self._held.pop(visitor, set())
             if paths:
@@ -140,7 +172,10 @@ class Files:
                 self._remove(path)
 
     def sweep(self, seconds=3600):
-        "Remove what was not used for so long: broken-off uploads, results that came when their visitor had left."
+        """Remove what was not used for so long.
+
+        That is broken-off uploads, and results that came when their visitor had left.
+        """
         for path in [p for p in self.folder.rglob("*") if not p.is_dir()]:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > seconds:
@@ -149,20 +184,27 @@ class Files:
     def _remove(self, path):
         path.unlink(missing_ok=True)
         if path.parent != self.folder:
-            with suppress(OSError):                                         # not empty: somebody else's file is in it
+            with suppress(OSError):                     # not empty: somebody else's file is in it
                 path.parent.rmdir()
 
-# %% ../nbs/23_web.ipynb #800ec3a5
-HOSTS = (b"127.0.0.1", b"localhost")          # names by which a browser on this machine asks for the page
-HEADERS = {                                   # of every answer: load nothing from elsewhere, keep nothing
-    b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'",
-    b"cross-origin-resource-policy": b"same-origin", b"referrer-policy": b"no-referrer", b"x-content-type-options": b"nosniff",
-    b"cache-control": b"no-store",                                          # no photo in the browser's cache on the disk
+# %% ../nbs/23_web.ipynb #7db75a8e
+# names by which a browser on this machine asks for the page
+HOSTS = (b"127.0.0.1", b"localhost")
+# of every answer: load nothing from elsewhere, keep nothing
+HEADERS = {
+    b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+                                b"frame-ancestors 'none'; form-action 'self'",
+    b"cross-origin-resource-policy": b"same-origin", b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-store",                  # no photo in the browser's cache on the disk
 }
 
-# %% ../nbs/23_web.ipynb #38d8a165
+# %% ../nbs/23_web.ipynb #58e11ca3
 class Guard:
-    "ASGI middleware: answers its own page only, asked for by this machine's name, and forbids the browser to load anything from elsewhere or to keep it."
+    """ASGI middleware: answers its own page only, asked for by this machine's name.
+
+    It forbids the browser to load anything from elsewhere or to keep it.
+    """
 
     def __init__(self, app):
         self.app = app
@@ -176,34 +218,45 @@ class Guard:
 
         headers = dict(scope.get("headers", ()))
         host = headers.get(b"host", b"")
-        ours = host.rsplit(b":", 1)[0] in HOSTS and headers.get(b"origin", b"http://" + host) == b"http://" + host
+        own = b"http://" + host
+        ours = host.rsplit(b":", 1)[0] in HOSTS and headers.get(b"origin", own) == own
         if scope["type"] != "http" or ours:
             return await self.app(scope, receive, guarded)
-        await guarded({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await guarded({"type": "http.response.body", "body": b"This page answers at 127.0.0.1, and no other pages.\n"})
+        plain = [(b"content-type", b"text/plain")]
+        body = b"This page answers at 127.0.0.1, and no other pages.\n"
+        await guarded({"type": "http.response.start", "status": 403, "headers": plain})
+        await guarded({"type": "http.response.body", "body": body})
 
-# %% ../nbs/23_web.ipynb #5ff68b4b
-OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}      # hosts to which this process may connect
-_NAMES, _ADDRESSES = {"socket.getaddrinfo", "socket.gethostbyname"}, {"socket.connect", "socket.sendto", "socket.sendmsg"}
+# %% ../nbs/23_web.ipynb #c8c86b40
+# hosts to which this process may connect
+OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}
+_NAMES = {"socket.getaddrinfo", "socket.gethostbyname"}
+_ADDRESSES = {"socket.connect", "socket.sendto", "socket.sendmsg"}
 _closed = threading.Event()
 
-# %% ../nbs/23_web.ipynb #a087a6f4
-def _gate(event, args, closed=_closed):                                     # its own name for it: the hook outlives the module
+# %% ../nbs/23_web.ipynb #2cfa4351
+def _gate(event, args, closed=_closed):         # its own name for it: the hook outlives the module
     "Audit hook: Python calls it before each such event, and what it raises, the caller gets."
     if closed.is_set() and event in _NAMES | _ADDRESSES:
-        host = args[0] if event in _NAMES else args[1][0] if isinstance(args[1], tuple) else None     # no tuple: a socket of the file system
+        if event in _NAMES:
+            host = args[0]
+        else:                                   # no tuple: a socket of the file system
+            host = args[1][0] if isinstance(args[1], tuple) else None
         if (host.decode() if isinstance(host, bytes) else host) not in OURSELVES:
             raise PermissionError(13, f"the web page keeps to this computer, {host} is elsewhere")
 
-# %% ../nbs/23_web.ipynb #d8c6d145
-@lru_cache(maxsize=1)                                                       # audit hooks cannot be taken away again, one is enough
+# %% ../nbs/23_web.ipynb #fe8c8712
+@lru_cache(maxsize=1)           # audit hooks cannot be taken away again, one is enough
 def _install_gate():
     sys.addaudithook(_gate)
 
-# %% ../nbs/23_web.ipynb #8d7fdc4a
+# %% ../nbs/23_web.ipynb #3f74b60d
 @contextmanager
 def only_this_machine():
-    "Within it, this process can open no connection to another computer and look up no name, whatever code tries to."
+    """Within it, this process can open no connection to another computer and look up no name.
+
+    That holds whatever code tries to.
+    """
     _install_gate()
     _closed.set()
     try:
@@ -211,14 +264,15 @@ def only_this_machine():
     finally:
         _closed.clear()
 
-# %% ../nbs/23_web.ipynb #a22f77a8
+# %% ../nbs/23_web.ipynb #c683bce9
 def build(weights="bundled", max_mb=20):
     "The page as gr.Blocks, its files in `.files`. Raises WebError (no gradio), WeightsError."
     if find_spec("gradio") is None:
         raise WebError('the web page needs the package gradio: pip install "gfpgan_edu[web]"')
-    network(weights)                                                        # what cannot be loaded should be known before a visitor comes
+    network(weights)                # what cannot be loaded should be known before a visitor comes
     files = Files()
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files.folder))            # read when gradio is imported, and later
+    # read when gradio is imported, and later
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files.folder))
     import gradio as gr
 
     names = list(dict.fromkeys([str(weights), *on_this_machine()]))
@@ -233,26 +287,33 @@ def build(weights="bundled", max_mb=20):
         files.hold(request.session_hash)
 
     with gr.Blocks(title="gfpgan_edu", analytics_enabled=False) as page:
-        gr.Markdown("# Restore the faces of a photo\nThe photo stays on this computer. What a restorer adds is likely, not true.")
+        gr.Markdown("# Restore the faces of a photo\nThe photo stays on this computer. "
+                    "What a restorer adds is likely, not true.")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 photo = gr.File(label=f"Photo, at most {max_mb:g} MB", elem_id="photo", height=160)
                 chosen = gr.Dropdown(names, value=str(weights), label="Weights", elem_id="weights")
-                fidelity = gr.Slider(0, 1, value=0, step=0.05, label="Fidelity", info="0: the network's face, 1: the photo's own", elem_id="fidelity")
+                fidelity = gr.Slider(0, 1, value=0, step=0.05, label="Fidelity",
+                                     info="0: the network's face, 1: the photo's own",
+                                     elem_id="fidelity")
                 message = gr.Textbox(label="Result", lines=3, interactive=False, elem_id="message")
                 download = gr.DownloadButton("Download", interactive=False, elem_id="download")
-            slider = gr.ImageSlider(label="Before and after", elem_id="slider", interactive=False, buttons=["fullscreen"], scale=2, max_height=700)
-        gr.on([photo.upload, photo.clear, chosen.input, fidelity.release], show, [photo, chosen, fidelity], [slider, download, message],
-              concurrency_limit=1, trigger_mode="always_last", api_name="restore")         # what comes during a run is done after it
+            slider = gr.ImageSlider(label="Before and after", elem_id="slider", interactive=False,
+                                    buttons=["fullscreen"], scale=2, max_height=700)
+        # always_last: what comes during a run is done after it
+        gr.on([photo.upload, photo.clear, chosen.input, fidelity.release], show,
+              [photo, chosen, fidelity], [slider, download, message],
+              concurrency_limit=1, trigger_mode="always_last", api_name="restore")
         page.unload(leave)
     page.files = files
     return page
 
-# %% ../nbs/23_web.ipynb #a09f5b7e
+# %% ../nbs/23_web.ipynb #d879be8a
 def launch(port=7860, weights="bundled", max_mb=20, open_browser=True):
-    """Serve the page at http://127.0.0.1:port until Ctrl-C (or SIGTERM), then remove its files. max_mb: the largest upload, in units of 2²⁰ bytes.
+    """Serve the page at http://127.0.0.1:port until Ctrl-C (or SIGTERM), then remove its files.
 
-    Raises WebError (no gradio, the port is taken), WeightsError.
+    max_mb: the largest upload, in units of 2²⁰ bytes. Raises WebError (no gradio, the port is
+    taken), WeightsError.
     """
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -264,13 +325,19 @@ def launch(port=7860, weights="bundled", max_mb=20, open_browser=True):
     import gradio as gr
     from starlette.middleware import Middleware
 
-    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler) if threading.current_thread() is threading.main_thread() else None
+    terminated = None
+    if threading.current_thread() is threading.main_thread():
+        terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with only_this_machine():
-            page.launch(server_name="127.0.0.1", server_port=port, share=False, prevent_thread_lock=True, quiet=True, max_file_size=int(max_mb * 2**20),
-                        run_history=False, enable_monitoring=False, mcp_server=False, pwa=False, ssr_mode=False, footer_links=[], strict_cors=True,
-                        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), app_kwargs={"middleware": [Middleware(Guard)]})
-            print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it and removes its files", flush=True)
+            theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+            page.launch(server_name="127.0.0.1", server_port=port, share=False,
+                        prevent_thread_lock=True, quiet=True, max_file_size=int(max_mb * 2**20),
+                        run_history=False, enable_monitoring=False, mcp_server=False, pwa=False,
+                        ssr_mode=False, footer_links=[], strict_cors=True, theme=theme,
+                        app_kwargs={"middleware": [Middleware(Guard)]})
+            print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it and removes its files",
+                  flush=True)
             if open_browser:
                 webbrowser.open(f"http://127.0.0.1:{port}")
             while True:

@@ -34,15 +34,17 @@ from .gfpgan import GFPGAN, GFPGANConfig
 from .layers import EqualizedConv2d, EqualizedLinear
 from .stylegan2 import ModulatedConv2d, StyleConv, StyleGAN2
 
-# %% ../nbs/09_weights.ipynb #19e5f284
+# %% ../nbs/09_weights.ipynb #3d82ccd4
 class WeightsError(ValueError):
-    "A weights file that cannot be read, trusted or matched; the message names the file and the reason."
+    "A weights file that cannot be read, trusted or matched; the message names file and reason."
 
-# %% ../nbs/09_weights.ipynb #9f7fc84f
+# %% ../nbs/09_weights.ipynb #b8b4e910
 def save(net, path, dtype=None, **metadata):
-    """Write `net` (anything with a `.config`) to a safetensors file, config in the header, atomically; `dtype=torch.float16` halves the size.
+    """Write `net` (anything with a `.config`) to a safetensors file, config in the header,
+    atomically; `dtype=torch.float16` halves the size.
 
-    Further keyword arguments are kept as strings in the header. Weights that are not finite, or become so in `dtype`, are a WeightsError.
+    Further keyword arguments are kept as strings in the header. Weights that are not finite, or
+    become so in `dtype`, are a WeightsError.
     """
     state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone()
              for k, v in net.state_dict().items()}
@@ -50,8 +52,8 @@ def save(net, path, dtype=None, **metadata):
         if not torch.isfinite(v).all():
             raise WeightsError(f"{path}: not written, {k} holds NaN or infinity in {v.dtype}")
     config = net.config if isinstance(net.config, dict) else net.config.to_dict()
-    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__,
-                                                         "config": json.dumps(config)}
+    header = {k: str(v) for k, v in metadata.items()}
+    header |= {"format": "gfpgan_edu", "network": type(net).__name__, "config": json.dumps(config)}
     tmp = Path(path).with_name(Path(path).name + ".part")
     try:
         # safetensors' save_file would make it readable for its owner only
@@ -60,8 +62,8 @@ def save(net, path, dtype=None, **metadata):
     finally:
         tmp.unlink(missing_ok=True)
 
-# %% ../nbs/09_weights.ipynb #32e985a6
-MAX_HEADER = 10_000_000                                       # bytes; those of the official models would be 30,000
+# %% ../nbs/09_weights.ipynb #7886c631
+MAX_HEADER = 10_000_000    # bytes; those of the official models would be 30,000
 
 
 def _short(text):
@@ -71,7 +73,10 @@ def _short(text):
 
 
 def read_header(path):
-    "The header of a safetensors file of ours as a dict; `config` is a GFPGANConfig (a dict where it holds another `network`). Raises WeightsError."
+    """The header of a safetensors file of ours as a dict. Raises WeightsError.
+
+    `config` is a GFPGANConfig (a dict where it holds another `network`).
+    """
     try:
         if not Path(path).is_file():                          # a pipe would keep us waiting
             raise OSError("no such file")
@@ -92,20 +97,22 @@ def read_header(path):
         raise WeightsError(f"{path}: no usable config in the header ({_short(e)})") from e
     return meta
 
-# %% ../nbs/09_weights.ipynb #e7b33038
+# %% ../nbs/09_weights.ipynb #648c65e8
 def _compare(given, wanted, source):
     "Raise WeightsError unless the two {name: shape} agree."
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or unexpected:
-        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {_short(unexpected[:3])}")
+        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, "
+                           f"{len(unexpected)} unexpected {_short(unexpected[:3])}")
     for k, shape in wanted.items():
         if tuple(given[k]) != tuple(shape):
             raise WeightsError(f"{source}: {k} is {tuple(given[k])}, needs {tuple(shape)}")
 
 
 class _Outline(TorchFunctionMode):
-    """New tensors hold one number, read again and again: the names and shapes of a network without its memory.
-    (Torch's meta device does as much, but its first operation imports 900 modules: two seconds and 150 MB.)"""
+    """New tensors hold one number, read again and again: the names and shapes of a network without
+    its memory. (Torch's meta device does as much, but its first operation imports 900 modules: two
+    seconds and 150 MB.)"""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -114,27 +121,34 @@ class _Outline(TorchFunctionMode):
             return torch.zeros(()).expand(first if isinstance(first, (tuple, list)) else args)
         outline = isinstance(first, torch.Tensor) and first.ndim and not any(first.stride())
         # times a number, or filled in place
-        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):
+        if outline and (func is torch.Tensor.mul
+                        or func.__name__.strip("_") + "_" == func.__name__):
             return first
         return func(*args, **kwargs)
 
 
 def _outline(build, source):
-    "The state dict of `build()`, its names and shapes only. A network beyond all measure is a WeightsError."
+    "The state dict of `build()`, names and shapes only. One beyond all measure is a WeightsError."
     try:
         with _Outline():
             return build().state_dict()
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
-        raise WeightsError(f"{source}: describes a network that cannot be built ({_short(e)})") from e
+        raise WeightsError(f"{source}: describes a network that cannot be built "
+                           f"({_short(e)})") from e
 
-# %% ../nbs/09_weights.ipynb #55c0bbd8
+# %% ../nbs/09_weights.ipynb #171f8d0d
 def _fill(net, pairs, source):
-    "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float, also in the network's precision."
+    """Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it.
+
+    Every weight must be a finite float, also in the network's precision.
+    """
     own = net.state_dict()
     for k, v in pairs:
         # only counters are whole numbers
-        if v.is_floating_point() != own[k].is_floating_point():
-            raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
+        floating = own[k].is_floating_point()
+        if v.is_floating_point() != floating:
+            raise WeightsError(f"{source}: {k} holds {v.dtype}, "
+                               f"needs {'floating-point' if floating else 'whole'} numbers")
         v = v.to(own[k].dtype)
         # NaN passes through both; no copy of a large tensor is made
         if v.numel() and not torch.stack(v.aminmax()).isfinite().all():
@@ -144,20 +158,22 @@ def _fill(net, pairs, source):
 
 
 def _one_by_one(path, names):
-    "Pairs (name, tensor), the file opened for each: what has been read of an open file counts as memory in use."
+    "Pairs (name, tensor), the file opened for each: what is read of an open file counts as memory."
     for k in names:
         with safe_open(path, "pt") as f:
             yield k, f.get_tensor(k)
 
-# %% ../nbs/09_weights.ipynb #08c73bf7
+# %% ../nbs/09_weights.ipynb #fb31a6b0
 def load(path, network=GFPGAN):
-    """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named by `network`, in float32, eval mode.
+    """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named
+    by `network`, in float32, eval mode.
 
     Raises WeightsError that names the file and the reason.
     """
     header = read_header(path)
     if header["network"] != network.__name__:
-        raise WeightsError(f"{path}: holds a {_short(header['network'])}, needs a {network.__name__}")
+        raise WeightsError(f"{path}: holds a {_short(header['network'])}, "
+                           f"needs a {network.__name__}")
     config = header["config"]
     build = (lambda: network(**config)) if isinstance(config, dict) else lambda: network(config)
     try:
@@ -166,28 +182,35 @@ def load(path, network=GFPGAN):
             n_mlp = config.get("n_mlp", 0) if isinstance(config, dict) else config.n_mlp
             # the one number that could make even the outline endless
             if not isinstance(n_mlp, int) or n_mlp > len(given):
-                raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} mapping layers")
+                raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} "
+                                   "mapping layers")
             _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
-        return _fill(build(), _one_by_one(path, given), path)                 # copying returns to 32 bits
+        # copying returns to 32 bits
+        return _fill(build(), _one_by_one(path, given), path)
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: {_short(e)}") from e
 
-# %% ../nbs/09_weights.ipynb #fd8e0746
-BUNDLED = "faces64"                                                        # the restorer in gfpgan_edu/bundled
+# %% ../nbs/09_weights.ipynb #7312aeeb
+BUNDLED = "faces64"    # the restorer in gfpgan_edu/bundled
 
 
 def bundled_path():
     "Where the model that comes with the package lies."
     return Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED}.safetensors"))
 
-# %% ../nbs/09_weights.ipynb #9294d82f
+# %% ../nbs/09_weights.ipynb #ebf590f7
 # name -> what sets the official family apart in GFPGANConfig
-FAMILIES = {"v1": dict(resample="fir", equalized=True), "bilinear": dict(resample="bilinear", equalized=True),
+FAMILIES = {"v1": dict(resample="fir", equalized=True),
+            "bilinear": dict(resample="bilinear", equalized=True),
             "clean": dict(resample="bilinear", equalized=False)}
 
 
 def _conv_names(ours, theirs, index, equalized, act):
-    "Names of one convolution: the official equalised layers are Sequentials (convolution at `index`, bias in the activation `act`)."
+    """Names of one convolution.
+
+    The official equalised layers are Sequentials (convolution at `index`, bias in the activation
+    `act`).
+    """
     if not equalized:
         return [(f"{ours}.weight", f"{theirs}.weight"), (f"{ours}.bias", f"{theirs}.bias")]
     return [(f"{ours}.weight", f"{theirs}.{index}weight"), (f"{ours}.bias", f"{theirs}.{act}.bias")]
@@ -201,13 +224,17 @@ def _as_official(name, v):
         return v[None, :, None, None]                         # added to a feature map as it is
     return v
 
-# %% ../nbs/09_weights.ipynb #88803e10
+# %% ../nbs/09_weights.ipynb #341749e8
 def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
-    "(our key, official key) for every tensor of a StyleGAN2 with `n_blocks` = log2(size) - 2 blocks above 4 px."
+    """(our key, official key) for every tensor of a StyleGAN2 with `n_blocks` = log2(size) - 2
+    blocks above 4 px.
+    """
     pairs = []
     for j in range(n_mlp):
-        k = j + 1 if equalized else 2 * j + 1           # the clean Sequential counts its activations too
-        pairs += [(f"{ours}mapping.layers.{j}.{p}", f"{theirs}style_mlp.{k}.{p}") for p in ("weight", "bias")]
+        # the clean Sequential counts its activations too
+        k = j + 1 if equalized else 2 * j + 1
+        pairs += [(f"{ours}mapping.layers.{j}.{p}", f"{theirs}style_mlp.{k}.{p}")
+                  for p in ("weight", "bias")]
     s = f"{ours}synthesis."
     pairs.append((f"{s}constant", f"{theirs}constant_input.weight"))
     for i in range(2 * n_blocks + 1):
@@ -224,11 +251,12 @@ def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
                   for p in ("weight", "modulation.weight", "modulation.bias")]
     return pairs
 
-# %% ../nbs/09_weights.ipynb #a0de5586
+# %% ../nbs/09_weights.ipynb #3bc9c670
 def generator_names(config):
     "(our key, official key) for every tensor of a GFPGAN of this config."
     n, eq = int(math.log2(config.size)) - 2, config.equalized
-    pairs = _conv_names("unet.first", "conv_body_first", "0.", eq, "1") + _conv_names("unet.last", "final_conv", "0.", eq, "1")
+    pairs = _conv_names("unet.first", "conv_body_first", "0.", eq, "1")
+    pairs += _conv_names("unet.last", "final_conv", "0.", eq, "1")
     for i in range(n):
         d, u = f"conv_body_down.{i}", f"conv_body_up.{i}"
         pairs += _conv_names(f"unet.down.{i}.conv1", f"{d}.conv1", "0.", eq, "1")
@@ -244,21 +272,29 @@ def generator_names(config):
     pairs += [(f"to_w.{p}", f"final_linear.{p}") for p in ("weight", "bias")]
     return pairs + prior_names(n, config.n_mlp, eq, "decoder.", "stylegan_decoder.")
 
-# %% ../nbs/09_weights.ipynb #4e2903b7
+# %% ../nbs/09_weights.ipynb #e58ab3ce
 def _unwrap(state, source):
-    "The plain {name: tensor} inside an official file: prefers the averaged weights, drops DataParallel's `module.`."
+    """The plain {name: tensor} inside an official file: prefers the averaged weights, drops
+    DataParallel's `module.`.
+    """
+    def plain(k, v):
+        return (isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided
+                and not v.is_meta and not v.is_quantized)
+
     if isinstance(state, dict):
-        state = next((state[k] for k in ("params_ema", "params") if isinstance(state.get(k), dict)), state)
-    plain = lambda v: isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_meta and not v.is_quantized
-    if not isinstance(state, dict) or not all(isinstance(k, str) and plain(v) for k, v in state.items()):
+        inner = (state[k] for k in ("params_ema", "params") if isinstance(state.get(k), dict))
+        state = next(inner, state)
+    if not isinstance(state, dict) or not all(plain(k, v) for k, v in state.items()):
         raise WeightsError(f"{source}: needs a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
-
+# %% ../nbs/09_weights.ipynb #bd9696de
 def recognise(state, family=None):
-    """The GFPGANConfig of an official GFPGAN state dict, read from its names and shapes; any size and width.
+    """The GFPGANConfig of an official GFPGAN state dict, read from its names and shapes; any size
+    and width.
 
-    GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean") decides; None means v1 for both.
+    GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean")
+    decides; None means v1 for both.
     """
     d = "stylegan_decoder"
     needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight",
@@ -269,20 +305,26 @@ def recognise(state, family=None):
     found = "clean" if "conv_body_first.weight" in state else "v1"
     family = family or found
     if family not in FAMILIES or (family == "clean") != (found == "clean"):
-        raise WeightsError(f"these are weights of a {found} network, not of family {family!r}; known: {sorted(FAMILIES)}")
+        raise WeightsError(f"these are weights of a {found} network, not of family {family!r}; "
+                           f"known: {sorted(FAMILIES)}")
     rows, cond, scale, constant, mod = (state[k].shape for k in needed)
     narrow = constant[1] / 512
-    at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")               # first convolution at 64 px
-    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state),
+    # first convolution at 64 px
+    at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")
+    blocks = sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state)
+    return GFPGANConfig(size=4 * 2**blocks,
                         style_dim=mod[1], narrow=narrow,
                         channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow,
                         sft="half" if scale[0] == cond[1] else "full",
                         n_mlp=sum("style_mlp" in k and k.endswith(".weight") for k in state),
                         w="one" if rows[0] == mod[1] else "per_layer", **FAMILIES[family])
 
-# %% ../nbs/09_weights.ipynb #3de97955
+# %% ../nbs/09_weights.ipynb #da0bf50b
 def _translate(build, pairs, state, source):
-    "`build()` filled with the official `state`; `pairs` are (our key, official key). 64-bit weights stay so, all others become float32."
+    """`build()` filled with the official `state`; `pairs` are (our key, official key).
+
+    64-bit weights stay so, all others become float32.
+    """
     own = _outline(build, source)
     _compare({k: v.shape for k, v in state.items()},
              {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
@@ -292,7 +334,9 @@ def _translate(build, pairs, state, source):
 
 
 def from_official(state, family=None, source="state dict"):
-    "An official GFPGANv1, GFPGANBilinear or GFPGANv1Clean state dict -> GFPGAN with the same outputs. Raises WeightsError."
+    """An official GFPGANv1, GFPGANBilinear or GFPGANv1Clean state dict -> GFPGAN with the same
+    outputs. Raises WeightsError.
+    """
     state = _unwrap(state, source)
     try:
         config = recognise(state, family)
@@ -302,39 +346,48 @@ def from_official(state, family=None, source="state dict"):
 
 
 def prior_from_official(state, resample="fir", source="state dict"):
-    "An official StyleGAN2 generator (equalised; FIR or bilinear resampling) -> StyleGAN2 with the same outputs. Raises WeightsError."
+    """An official StyleGAN2 generator (equalised; FIR or bilinear resampling) -> StyleGAN2 with the
+    same outputs. Raises WeightsError.
+    """
     state = _unwrap(state, source)
-    if any(k not in state or state[k].ndim < 2 for k in ("constant_input.weight", "style_mlp.1.weight")):
+    needed = ("constant_input.weight", "style_mlp.1.weight")
+    if any(k not in state or state[k].ndim < 2 for k in needed):
         raise WeightsError(f"{source}: not an official StyleGAN2 generator")
     n = sum(k.startswith("to_rgbs.") and k.endswith("modulated_conv.weight") for k in state)
-    narrow = state["constant_input.weight"].shape[1] / 512
+    narrow, style_dim = state[needed[0]].shape[1] / 512, state[needed[1]].shape[1]
     at64 = state.get("style_convs.6.modulated_conv.weight")
     n_mlp = sum(k.startswith("style_mlp") and k.endswith(".weight") for k in state)
     multiplier = 1 if at64 is None or not narrow else at64.shape[1] / 256 / narrow
-    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow,
-                              resample=resample)
+    build = lambda: StyleGAN2(4 * 2**n, style_dim, n_mlp, multiplier, narrow, resample=resample)
     return _translate(build, prior_names(n, n_mlp, True), state, source)
 
-# %% ../nbs/09_weights.ipynb #bc02fd0f
+# %% ../nbs/09_weights.ipynb #f87dc397
 def to_official(net):
-    "The state dict that the official class of this net's family loads (`GFPGANv1`, `GFPGANBilinear` or `GFPGANv1Clean`). `prior_share` has no place in it: the official code shows the prior's picture alone."
+    """The state dict that the official class of this net's family loads (`GFPGANv1`,
+    `GFPGANBilinear` or `GFPGANv1Clean`).
+
+    `prior_share` has no place in it: the official code shows the prior's picture alone.
+    """
     c = net.config
     if not c.use_prior or c.sft == "none":
         raise ValueError("the official code has no generator without the prior or without the maps")
     if (c.resample, c.equalized) == ("fir", False):
         raise ValueError("no official class has FIR resampling with baked scales")
     own = net.state_dict()
-    return {theirs: _as_official(theirs, own[ours].detach().clone()) for ours, theirs in generator_names(c)}
+    return {theirs: _as_official(theirs, own[ours].detach().clone())
+            for ours, theirs in generator_names(c)}
 
-# %% ../nbs/09_weights.ipynb #293dd74a
+# %% ../nbs/09_weights.ipynb #b14a313a
 def to_clean(net):
-    """A bilinear, equalised GFPGAN -> the same function with every scale baked into the weights (`equalized=False`), ready to deploy.
+    """A bilinear, equalised GFPGAN -> the same function with every scale baked into the weights
+    (`equalized=False`), ready to deploy.
 
     Exact up to rounding; a FIR net is a ValueError, as its resampling has no clean form.
     """
     c = net.config
     if c.resample != "bilinear":
-        raise ValueError("only a net with resample='bilinear' has a clean form; FIR resampling does not")
+        raise ValueError("only a net with resample='bilinear' has a clean form; "
+                         "FIR resampling does not")
     clean = GFPGAN(c.replace(equalized=False)).to(next(net.parameters()))
     state = net.state_dict()
     for name, m in net.named_modules():
@@ -347,10 +400,10 @@ def to_clean(net):
     clean.load_state_dict(state)
     return clean.train(net.training)
 
-# %% ../nbs/09_weights.ipynb #dba7c38e
+# %% ../nbs/09_weights.ipynb #5a9c3684
 @dataclass(frozen=True)
 class Release:
-    "One official file: where it is, what it must hash to (None: not published), which family it belongs to."
+    "One official file: where it is, its hash (None: not published), the family it belongs to."
 
     name: str
     url: str
@@ -360,20 +413,30 @@ class Release:
     note: str = ""
 
 
-LICENCE = "code Apache-2.0; weights trained on FFHQ (CC BY-NC-SA 4.0): non-commercial"      # of the released weights
+# of the released weights
+LICENCE = "code Apache-2.0; weights trained on FFHQ (CC BY-NC-SA 4.0): non-commercial"
 _BASE = "https://github.com/TencentARC/GFPGAN/releases/download/"
+# by name: the official files
 RELEASES = {r.name: r for r in (
-    Release("v1", _BASE + "v0.1.0/GFPGANv1.pth", "v1", note="the paper's model, with colour enhancement"),
-    Release("v1.2", _BASE + "v0.2.0/GFPGANCleanv1-NoCE-C2.pth", "clean", "29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c", note="no colour enhancement"),
-    Release("v1.3", _BASE + "v1.3.0/GFPGANv1.3.pth", "clean", "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70", 348632874, "more natural than v1.2"),
-    Release("v1.4", _BASE + "v1.3.0/GFPGANv1.4.pth", "clean", "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad", 348632874, "more details, better identity than v1.3"),
-)}                                                                           # by name: the official files
+    Release("v1", _BASE + "v0.1.0/GFPGANv1.pth", "v1",
+            note="the paper's model, with colour enhancement"),
+    Release("v1.2", _BASE + "v0.2.0/GFPGANCleanv1-NoCE-C2.pth", "clean",
+            "29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c",
+            note="no colour enhancement"),
+    Release("v1.3", _BASE + "v1.3.0/GFPGANv1.3.pth", "clean",
+            "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70",
+            348632874, "more natural than v1.2"),
+    Release("v1.4", _BASE + "v1.3.0/GFPGANv1.4.pth", "clean",
+            "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
+            348632874, "more details, better identity than v1.3"),
+)}
 
-# %% ../nbs/09_weights.ipynb #584df102
+# %% ../nbs/09_weights.ipynb #844d9d2e
 def cache_dir():
-    "Where downloads are kept: $GFPGAN_EDU_CACHE, else $XDG_CACHE_HOME/gfpgan_edu, else ~/.cache/gfpgan_edu."
-    base = os.environ.get("GFPGAN_EDU_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfpgan_edu"
+    "Where downloads are kept: $GFPGAN_EDU_CACHE, else gfpgan_edu in $XDG_CACHE_HOME or ~/.cache."
+    if base := os.environ.get("GFPGAN_EDU_CACHE"):
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfpgan_edu"
 
 
 def sha256_of(path):
@@ -390,10 +453,11 @@ def _remembered(path):
     try:
         known = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as e:
-        raise WeightsError(f"{path}: cannot be read ({e}); it remembers the hashes of earlier downloads, delete it to start afresh") from e
+        raise WeightsError(f"{path}: cannot be read ({e}); it remembers the hashes of earlier "
+                           "downloads, delete it to start afresh") from e
     return known if isinstance(known, dict) else {}
 
-# %% ../nbs/09_weights.ipynb #3f8449d9
+# %% ../nbs/09_weights.ipynb #e9be30c6
 def _fetch(url, part, progress):
     "Download `url` to `part`, going on where an earlier try broke off."
     have = part.stat().st_size if part.exists() else 0
@@ -406,10 +470,12 @@ def _fetch(url, part, progress):
         # nothing is left to fetch
         if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):
             return
-        part.unlink()                                        # more than the whole file: not this file
+        # more than the whole file: not this file
+        part.unlink()
         return _fetch(url, part, progress)
     with response, open(part, "ab" if response.status == 206 else "wb") as f:
-        have = have if response.status == 206 else 0         # 200: the server sends the whole file again
+        # 200: the server sends the whole file again
+        have = have if response.status == 206 else 0
         total = have + int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem,
                   disable=not progress) as bar:
@@ -419,24 +485,28 @@ def _fetch(url, part, progress):
     if total > have and part.stat().st_size != total:
         raise OSError(f"connection closed after {part.stat().st_size} of {total} bytes")
 
-# %% ../nbs/09_weights.ipynb #4b180e2a
+# %% ../nbs/09_weights.ipynb #72e8797a
 def download(release, cache=None, progress=True):
-    """Fetch a `Release` (or its name) into the cache and return the path. A finished file is used again; a broken-off one is resumed.
+    """Fetch a `Release` (or its name) into the cache and return the path. A finished file is used
+    again; a broken-off one is resumed.
 
-    The SHA-256 must agree with the published one. Where none is published, the hash of the first download is shown and remembered,
-    and a later download must agree with it. Raises WeightsError (no network, wrong hash); nothing partial is ever used.
+    The SHA-256 must agree with the published one. Where none is published, the hash of the first
+    download is shown and remembered, and a later download must agree with it. Raises WeightsError
+    (no network, wrong hash); nothing partial is ever used.
     """
     if isinstance(release, str) and release not in RELEASES:
         raise WeightsError(f"{release}: no such release; known are {', '.join(RELEASES)}")
     r = RELEASES[release] if isinstance(release, str) else release
     folder = Path(cache) if cache else cache_dir()
-    path, part, seen = folder / r.url.rsplit("/", 1)[1], folder / (r.url.rsplit("/", 1)[1] + ".part"), folder / "hashes.json"
+    file = r.url.rsplit("/", 1)[1]
+    path, part, seen = folder / file, folder / f"{file}.part", folder / "hashes.json"
     if path.exists():
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _fetch(r.url, part, progress)
-    except (OSError, ValueError, http.client.HTTPException) as e:     # URLError and time-outs are OSErrors
+    # URLError and time-outs are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as e:
         kept = f"; what came is kept in {part} and will be resumed" if part.exists() else ""
         raise WeightsError(f"{r.name}: download of {r.url} failed ({e}){kept}") from e
     digest, known = sha256_of(part), _remembered(seen)
@@ -444,17 +514,20 @@ def download(release, cache=None, progress=True):
     if want and digest != want:
         part.unlink()
         told = "published" if r.sha256 else f"remembered in {seen}"
-        raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); the file was deleted")
+        raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); "
+                           "the file was deleted")
     if not want:
-        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}",
-              file=sys.stderr)
+        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, "
+              f"remembered in {seen}", file=sys.stderr)
         seen.write_text(json.dumps(known | {r.url: digest}, indent=1))
     os.replace(part, path)
     return path
 
-# %% ../nbs/09_weights.ipynb #6b39d08b
+# %% ../nbs/09_weights.ipynb #79c16c7b
 def _read_pickle(path):
-    "The content of a .pth file; only plain tensors and containers are allowed in it, and nothing that unpacks to more than the file's size."
+    """The content of a .pth file; only plain tensors and containers are allowed in it, and nothing
+    that unpacks to more than the file's size.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as z:
@@ -466,24 +539,33 @@ def _read_pickle(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
     except Exception as e:
-        reason = str(e) if type(e) is ValueError else (getattr(e, "strerror", None) or "damaged, or it holds more than tensors; nothing in it was run").lower()
+        if type(e) is ValueError:
+            reason = str(e)
+        else:
+            damaged = "damaged, or it holds more than tensors; nothing in it was run"
+            reason = (getattr(e, "strerror", None) or damaged).lower()
         raise WeightsError(f"{path}: not a plain file of tensors ({_short(reason)})") from e
 
 
 def read_state(path):
-    "The {name: tensor} of an official .pth file; prefers averaged weights, drops `module.`. Raises WeightsError."
+    """The {name: tensor} of an official .pth file; prefers averaged weights, drops `module.`.
+
+    Raises WeightsError.
+    """
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
     state, there = _unwrap(_read_pickle(path), path), Path(path).stat().st_size
     # one number can pose as a tensor of any size
     if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:
-        raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights in a file of {there / 1e6:.1f} MB")
+        raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights "
+                           f"in a file of {there / 1e6:.1f} MB")
     return state
 
-
+# %% ../nbs/09_weights.ipynb #715eefbf
 def load_weights(weights="bundled", family=None, progress=True):
-    """A GFPGAN by name or path, eval mode: "bundled", an official release ("v1" … "v1.4", downloaded once), a .safetensors of ours,
-    or an official .pth (`family` as in `recognise`). Pickles are read with weights_only=True: code in them does not run. Raises WeightsError."""
+    """A GFPGAN by name or path, eval mode: "bundled", an official release ("v1" … "v1.4",
+    downloaded once), a .safetensors of ours, or an official .pth (`family` as in `recognise`).
+    Pickles are read with weights_only=True: code in them does not run. Raises WeightsError."""
     if weights == "bundled":
         return load(bundled_path())
     if str(weights) in RELEASES:
@@ -491,22 +573,31 @@ def load_weights(weights="bundled", family=None, progress=True):
         weights, family = download(r, progress=progress), r.family
     path = Path(weights)
     if not path.is_file():
-        raise WeightsError(f"{weights}: no such file, nor a known name (bundled, {', '.join(RELEASES)})")
-    return load(path) if path.suffix.lower() == ".safetensors" else from_official(read_state(path), family, path)
+        raise WeightsError(f"{weights}: no such file, "
+                           f"nor a known name (bundled, {', '.join(RELEASES)})")
+    if path.suffix.lower() == ".safetensors":
+        return load(path)
+    return from_official(read_state(path), family, path)
 
-# %% ../nbs/09_weights.ipynb #2a1d8048
-BUNDLED_PRIORS = {"bundled": "prior64", "prior64": "prior64", "prior32": "prior32"}      # name -> file in gfpgan_edu/bundled
+# %% ../nbs/09_weights.ipynb #6bbd25f3
+# name -> file in gfpgan_edu/bundled
+BUNDLED_PRIORS = {"bundled": "prior64", "prior64": "prior64", "prior32": "prior32"}
 
 
 def load_prior(source="bundled"):
-    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior32", a .safetensors of ours (of a restorer: its decoder),
-    or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
-    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_PRIORS[source]}.safetensors")) if source in BUNDLED_PRIORS else Path(source)
+    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior32", a .safetensors of ours
+    (of a restorer: its decoder), or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises
+    WeightsError."""
+    path = Path(source)
+    if source in BUNDLED_PRIORS:
+        name = f"{BUNDLED_PRIORS[source]}.safetensors"
+        path = Path(str(resources.files("gfpgan_edu.bundled") / name))
     if path.suffix.lower() != ".safetensors":
         return prior_from_official(read_state(path), source=path)
     if read_header(path)["network"] != "GFPGAN":
         return load(path, StyleGAN2)
     net = load(path)
     if not net.config.use_prior or not net.config.equalized:
-        raise WeightsError(f"{path}: a GFPGAN without a prior, or with scales baked in, holds no StyleGAN2 to train or search with")
+        raise WeightsError(f"{path}: a GFPGAN without a prior, or with scales baked in, "
+                           "holds no StyleGAN2 to train or search with")
     return net.decoder

@@ -67,7 +67,7 @@ class Module:
         self.quote, self.public, self.defined = ast.get_docstring(tree) or "", [], {}
         self.comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT and t.string[:4] != "# %%"}
         self.alone = {i for i, line in enumerate(text.splitlines(), 1) if line.startswith("#")}      # lines that are comments
-        for s in tree.body:
+        for s in methods_in_classes(tree.body):
             if isinstance(s, (ast.FunctionDef, ast.ClassDef)):
                 self.defined[s.name] = s
             for target in getattr(s, "targets", [getattr(s, "target", None)]):
@@ -123,6 +123,20 @@ class Module:
             elif isinstance(s, ast.AnnAssign):
                 fields[s.target.id] = f"{s.target.id}: {annotation(s.annotation)}" + (f" = {default(s.value)}" if s.value else "")
         return fields
+
+
+def methods_in_classes(body):
+    "The statements of a module, each function that fastcore's @patch puts into a class moved there."
+    classes, rest = {s.name: s for s in body if isinstance(s, ast.ClassDef)}, []
+    for s in body:
+        kinds = [ast.unparse(d) for d in getattr(s, "decorator_list", [])]
+        if any(re.match(r"patch\b", kind) for kind in kinds):
+            owner, s.args.args[0].annotation = s.args.args[0].annotation.id, None
+            s.decorator_list = [ast.Name("property" if "as_prop" in kind else kind) for kind in kinds]
+            classes[owner].body.append(s)
+        else:
+            rest.append(s)
+    return rest
 
 
 def paragraph(text):

@@ -16,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from api_page import api_page
+from api_page import api_page, methods_in_classes
 from book import PACKAGE, as_json, chapters, code_cells, exported, is_solution, joined, notebook_from, notebook_path, read_notebook, twin_of, twin_path
 
 MAX_NOTEBOOK, MAX_PICTURE, MAX_BUNDLED, MAX_TREE = 700_000, 200_000, 12_000_000, 25_000_000    # bytes
+MAX_WIDTH, MAX_LINES = 100, 40                                                # of the code of a cell: what a page shows, what a reader holds
 DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output"}
 UNIT = r"(?:dB|ms|s|%|kB|MB|GB|°|minutes|hours|seconds)"
 CROSSREF = r"(?:[Ss]ec|[Ff]ig|[Ee]q|[Tt]bl)-[\w-]*\w"
@@ -97,7 +98,7 @@ def parsed(source):
 
 def definitions(tree):
     "{name: the statement that defines it} of the top level of a module."
-    for s in tree.body:
+    for s in methods_in_classes(tree.body):
         targets = s.targets if isinstance(s, ast.Assign) else [s.target] if isinstance(s, ast.AnnAssign) else []
         names = [s.name] if isinstance(s, (ast.FunctionDef, ast.ClassDef)) else [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
         yield from ((name, s) for name in names)
@@ -349,6 +350,13 @@ def cell_problems(cell, counts):
     top = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#|")), len(lines))
     if any(line.startswith("#|") for line in lines[top:]):
         yield "a `#|` line below the top of the cell"
+    code = [line for line in source.splitlines() if not line.startswith("#|")]
+    for line in code:
+        if len(line) > MAX_WIDTH:
+            yield f"a line of {len(line)} characters, the page shows {MAX_WIDTH}: {line.strip()[:40]} …"
+    docs = sum(s.end_lineno - s.lineno + 1 for s in ast.walk(parsed(source)) if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+    if (n := sum(bool(line.strip()) for line in code) - docs) > MAX_LINES:
+        yield f"{n} lines of code besides docstrings; {MAX_LINES} are what a reader can hold"
     pictures = [joined(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
     if any(o["output_type"] == "error" for o in outputs):
         yield "the saved output is an error"

@@ -204,6 +204,8 @@ FAULTS = {
     "large picture": (edit_cell(1, 3, outputs=[dict(output_type="display_data", metadata={}, data={"image/png": "AAAA" * 70_000})]), "a picture of 210 kB"),
     "large notebook": (edit_cell(2, 1, outputs=[dict(output_type="stream", name="stdout", text=["x" * 700_000])]), "allowed are 700"),
     "figure never referred to": (edit_text(FIRST_PY, "@fig-dot", "the figure"), "figure @fig-dot is never referred to"),
+    "wide line": (edit_text(SECOND_PY, "x = 1", f"x = {'1' * 97}"), "nbs/02_second.ipynb: cell 2: a line of 101 characters"),
+    "long cell": (edit_text(SECOND_PY, "x = 1", "\n".join(f"x{i} = 1" for i in range(41))), "nbs/02_second.ipynb: cell 2: 41 lines of code"),
     "unknown directive": (edit_text(SECOND_PY, "x = 1", "#| exprot\nx = 1"), "'#| exprot' is neither"),
     "directive below the top": (edit_text(SECOND_PY, "x = 1", "x = 1\n#| export"), "nbs/02_second.ipynb: cell 2: a `#|` line below the top"),
     "missing manifest entry": (lambda root: (root / "figures/new.json").write_text("{}"), "figures/new.json: figures/manifest.json does not tell its command"),
@@ -232,10 +234,11 @@ def test_planted_fault_is_found(root, plant, message):
     assert all(re.match(r"[\w./ ]+: ", f) and "\n" not in f for f in found)
 
 
-def test_a_name_is_tried_by_another_that_uses_it_itself_or_in_a_private_helper_but_not_farther_away(root):
-    (root / "gfpgan_edu/first.py").write_text("""__all__ = ["double", "LIMIT", "near", "far"]
+@pytest.mark.parametrize("double", ["def double(x): return _help(x) + LIMIT", "class double: pass\n@patch\ndef value(self: double): return _help(self) + LIMIT"], ids=["function", "patched"])
+def test_a_name_is_tried_by_another_that_uses_it_itself_or_in_a_private_helper_but_not_farther_away(root, double):
+    (root / "gfpgan_edu/first.py").write_text(f"""__all__ = ["double", "LIMIT", "near", "far"]
 LIMIT = 3
-def double(x): return _help(x) + LIMIT
+{double}
 def _help(x): return near(x)
 def near(x): return far(x)
 def far(x): return x
@@ -408,6 +411,9 @@ def test_page_of_names_shows_every_public_name_as_python_sees_it():
                 assert [a.arg for a in (*args.posonlyargs, *args.args, args.vararg, *args.kwonlyargs, args.kwarg) if a] == list(inspect.signature(thing).parameters), f"{path.stem}.{name}"
                 assert len(args.defaults) + sum(d is not None for d in args.kw_defaults) == sum(p.default is not p.empty for p in inspect.signature(thing).parameters.values())
                 seen += 1
+            for member in vars(thing).values() if inspect.isclass(thing) else ():    # those put into it by @patch too
+                if inspect.isfunction(member) and member.__module__ == module.__name__ and not member.__name__.startswith("_") and member.__doc__:
+                    assert f"- `.{member.__name__}(" in page.split(f"{{#api-{path.stem}-{name}}}")[1].split("{#api-")[0], f"{path.stem}.{name}.{member.__name__}"
     assert seen > 200
     listed = re.findall(r"^- \[`(\w+)`\]\(#api-(\w+?)-(\w+)\)", page, re.M)
     assert [name for name, _, _ in listed] == gfpgan_edu.__all__

@@ -812,9 +812,10 @@ def test_end_to_end_with_the_real_detector_and_the_bundled_model(tmp_path, capsy
 
 def test_a_real_ctrl_c_ends_without_a_traceback(tmp_path):
     code = f"""
-import sys, time
+import signal, sys, time
 from types import SimpleNamespace
 from gfpgan_edu import cli, inference, photos, weights
+signal.signal(signal.SIGINT, signal.default_int_handler)                # a test run in the background ignores it, and hands that down
 weights.load_weights, inference.fuse = lambda name, progress: SimpleNamespace(to=lambda device: None), lambda net, **options: net
 def slow(image, net, **options):
     print("READY", flush=True)

@@ -64,11 +64,15 @@ draw_map("degradation");
 #| export
 @dataclass(frozen=True)
 class Face:
-    "A face found in a picture, in pixels whose centres are at whole numbers: box (x0, y0, x1, y1), score in [0, 1], landmarks (5, 2)."
+    """A face found in a picture: box (x0, y0, x1, y1), score in [0, 1], landmarks (5, 2).
+
+    Coordinates are pixels whose centres are at whole numbers.
+    """
 
     box: tuple
     score: float
-    landmarks: np.ndarray        # x, y of left eye, right eye, nose, left and right corner of the mouth; left = left in the picture
+    landmarks: np.ndarray
+    "x, y of left eye, right eye, nose, left and right mouth corner; left = left in the picture"
 
 
 class Detector(Protocol):
@@ -79,7 +83,7 @@ class Detector(Protocol):
 
 # %%
 here = Face((10.0, 10.0, 50.0, 60.0), 1.0, np.zeros((5, 2)))
-by_hand: Detector = lambda image: [here]                    # a detector for a photo whose face is known
+by_hand: Detector = lambda image: [here]    # a detector for a photo whose face is known
 assert by_hand(np.zeros((80, 80, 3), np.uint8)) == [here]
 test_fail(lambda: setattr(here, "score", 0.5), exc=FrozenInstanceError)
 
@@ -106,7 +110,7 @@ def _mtcnn():
     with warnings.catch_warnings():
         # on import it asks for notebook widgets
         warnings.simplefilter("ignore")
-        from facenet_pytorch import MTCNN                                   # the weights are inside the wheel
+        from facenet_pytorch import MTCNN    # the weights are inside the wheel
     return MTCNN(keep_all=True, device="cpu", min_face_size=20)
 
 
@@ -129,7 +133,8 @@ copies = 1 + int(np.log(12 / (512 * 12 / 20)) / np.log(0.709))
 assert len(seen["pnet"]) == copies
 windows = [sum((o[1][0, 1] >= 0.6).sum().item() for _, o in seen["pnet"]),
            *(sum(len(i) for i, _ in seen[k]) for k in ("rnet", "onet")), len(boxes)]
-print(f"{copies} copies of the photo; windows after P-Net {windows[0]}, merged for R-Net {windows[1]}, for O-Net {windows[2]}, faces {windows[3]}")
+print(f"{copies} copies of the photo; windows after P-Net {windows[0]}, "
+      f"merged for R-Net {windows[1]}, for O-Net {windows[2]}, faces {windows[3]}")
 assert windows[0] > windows[1] > windows[2] > windows[3] == 1
 weights = {name: sum(p.numel() for p in getattr(net, name).parameters()) for name in seen}
 print(f"weights: {weights}, together {sum(weights.values()):,}")
@@ -142,7 +147,8 @@ fig, axes = plt.subplot_mosaic([[*"aabbcc"], [*"012345"]], figsize=(7, 4), layou
 for ax, i in zip("abc", (2, 5, 7)):
     axes[ax].imshow(seen["pnet"][i][1][1][0, 1], cmap="gray", vmin=0, vmax=1)
     axes[ax].set_title(f"copy {i}: {seen['pnet'][i][0].shape[-1]} px wide", fontsize=9)
-windows, verdicts = torch.cat([i for i, _ in seen["rnet"]]), torch.cat([o[1][:, 1] for _, o in seen["rnet"]])
+windows = torch.cat([i for i, _ in seen["rnet"]])
+verdicts = torch.cat([o[1][:, 1] for _, o in seen["rnet"]])
 order = verdicts.argsort(descending=True)[[0, 8, 16, 24, 60, 120]]
 for k, (window, verdict) in enumerate(zip(windows[order], verdicts[order])):
     axes[str(k)].imshow((window / 2 + 0.5).clip(0, 1).permute(1, 2, 0))
@@ -169,7 +175,8 @@ plt.show()
 def detect(image, min_score=0.9, longest=1600):
     """Faces in uint8 H×W×3 RGB, the largest first, by MTCNN: three small networks, coarse to fine.
 
-    Pictures whose longer side exceeds `longest` px are searched in a smaller copy and the coordinates mapped back. Empty list: none.
+    Pictures whose longer side exceeds `longest` px are searched in a smaller copy and the
+    coordinates mapped back. Empty list: none.
     """
     if not (image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
         raise ValueError(f"detect needs uint8 H×W×3, got {image.dtype} {image.shape}")
@@ -182,8 +189,8 @@ def detect(image, min_score=0.9, longest=1600):
         return []
     # black, so that windows may reach over the border
     rim = min(small.shape[:2]) // 4
-    boxes, scores, points = _mtcnn().detect(cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT),
-                                            landmarks=True)
+    padded = cv2.copyMakeBorder(small, rim, rim, rim, rim, cv2.BORDER_CONSTANT)
+    boxes, scores, points = _mtcnn().detect(padded, landmarks=True)
     if boxes is None:
         return []
     scale = np.array([w / small.shape[1], h / small.shape[0]])
@@ -209,7 +216,8 @@ assert_allclose(detect(photo.repeat(4, 0).repeat(4, 1), longest=512)[0].landmark
 large = cv2.resize(photo, (2048, 2048), interpolation=cv2.INTER_CUBIC)
 moved = np.abs(detect(large, longest=1024)[0].landmarks - fourfold(face.landmarks)) / 4
 eyes = float(np.hypot(*(face.landmarks[1] - face.landmarks[0])))
-print(f"searched at twice the size the points move by {moved.mean():.2f} px on average; the eyes are {eyes:.0f} px apart")
+print(f"searched at twice the size the points move by {moved.mean():.2f} px on average; "
+      f"the eyes are {eyes:.0f} px apart")
 assert moved.mean() < 0.03 * eyes and moved.max() < 0.08 * eyes
 assert detect(np.zeros((200, 200, 3), np.uint8)) == [] == detect(photo[:23])
 test_fail(lambda: detect(photo / 255), exc=ValueError, contains="uint8")
@@ -220,10 +228,13 @@ test_fail(lambda: detect(photo / 255), exc=ValueError, contains="uint8")
 
 # %%
 def mirror_offset(width, n=6, seed=0):
-    "Mean of (x + x' - (w - 1)) / 2 over the five points of `n` shifted crops, the photo scaled so that the face is about `width` px wide."
-    rng, k = np.random.default_rng(seed), width / 87
-    scaled, offsets = cv2.resize(photo, None, fx=k, fy=k,
-                                 interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_CUBIC), []
+    """Mean of (x + x' - (w - 1)) / 2 over the five points of `n` shifted crops.
+
+    The photo is scaled so that the face is about `width` px wide.
+    """
+    rng, k, offsets = np.random.default_rng(seed), width / 87, []
+    scaled = cv2.resize(photo, None, fx=k, fy=k,
+                        interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_CUBIC)
     for dx, dy in rng.integers(0, 8, (n, 2)):
         crop = scaled[dy + int(20 * k):int(240 * k), dx + int(100 * k):int(350 * k)]
         a, b = (detect(c)[0].landmarks[:, 0] for c in (crop, np.ascontiguousarray(crop[:, ::-1])))
@@ -234,7 +245,8 @@ def mirror_offset(width, n=6, seed=0):
 
 offsets = {width: mirror_offset(width) for width in (40, 80, 160)}
 for width, v in offsets.items():
-    print(f"face {width:3} px wide: points {abs(v):.1f} px off sideways, {abs(v + 1):.1f} px as the library counts")
+    print(f"face {width:3} px wide: points {abs(v):.1f} px off sideways, "
+          f"{abs(v + 1):.1f} px as the library counts")
 # without the correction: 1
 assert all(abs(v) < 0.35 for v in offsets.values())
 
@@ -244,7 +256,9 @@ assert all(abs(v) < 0.35 for v in offsets.values())
 
 # %%
 def border_error(cut, rim):
-    "Mean error of the points, in eye distances, when the photo begins `cut` px inside the box of the face. nan: no face."
+    """Mean error of the points, in eye distances, when the photo begins `cut` px inside the box of
+    the face. nan: no face.
+    """
     x0 = round(face.box[0]) + cut
     if rim:
         found = detect(np.ascontiguousarray(photo[:, x0:]))
@@ -257,7 +271,8 @@ def border_error(cut, rim):
 
 cuts = np.arange(-20, 25, 4)
 with_rim, without = (np.array([border_error(c, rim) for c in cuts]) for rim in (True, False))
-print(f"cut by 12 px: error {with_rim[cuts == 12].item():.2f} eye distances with the rim, {without[cuts == 12].item():.2f} without")
+print(f"cut by 12 px: error {with_rim[cuts == 12].item():.2f} eye distances with the rim, "
+      f"{without[cuts == 12].item():.2f} without")
 assert with_rim[cuts <= 12].max() < 0.05 and without[cuts == 12] > 0.1
 
 # %%
@@ -290,7 +305,8 @@ def damaged(d, seed):
     "The head of the astronaut, shifted a little, with damage d."
     dx, dy = np.random.default_rng(seed).integers(0, 16, 2)
     crop = np.ascontiguousarray(photo[10 + dy:240 + dy, 100 + dx:340 + dx])
-    return degrade(crop, DegradationParams(0.6 * d, 0.6 * d, r=d, delta=10, q=60, noise_seed=seed)), (100 + dx, 10 + dy)
+    params = DegradationParams(0.6 * d, 0.6 * d, r=d, delta=10, q=60, noise_seed=seed)
+    return degrade(crop, params), (100 + dx, 10 + dy)
 
 
 damages, draws = (1, 2, 4, 6, 8, 10, 12, 16), 5
@@ -342,16 +358,21 @@ right.set(xlabel="damage d", ylabel="error, eye distances", xlim=left.get_xlim()
 # %%
 #| export
 def similarity(src, dst):
-    """The rotation, scale and shift that bring points `src` closest to `dst`, both (n, 2), by least squares (@eq-similarity) -> 2×3 matrix.
+    """The rotation, scale and shift that bring points `src` closest to `dst`, both (n, 2), by least
+    squares (@eq-similarity) -> 2×3 matrix.
 
-    A similarity is [[a, -b, t_x], [b, a, t_y]]: linear in its four unknowns, so one least-squares solve is exact.
+    A similarity is [[a, -b, t_x], [b, a, t_y]]: linear in its four unknowns, so one least-squares
+    solve is exact.
     """
     src, dst = np.asarray(src, float), np.asarray(dst, float)
-    if src.shape != dst.shape or src.ndim != 2 or src.shape[1] != 2 or len(src) < 2 or not np.isfinite([src, dst]).all():
-        raise ValueError(f"similarity needs two equal (n, 2) arrays of finite numbers with n >= 2, got {src.shape} and {dst.shape}")
+    if (src.shape != dst.shape or src.ndim != 2 or src.shape[1] != 2 or len(src) < 2
+            or not np.isfinite([src, dst]).all()):
+        raise ValueError("similarity needs two equal (n, 2) arrays of finite numbers with n >= 2, "
+                         f"got {src.shape} and {dst.shape}")
     x, y, one, zero = src[:, 0], src[:, 1], np.ones(len(src)), np.zeros(len(src))
     rows = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
-    (a, b, tx, ty), _, rank, _ = np.linalg.lstsq(rows, np.concatenate([dst[:, 0], dst[:, 1]]), rcond=None)
+    target = np.concatenate([dst[:, 0], dst[:, 1]])
+    (a, b, tx, ty), _, rank, _ = np.linalg.lstsq(rows, target, rcond=None)
     if rank < 4 or a * a + b * b < 1e-12:
         raise ValueError("the points coincide: no similarity maps them")
     return np.array([[a, -b, tx], [b, a, ty]])
@@ -379,8 +400,8 @@ for n in (2, 5, 20):
     assert_allclose(m[0, 0] + 1j * m[1, 0], (z.conj() * w).sum() / (abs(z) ** 2).sum(), atol=1e-9)
 
     assert_allclose(apply(invert(m), apply(m, src)), src, atol=1e-6)
-    turned = np.array([[0.3, -1.2, 50], [1.2, 0.3, -7]])
-    assert_allclose(apply(similarity(apply(turned, src), dst), apply(turned, src)), apply(m, src), atol=1e-6)
+    turned = apply(np.array([[0.3, -1.2, 50], [1.2, 0.3, -7]]), src)
+    assert_allclose(apply(similarity(turned, dst), turned), apply(m, src), atol=1e-6)
 test_fail(lambda: similarity(np.ones((5, 2)), dst[:5]), exc=ValueError, contains="coincide")
 test_fail(lambda: similarity(src[:4], dst[:5]), exc=ValueError, contains="equal")
 
@@ -397,7 +418,7 @@ test_fail(lambda: similarity(src[:4], dst[:5]), exc=ValueError, contains="equal"
 
 # %%
 #| export
-# Where FFHQ alignment puts the five points at 512 px (means over FFHQ, as used with the official weights).
+# Where FFHQ alignment puts the five points at 512 px (means over FFHQ; of the official weights).
 FFHQ_512 = np.array([[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935],
                      [201.26117, 371.41043], [313.08905, 371.15118]])
 
@@ -420,9 +441,11 @@ y, x = np.mgrid[:512, :512]
 dots = [np.exp(-((x - u) ** 2 + (y - v) ** 2) / 200) for u, v in FFHQ_512]
 for size in (256, 128, 64):
     block = 512 // size
-    measured = np.array([centre_of_mass(d.reshape(size, block, size, block).mean((1, 3))) for d in dots])
+    blocks = [d.reshape(size, block, size, block).mean((1, 3)) for d in dots]
+    measured = np.array([centre_of_mass(b) for b in blocks])
+    ours = np.abs(measured - template(size)).max()
     naive = np.abs(measured - FFHQ_512 * size / 512).mean()
-    print(f"{size:3} px: our template is off by {np.abs(measured - template(size)).max():.3f} px, plain scaling by {naive:.3f}")
+    print(f"{size:3} px: our template is off by {ours:.3f} px, plain scaling by {naive:.3f}")
     assert_allclose(measured, template(size), atol=0.002)
     assert_allclose(naive, 0.5 * (1 - size / 512), atol=0.002)
 # a tenth of the eye distance, in pixels of the 512 px picture
@@ -444,10 +467,13 @@ assert round(0.1 * np.hypot(*(FFHQ_512[1] - FFHQ_512[0]))) == 13
 # %%
 #| export
 def footprint(matrix, size, margin=0):
-    "The photo pixels under an aligned crop, `margin` more on each side: x0, y0, x1, y1, half open, not clipped to the photo."
+    """The photo pixels under an aligned crop, `margin` more on each side: x0, y0, x1, y1, half
+    open, not clipped to the photo.
+    """
     back, ends = invert(matrix), (-0.5, size - 0.5)
     corners = np.array([[x, y] for x in ends for y in ends]) @ back[:, :2].T + back[:, 2]
-    return *(int(v) for v in np.floor(corners.min(0)) - margin), *(int(v) for v in np.ceil(corners.max(0)) + 1 + margin)
+    low, high = np.floor(corners.min(0)) - margin, np.ceil(corners.max(0)) + 1 + margin
+    return tuple(int(v) for v in (*low, *high))
 
 
 def _mirror(i, n):
@@ -457,15 +483,18 @@ def _mirror(i, n):
 
 
 def align(image, landmarks, size=512):
-    """Turn, scale and cut so that the five landmarks fall on `template(size)` -> (uint8 size×size×3, 2×3 matrix photo -> crop).
+    """Turn, scale and cut so that the five landmarks fall on `template(size)` -> (uint8
+    size×size×3, 2×3 matrix photo -> crop).
 
-    A face larger than `size` is low-passed first, so that shrinking does not alias; outside the photo the edge is mirrored.
+    A face larger than `size` is low-passed first, so that shrinking does not alias; outside the
+    photo the edge is mirrored.
     """
     matrix = similarity(landmarks, template(size))
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     sigma = 0.5 * np.sqrt(max(1 / scale**2 - 1, 0))                         # @eq-faces-lowpass
     x0, y0, x1, y1 = footprint(matrix, size, margin=int(4 * sigma) + 3)
-    part = image[np.ix_(_mirror(np.arange(y0, y1), image.shape[0]), _mirror(np.arange(x0, x1), image.shape[1]))]
+    h, w = image.shape[:2]
+    part = image[np.ix_(_mirror(np.arange(y0, y1), h), _mirror(np.arange(x0, x1), w))]
     if sigma > 0:
         part = cv2.GaussianBlur(part, (0, 0), sigma + 1e-6)
     local = np.concatenate([matrix[:, :2], matrix[:, 2:] + matrix[:, :2] @ [[x0], [y0]]], axis=1)
@@ -479,7 +508,7 @@ def align(image, landmarks, size=512):
 crop, matrix = align(photo, face.landmarks, 256)
 residual = np.abs(apply(matrix, face.landmarks) - template(256)).mean()
 refit = similarity(apply(matrix, face.landmarks), template(256))
-assert_allclose(refit, [[1, 0, 0], [0, 1, 0]], atol=1e-6)                   # nothing is left to gain
+assert_allclose(refit, [[1, 0, 0], [0, 1, 0]], atol=1e-6)    # nothing is left to gain
 assert (align(np.full((90, 120, 3), 77, np.uint8), face.landmarks - 100, 64)[0] == 77).all()
 
 assert_array_equal(_mirror(np.arange(-3, 8), 4), [3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1])
@@ -489,15 +518,18 @@ for size, shift in ((32, 0), (64, 150), (64, -200), (300, 0)):
     m = similarity(landmarks, template(size))
     sigma = 0.5 * np.sqrt(max(1 / np.linalg.det(m[:, :2]) - 1, 0))
     whole = cv2.GaussianBlur(photo, (0, 0), sigma + 1e-6) if sigma else photo
-    whole = cv2.warpAffine(whole, m, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    whole = cv2.warpAffine(whole, m, (size, size), flags=cv2.INTER_CUBIC,
+                           borderMode=cv2.BORDER_REFLECT_101)
     off = np.abs(align(photo, landmarks, size)[0].astype(int) - whole)
     assert off.mean() < 0.01 and off.max() <= 12, (size, shift, off.mean(), off.max())
 
 turn = cv2.getRotationMatrix2D((225, 110), 25, 1.3) + np.array([[0, 0, 200], [0, 0, 200]])
-turned = cv2.warpAffine(photo, turn, (900, 900), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+turned = cv2.warpAffine(photo, turn, (900, 900), flags=cv2.INTER_CUBIC,
+                        borderMode=cv2.BORDER_REFLECT_101)
 change = np.abs(align(turned, apply(turn, face.landmarks), 256)[0].astype(int) - crop).mean()
 shift = np.abs(align(turned, apply(turn, face.landmarks) + 2, 256)[0].astype(int) - crop).mean()
-print(f"points {residual:.1f} px from the template; turned by 25°: {change:.1f} grey levels of change, with the points 2 px off: {shift:.1f}")
+print(f"points {residual:.1f} px from the template; turned by 25°: {change:.1f} grey levels of "
+      f"change, with the points 2 px off: {shift:.1f}")
 assert change < 2 < shift
 
 # %% [markdown]
@@ -505,7 +537,8 @@ assert change < 2 < shift
 
 # %%
 # 6 px a period
-stripes = np.where((np.arange(1000) // 3) % 2, 255, 0).astype(np.uint8)[None, :, None].repeat(1000, 0).repeat(3, 2)
+stripes = np.where((np.arange(1000) // 3) % 2, 255, 0).astype(np.uint8)
+stripes = stripes[None, :, None].repeat(1000, 0).repeat(3, 2)
 c, d = np.cos(0.1), np.sin(0.1)
 # a face of 700 px, turned by 0.1
 points = (template(700) - 350) @ np.array([[c, d], [-d, c]]) + 500
@@ -514,7 +547,8 @@ m = similarity(points, template(64))
 bare = cv2.warpAffine(stripes, m, (64, 64), flags=cv2.INTER_CUBIC)
 ours = align(stripes, points, 64)[0]
 false = [p.astype(float).std() for p in (bare, ours)]
-print(f"scale 1:{1 / np.hypot(*m[:, 0]):.1f}; contrast of the false pattern: {false[0]:.0f} grey levels without the blur, {false[1]:.1f} with it")
+print(f"scale 1:{1 / np.hypot(*m[:, 0]):.1f}; contrast of the false pattern: "
+      f"{false[0]:.0f} grey levels without the blur, {false[1]:.1f} with it")
 assert false[1] < 3 < 50 < false[0]
 
 # %%
@@ -522,9 +556,12 @@ assert false[1] < 3 < 50 < false[0]
 #| fig-cap: "Fine stripes shrunk eleven times. Interpolation alone invents coarse stripes that are not there; low-passed first, the result is the even grey it should be. Right: the astronaut at 32 px, without and with the blur."
 #| fig-alt: "Stripes, false wavy stripes, an even grey square, a jagged small face and a smooth small face."
 landmarks = fourfold(face.landmarks)
-small = [cv2.warpAffine(large, similarity(landmarks, template(32)), (32, 32), flags=cv2.INTER_CUBIC), align(large, landmarks, 32)[0]]
+to_32 = similarity(landmarks, template(32))
+small = [cv2.warpAffine(large, to_32, (32, 32), flags=cv2.INTER_CUBIC),
+         align(large, landmarks, 32)[0]]
 show([stripes[:90, :90], bare, ours, *small],
-     ["stripes (a part)", "interpolated", "blurred first", "interpolated", "blurred first"], height=1.45);
+     ["stripes (a part)", "interpolated", "blurred first", "interpolated", "blurred first"],
+     height=1.45);
 
 
 # %% [markdown]
@@ -546,13 +583,16 @@ def to_tensor(images):
 
     a = np.ascontiguousarray(images)
     if a.dtype != np.uint8 or a.ndim not in (3, 4) or a.shape[-1] != 3:
-        raise ValueError(f"to_tensor needs uint8 (n, h, w, 3) or (h, w, 3), got {a.dtype} {a.shape}")
-    return torch.from_numpy(a[None] if a.ndim == 3 else a).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        raise ValueError("to_tensor needs uint8 (n, h, w, 3) or (h, w, 3), "
+                         f"got {a.dtype} {a.shape}")
+    x = torch.from_numpy(a[None] if a.ndim == 3 else a).permute(0, 3, 1, 2)
+    return x.float().div_(127.5).sub_(1)
 
 
 def to_images(x):
     "float (n, 3, h, w) in [-1, 1] -> uint8 (n, h, w, 3), clipped and rounded."
-    return x.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    x = x.detach().float().add(1).mul(127.5).round().clamp(0, 255).byte()
+    return x.permute(0, 2, 3, 1).cpu().numpy()
 
 
 # %%
@@ -561,15 +601,15 @@ every = np.arange(256, dtype=np.uint8).reshape(16, 16)
 every = np.stack([every, every.T, 255 - every], 2)
 x = to_tensor(every)
 assert x.shape == (1, 3, 16, 16) and x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
-assert_array_equal(to_images(x)[0], every)                                  # exact for all 256 values
-assert x[0, 1, 2, 3] == every[2, 3, 1] / 127.5 - 1                          # one element, by hand
+assert_array_equal(to_images(x)[0], every)              # exact for all 256 values
+assert x[0, 1, 2, 3] == every[2, 3, 1] / 127.5 - 1      # one element, by hand
 assert_array_equal(to_images(torch.full((1, 3, 1, 1), 1.3))[0, 0, 0], [255] * 3)
 # noise below half a grey level is rounded away
 assert_array_equal(to_images(x.double() + 0.9 / 255)[0], every)
 x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 exact = 127.5 * (x + 1)
-# rounded, cut off
-assert abs(to_images(x).mean() - exact.mean()) < 0.02 and exact.floor().mean() - exact.mean() < -0.48
+assert abs(to_images(x).mean() - exact.mean()) < 0.02    # rounded
+assert exact.floor().mean() - exact.mean() < -0.48       # cut off
 test_fail(lambda: to_tensor(every / 255), exc=ValueError, contains="uint8")
 
 # %% [markdown]
@@ -585,33 +625,41 @@ test_fail(lambda: to_tensor(every / 255), exc=ValueError, contains="uint8")
 
 # %%
 #| export
-PARTS = ("left_eye", "right_eye", "mouth")                                  # left = left in the picture
-# Medians over FFHQ faces (figures/component_boxes.py); `down` and `eye_half` in eye distances, `mouth_half` in mouth widths.
+PARTS = ("left_eye", "right_eye", "mouth")    # left = left in the picture
+# Made by figures/component_boxes.py.
+# Medians over FFHQ faces; `down` and `eye_half` in eye distances, `mouth_half` in mouth widths.
 COMPONENT_FIT = {"eye_down": 0.026, "eye_half": 0.198, "mouth_down": 0.047, "mouth_half": 0.498}
 
 
 def face_components(landmarks, size, fit=COMPONENT_FIT):
-    "Five points of an aligned face of `size` px -> {part: (x, y, half length)} at 512 px, as the official file holds them (@eq-faces-components)."
+    """Five points of an aligned face of `size` px -> {part: (x, y, half length)} at 512 px, as the
+    official file holds them (@eq-faces-components).
+    """
     five = (np.asarray(landmarks, float).reshape(5, 2) + 0.5) * 512 / size - 0.5
     across, mouth = five[1] - five[0], five[4] - five[3]
-    down = np.array([-across[1], across[0]])                                # as long as the eyes are apart
+    down = np.array([-across[1], across[0]])    # as long as the eyes are apart
     eyes = five[:2] + fit["eye_down"] * down
     lips = five[3:].mean(0) + fit["mouth_down"] * down
-    halves = np.maximum(16, [fit["eye_half"] * np.hypot(*across)] * 2 + [fit["mouth_half"] * np.hypot(*mouth)])
-    return {part: (float(x), float(y), float(half)) for part, (x, y), half in zip(PARTS, [*eyes, lips], halves)}
+    eye, lip = fit["eye_half"] * np.hypot(*across), fit["mouth_half"] * np.hypot(*mouth)
+    halves = np.maximum(16, [eye, eye, lip])
+    return {part: (float(x), float(y), float(half))
+            for part, (x, y), half in zip(PARTS, [*eyes, lips], halves)}
 
 
 # %%
 measured = json.loads(Path("../figures/component_boxes.json").read_text())
 assert measured["constants"] == COMPONENT_FIT
 print(f"fitted on {measured['fitted_faces']} faces: {measured['constants']}")
-print(f"overlap (shared area / area of both) with the boxes of the 68 points on {measured['measured_faces']} other faces:")
+print("overlap (shared area / area of both) with the boxes of the 68 points on "
+      f"{measured['measured_faces']} other faces:")
 for part in PARTS:
     ours, mean = measured["iou"][part], measured["iou_of_the_mean_boxes"][part]
-    print(f"  {part:9}  median {ours['median']:.2f}, worst 5 % below {ours['worst_5_percent']:.2f}; the mean face's box: {mean['median']:.2f}, {mean['worst_5_percent']:.2f}")
+    print(f"  {part:9}  median {ours['median']:.2f}, worst 5 % below {ours['worst_5_percent']:.2f};"
+          f" the mean face's box: {mean['median']:.2f}, {mean['worst_5_percent']:.2f}")
 assert round((70 - 5) / (70 + 5), 2) == 0.87                # squares 70 px wide, 5 px apart
 assert all(measured["iou"][part]["median"] > 0.8 for part in PARTS)
-assert measured["iou_of_the_mean_boxes"]["mouth"]["median"] < 0.75 and measured["iou_of_the_mean_boxes"]["left_eye"]["median"] > 0.85
+means = measured["iou_of_the_mean_boxes"]
+assert means["mouth"]["median"] < 0.75 and means["left_eye"]["median"] > 0.85
 
 c = face_components([[200, 240], [300, 240], [250, 300], [210, 360], [290, 360]], 512,
                     dict(eye_down=0.03, eye_half=0.2, mouth_down=0.05, mouth_half=0.5))
@@ -639,17 +687,21 @@ for part in PARTS:
 # %%
 #| export
 def boxes_from_components(components, size):
-    """{part: (x, y, half length)} at 512 px -> boxes (3, 4) float32 of an aligned face of `size` px: x0, y0, x1, y1, order `PARTS` (@eq-faces-boxes).
+    """{part: (x, y, half length)} at 512 px -> boxes (3, 4) float32 of an aligned face of `size`
+    px: x0, y0, x1, y1, order `PARTS` (@eq-faces-boxes).
 
     Counted from the edge of the picture: pixel i reaches from i to i + 1.
     """
     c = np.array([components[part] for part in PARTS], float)
-    half = c[:, 2:] * [[1.4], [1.4], [1.0]]                                 # the eyes with their lids
-    return (np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1) * size / 512).astype(np.float32)
+    half = c[:, 2:] * [[1.4], [1.4], [1.0]]    # the eyes with their lids
+    boxes = np.concatenate([c[:, :2] - half + 1, c[:, :2] + half], axis=1)
+    return (boxes * size / 512).astype(np.float32)
 
 
 def component_boxes(landmarks, size):
-    "Five points (5, 2) of an aligned face of `size` px -> boxes (3, 4) float32 of its eyes and mouth, order `PARTS`."
+    """Five points (5, 2) of an aligned face of `size` px -> boxes (3, 4) float32 of its eyes and
+    mouth, order `PARTS`.
+    """
     return boxes_from_components(face_components(landmarks, size), size)
 
 
@@ -665,9 +717,12 @@ for size in (512, 256, 64):
     for box, (x, _, _) in zip(boxes_from_components(known, size), known.values()):
         bar = np.exp(-((np.arange(512) - x) ** 2) / 200).reshape(size, -1).mean(1)
         # centres of pixels, from the edge
-        assert_allclose((bar * (np.arange(size) + 0.5)).sum() / bar.sum(), (box[0] + box[2]) / 2, atol=0.01)
-    assert_allclose(boxes_from_components(known, size) * 512 / size, boxes_from_components(known, 512))
-assert_allclose(component_boxes(template(100), 100) * 5.12, component_boxes(FFHQ_512, 512), rtol=1e-5)
+        centre = (bar * (np.arange(size) + 0.5)).sum() / bar.sum()
+        assert_allclose(centre, (box[0] + box[2]) / 2, atol=0.01)
+    assert_allclose(boxes_from_components(known, size) * 512 / size,
+                    boxes_from_components(known, 512))
+assert_allclose(component_boxes(template(100), 100) * 5.12, component_boxes(FFHQ_512, 512),
+                rtol=1e-5)
 
 # %%
 #| label: fig-faces-parts
@@ -685,7 +740,7 @@ for part, (x0, y0, x1, y1), colour in zip(PARTS, boxes512, colours):
     axes["face"].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.8))
     crop = face512[round(float(y0)):round(float(y1)), round(float(x0)):round(float(x1))]
     axes[part].imshow(few_colours(crop[::2, ::2]), interpolation="nearest")
-    assert abs(crop.shape[1] - (x1 - x0)) <= 1                              # the box lies inside the picture
+    assert abs(crop.shape[1] - (x1 - x0)) <= 1    # the box lies inside the picture
     axes[part].set_title(f"{part.replace('_', ' ')}, {x1 - x0:.0f} px", fontsize=8, color="#222222")
 for ax in axes.values():
     ax.axis("off")
@@ -703,9 +758,12 @@ plt.show()
 # %%
 #| export
 def mirror_components(components):
-    "The components of the mirror image, as the official code has them: x becomes 512 - x, the eyes change places. The argument stays as it is."
+    """The components of the mirror image, as the official code has them: x becomes 512 - x, the
+    eyes change places. The argument stays as it is.
+    """
     (x0, y0, h0), (x1, y1, h1), (x2, y2, h2) = (components[part] for part in PARTS)
-    return {"left_eye": (512 - x1, y1, h1), "right_eye": (512 - x0, y0, h0), "mouth": (512 - x2, y2, h2)}
+    return {"left_eye": (512 - x1, y1, h1), "right_eye": (512 - x0, y0, h0),
+            "mouth": (512 - x2, y2, h2)}
 
 
 # %% [markdown]
@@ -719,8 +777,8 @@ for part in PARTS:
     assert_array_equal(frozen[part], parts[part])
 mirrored = np.stack([511 - five[:, 0], five[:, 1]], axis=1)[[1, 0, 2, 4, 3]]
 for part in PARTS:
-    assert_allclose(np.subtract(mirror_components(parts)[part], face_components(mirrored, 512)[part]),
-                    [1, 0, 0], atol=1e-9)
+    both = mirror_components(parts)[part], face_components(mirrored, 512)[part]
+    assert_allclose(np.subtract(*both), [1, 0, 0], atol=1e-9)
 
 
 # %% [markdown]
@@ -740,7 +798,8 @@ def _numpy_parts():
 
 
 def read_official_landmarks(path):
-    """The official file of landmarks (.pth) -> {number of the picture: {part: (x, y, half length)}}, at 512 px.
+    """The official file of landmarks (.pth) -> {number of a picture: {part: (x, y, half length)}},
+    at 512 px.
 
     Nothing in the file is executed. Raises ValueError naming the file and the reason.
     """
@@ -751,17 +810,20 @@ def read_official_landmarks(path):
             content = torch.load(path, map_location="cpu", weights_only=True)
     # damaged archives raise nearly anything
     except Exception as e:
-        named = re.search(r"GLOBAL (\S+)", str(e))
-        reason = f"it holds {named[1]}, which is neither a number nor an array" if named else getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
+        reason = getattr(e, "strerror", None) or "damaged, or more in it than numbers and arrays"
+        if named := re.search(r"GLOBAL (\S+)", str(e)):
+            reason = f"it holds {named[1]}, which is neither a number nor an array"
         raise ValueError(f"{path}: refused as a file of landmarks ({reason})") from None
     try:
         read = {int(key): {part: tuple(float(v) for v in item[part]) for part in PARTS}
                 for key, item in content.items()}
     except Exception as e:
-        raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} ({type(e).__name__}: {e})") from None
-    if bad := [n for n, parts in read.items()
-               if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values())]:
-        raise ValueError(f"{path}: number {bad[0]} is not three finite numbers a part, the last positive")
+        raise ValueError(f"{path}: is not {{'00000000': {{'left_eye': [x, y, half], …}}, …}} "
+                         f"({type(e).__name__}: {e})") from None
+    for n, parts in read.items():
+        if not all(len(c) == 3 and np.isfinite(c).all() and c[2] > 0 for c in parts.values()):
+            raise ValueError(f"{path}: number {n} is not three finite numbers a part, "
+                             "the last positive")
     return read
 
 
@@ -793,23 +855,32 @@ assert not (Path(work.name) / "owned").exists()
 
 # %%
 #| export
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the pictures that `prepare` looks for
-MANIFEST = "manifest.jsonl"                                                # the file that `prepare` writes beside the faces
+# of the pictures that `prepare` looks for
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+# the file that `prepare` writes beside the faces
+MANIFEST = "manifest.jsonl"
 
 
 def read_manifest(folder):
-    "Entries of the manifest that `prepare` writes; a half-written last line is left out. Raises ValueError naming file and line."
+    """Entries of the manifest that `prepare` writes; a half-written last line is left out.
+
+    Raises ValueError naming file and line.
+    """
     path = Path(folder) / MANIFEST
     try:
         lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({(e.strerror or str(e)).lower()}); `prepare` makes it, and boxes='template' does without") from None
+        why = (e.strerror or str(e)).lower()
+        raise ValueError(f"{path}: cannot be read ({why}); `prepare` makes it, "
+                         "and boxes='template' does without") from None
     entries = []
     for n, line in enumerate(lines, 1):
         try:
             if line.strip():
                 entry = json.loads(line)
-                if not {"file", "source", "size", "faces"} <= entry.keys() or np.shape([entry["components"][part] for part in PARTS]) != (3, 3):
+                if not {"file", "source", "size", "faces"} <= entry.keys():
+                    raise KeyError
+                if np.shape([entry["components"][part] for part in PARTS]) != (3, 3):
                     raise KeyError
                 entries.append(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -824,17 +895,20 @@ def read_manifest(folder):
 @dataclass
 class Prepared:
     "What one call of `prepare` did."
-    written: int = 0                                                        # pictures of faces
-    faces: int = 0                                                          # found in the sources, those too small included
-    skipped: int = 0                                                        # sources that an earlier call has done
-    no_face: list = field(default_factory=list)                             # paths of sources without a face that is large enough
-    unreadable: list = field(default_factory=list)                          # (path, reason)
+    written: int = 0                                # pictures of faces
+    faces: int = 0                                  # found in the sources, those too small included
+    skipped: int = 0                                # sources that an earlier call has done
+    no_face: list = field(default_factory=list)     # paths of sources without a large enough face
+    unreadable: list = field(default_factory=list)  # (path, reason)
 
 
 def points_in_aligned(image, detector=None):
-    "The five points in an aligned face, found in a copy of at most 256 px: those of the face nearest to `template`, or None."
+    """The five points in an aligned face, found in a copy of at most 256 px: those of the face
+    nearest to `template`, or None.
+    """
     side, size = min(len(image), 256), len(image)
-    found = [(f.landmarks + 0.5) * size / side - 0.5 for f in (detector or detect)(_square(image, side, "picture"))]
+    faces = (detector or detect)(_square(image, side, "picture"))
+    found = [(f.landmarks + 0.5) * size / side - 0.5 for f in faces]
     off = [np.abs(five - template(size)).mean() / size for five in found]
     return found[int(np.argmin(off))] if off and min(off) < 0.1 else None
 
@@ -842,31 +916,39 @@ def points_in_aligned(image, detector=None):
 # %%
 #| export
 def _cut_faces(image, size, detector, min_face, largest):
-    "All faces in a photo, and the [(aligned picture, its five points)] of those that are large enough."
+    "All faces in a photo, and [(aligned picture, its five points)] of those that are large enough."
     faces = detector(image)
-    large = [f for f in faces if min(f.box[2] - f.box[0], f.box[3] - f.box[1]) >= min_face][:1 if largest else None]
+    large = [f for f in faces if min(f.box[2] - f.box[0], f.box[3] - f.box[1]) >= min_face]
+    large = large[:1] if largest else large
     crops = [align(image, f.landmarks, size) for f in large]
-    return faces, [(crop, f.landmarks @ matrix[:, :2].T + matrix[:, 2]) for f, (crop, matrix) in zip(large, crops)]
+    return faces, [(crop, f.landmarks @ matrix[:, :2].T + matrix[:, 2])
+                   for f, (crop, matrix) in zip(large, crops)]
 
 
 def _take_face(image, size, detector, path):
     "The same for a picture that is aligned already; points None: not found."
-    face, points = _square(image, size, path), points_in_aligned(_square(image, len(image), path), detector)
-    return [face], [(face, None if points is None else (points + 0.5) * size / len(image) - 0.5)]
+    face = _square(image, size, path)
+    points = points_in_aligned(_square(image, len(image), path), detector)
+    if points is not None:
+        points = (points + 0.5) * size / len(image) - 0.5
+    return [face], [(face, points)]
 
 
 def _entry(file, source, size, faces, landmarks):
     "One line of the manifest."
     parts = face_components(template(size) if landmarks is None else landmarks, size)
-    return json.dumps(dict(file=file, source=source, faces=faces, size=size,
-                           landmarks="template" if landmarks is None else np.round(landmarks, 3).tolist(),
-                           components={part: np.round(v, 3).tolist() for part, v in parts.items()})) + "\n"
+    points = "template" if landmarks is None else np.round(landmarks, 3).tolist()
+    rounded = {part: np.round(v, 3).tolist() for part, v in parts.items()}
+    return json.dumps(dict(file=file, source=source, faces=faces, size=size, landmarks=points,
+                           components=rounded)) + "\n"
 
 
 # %%
 #| export
 def _resume(out, size):
-    "Entries of the sources that `out`'s manifest tells completely; what a killed run left of another one is taken out of the file."
+    """Entries of the sources that `out`'s manifest tells completely; what a killed run left of
+    another one is taken out of the file.
+    """
     path = out / MANIFEST
     # it is made before the first picture
     if not path.exists():
@@ -875,7 +957,8 @@ def _resume(out, size):
         return []
     entries = read_manifest(out)
     if other := {e["size"] for e in entries} - {size}:
-        raise ValueError(f"{path}: the faces in this folder have {other.pop()} px, not {size}; choose another folder")
+        raise ValueError(f"{path}: the faces in this folder have {other.pop()} px, not {size}; "
+                         "choose another folder")
     told = Counter(e["source"] for e in entries)
     entries = [e for e in entries if told[e["source"]] == e["faces"]]
     text = "".join(json.dumps(e) + "\n" for e in entries)
@@ -892,10 +975,11 @@ def _sources(source, out):
         raise ValueError(f"{source}: no such folder")
     base, inside = source.resolve(), out.resolve()
     if base == inside:
-        raise ValueError(f"{source}: the faces would fall among their sources; choose another folder")
+        raise ValueError(f"{source}: the faces would fall among their sources; "
+                         "choose another folder")
     results = source / inside.relative_to(base) if inside.is_relative_to(base) else out
-    return sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and results not in p.parents
-                  and p.is_file())
+    return sorted(p for p in source.rglob("*")
+                  if p.suffix.lower() in SUFFIXES and results not in p.parents and p.is_file())
 
 
 # %%
@@ -911,12 +995,17 @@ def _first_free(stem, taken):
 
 
 def _write_png(path, image, compression):
-    "uint8 RGB -> PNG, atomically. A row is kept as its difference to the row above: quicker to read than a choice row by row, and not larger."
+    """uint8 RGB -> PNG, atomically.
+
+    A row is kept as its difference to the row above: quicker to read than a choice row by row, and
+    not larger.
+    """
     from gfpgan_edu.pictures import PhotoError
 
     filters = []
     if hasattr(cv2, "IMWRITE_PNG_FILTER"):
-        filters = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE]
+        kind = cv2.IMWRITE_PNG_FILTER_UP if compression else cv2.IMWRITE_PNG_FILTER_NONE
+        filters = [cv2.IMWRITE_PNG_FILTER, kind]
     part = path.with_name(f".gfpgan_edu-{os.getpid()}.part")
     try:
         part.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
@@ -931,19 +1020,22 @@ def _write_png(path, image, compression):
 
 # %%
 #| export
-def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False, compression=0,
-            progress=True):
-    """Cut every face out of the pictures below the folder `source` into `out`: STEM.png, STEM_1.png, …, and manifest.jsonl with points and components.
+def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=None, largest=False,
+            compression=0, progress=True):
+    """Cut every face out of the pictures below the folder `source` into `out`: STEM.png,
+    STEM_1.png, …, and manifest.jsonl with points and components.
 
-    aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is narrower (px) are left out; None: size / 4, enlarged
-    about twice. largest: one face a picture. compression: of the PNGs, 0 (large, quick to read) to 9; no pixel depends on it.
-    Sources in the manifest are skipped, so a killed run goes on where it was. Returns `Prepared`.
+    aligned: the pictures are FFHQ-aligned faces, only resized. min_face: faces whose box is
+    narrower (px) are left out; None: size / 4, enlarged about twice. largest: one face a picture.
+    compression: of the PNGs, 0 (large, quick to read) to 9; no pixel depends on it. Sources in the
+    manifest are skipped, so a killed run goes on where it was. Returns `Prepared`.
     """
     from tqdm import tqdm
 
     from gfpgan_edu.pictures import read_image
 
     source, out, detector, report = Path(source), Path(out), detector or detect, Prepared()
+    min_face = size / 4 if min_face is None else min_face
     paths = _sources(source, out)
     out.mkdir(parents=True, exist_ok=True)
     entries = _resume(out, size)
@@ -955,14 +1047,16 @@ def prepare(source, out, size=512, *, aligned=False, detector=None, min_face=Non
                 continue
             try:
                 image = read_image(path)
-                found, kept = _take_face(image, size, detector, path) if aligned else _cut_faces(image, size, detector, size / 4 if min_face is None else min_face, largest)
+                if aligned:
+                    found, kept = _take_face(image, size, detector, path)
+                else:
+                    found, kept = _cut_faces(image, size, detector, min_face, largest)
             except ValueError as e:
                 report.unreadable.append((path, str(e).removeprefix(f"{path}: ")))
                 continue
             files = [_first_free(path.stem, taken) for _ in kept]
             for file, (crop, _) in zip(files, kept):
-                # first all pictures, then all their lines at once
-                _write_png(out / file, crop, compression)
+                _write_png(out / file, crop, compression)  # first all pictures, then their lines
             manifest.write("".join(_entry(file, name, size, len(kept), points)
                                    for file, (_, points) in zip(files, kept)))
             manifest.flush()
@@ -995,18 +1089,22 @@ def killed(image, left=[2]):
 
 straight, resumed = Path(work.name) / "straight", Path(work.name) / "resumed"
 report = prepare(source, straight, 128, progress=False)
-test_fail(lambda: prepare(source, resumed, 128, detector=killed, progress=False), exc=KeyboardInterrupt)
+test_fail(lambda: prepare(source, resumed, 128, detector=killed, progress=False),
+          exc=KeyboardInterrupt)
 begun = len(read_manifest(resumed))
 again = prepare(source, resumed, 128, progress=False)
 held = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
 assert held(resumed) == held(straight) and 0 < begun < report.written
-print(f"straight: {report.written} faces from {report.written - 1} photos; no face: {[p.name for p in report.no_face]};",
+print(f"straight: {report.written} faces from {report.written - 1} photos;",
+      f"no face: {[p.name for p in report.no_face]};",
       f"unreadable: {[(p.name, why) for p, why in report.unreadable]}")
-print(f"killed after {begun} faces; then {again.skipped} photos skipped and {again.written} faces written")
+print(f"killed after {begun} faces; then {again.skipped} photos skipped",
+      f"and {again.written} faces written")
 for e in read_manifest(straight):
     eye, half = [round(v) for v in e["landmarks"][0]], e["components"]["mouth"][2]
     print(f"{e['file']:15} from {e['source']:16} left eye at {eye}, mouth's half length {half:.0f}")
-assert all(np.abs(np.array(e["landmarks"]) - template(128)).max() < 6 for e in read_manifest(straight))
+assert all(np.abs(np.array(e["landmarks"]) - template(128)).max() < 6
+           for e in read_manifest(straight))
 
 
 # %% [markdown]
@@ -1018,17 +1116,20 @@ assert all(np.abs(np.array(e["landmarks"]) - template(128)).max() < 6 for e in r
 def stored(image, suffix, *options):
     "(kilobytes, mean error in grey levels) of a picture kept in a file of this kind."
     data = cv2.imencode(suffix, image[..., ::-1].copy(), options)[1]
-    return len(data) / 1000, np.abs(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(int) - image).mean()
+    back = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    return len(data) / 1000, np.abs(back.astype(int) - image).mean()
 
 
-full = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_QUALITY]
+full = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        cv2.IMWRITE_JPEG_QUALITY]
 kinds = {"PNG, compression 0": (".png", cv2.IMWRITE_PNG_COMPRESSION, 0),
-         "PNG, compression 3": (".png", cv2.IMWRITE_PNG_COMPRESSION, 3), "JPEG 98": (".jpg", *full, 98),
-         "JPEG 95": (".jpg", *full, 95)}
+         "PNG, compression 3": (".png", cv2.IMWRITE_PNG_COMPRESSION, 3),
+         "JPEG 98": (".jpg", *full, 98), "JPEG 95": (".jpg", *full, 95)}
 kept = {name: stored(face512, *how) for name, how in kinds.items()}
 for name, (size, loss) in kept.items():
     print(f"{name:18} {size:4.0f} kB, changes a value by {loss:.2f} levels on average")
-assert kept["PNG, compression 0"][1] == kept["PNG, compression 3"][1] == 0 < kept["JPEG 98"][1] < kept["JPEG 95"][1]
+losses = [loss for _, loss in kept.values()]
+assert losses[0] == losses[1] == 0 < losses[2] < losses[3]
 
 
 # %% [markdown]
@@ -1046,7 +1147,9 @@ assert kept["PNG, compression 0"][1] == kept["PNG, compression 3"][1] == 0 < kep
 # %%
 #| export
 def _find_components(folder, names, boxes):
-    "Array (n, 3, 3) of x, y, half length at 512 px, order `PARTS`, for the pictures `names` of `folder`."
+    """Array (n, 3, 3) of x, y, half length at 512 px, order `PARTS`, for the pictures `names` of
+    `folder`.
+    """
     if boxes == "template":
         known = dict.fromkeys(names, face_components(FFHQ_512, 512))
     elif boxes == "manifest":
@@ -1055,10 +1158,13 @@ def _find_components(folder, names, boxes):
     else:
         official, numbers = read_official_landmarks(boxes), {n: Path(n).stem for n in names}
         if odd := [n for n, stem in numbers.items() if not (stem.isascii() and stem.isdigit())]:
-            raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, so the landmarks of {boxes} cannot be matched")
+            raise ValueError(f"{Path(folder) / odd[0]}: its name is not a number, "
+                             f"so the landmarks of {boxes} cannot be matched")
         known = {n: official[int(stem)] for n, stem in numbers.items() if int(stem) in official}
     if lacking := [n for n in names if n not in known]:
-        raise ValueError(f"{Path(folder) / lacking[0]}: no entry in {MANIFEST if boxes == 'manifest' else boxes} ({len(lacking)} of {len(names)} pictures have none)")
+        where = MANIFEST if boxes == "manifest" else boxes
+        raise ValueError(f"{Path(folder) / lacking[0]}: no entry in {where} "
+                         f"({len(lacking)} of {len(names)} pictures have none)")
     return np.array([[known[n][part] for part in PARTS] for n in names], float)
 
 
@@ -1067,16 +1173,19 @@ def _square(image, size, path):
     h, w = image.shape[:2]
     if h != w:
         raise ValueError(f"{path}: has {w}×{h} pixels; aligned faces are square")
-    return image if h == size else cv2.resize(image, (size, size),
-                                              interpolation=cv2.INTER_AREA if h > size else cv2.INTER_CUBIC)
+    interpolation = cv2.INTER_AREA if h > size else cv2.INTER_CUBIC
+    return image if h == size else cv2.resize(image, (size, size), interpolation=interpolation)
 
 
 # %%
 #| export
 def _is_plain(png):
-    "Whether bytes are a PNG of 8-bit RGB with nothing in it but pixels, as `prepare` writes them: every decoder reads it alike, or refuses it."
+    """Whether bytes are a PNG of 8-bit RGB with nothing in it but pixels, as `prepare` writes them:
+    every decoder reads it alike, or refuses it.
+    """
     at, kinds = 8, set()
-    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[24:26] != b"\x08\x02":       # bits in a channel, kind of colour
+    # the last two: bits in a channel, kind of colour
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or png[24:26] != b"\x08\x02":
         return False
     # chunks: length, kind, content, checksum
     while at < len(png):
@@ -1104,7 +1213,8 @@ def _picture_names(folder, wanted=None):
     "Sorted names of the pictures in `folder`, or of those `wanted`."
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    names = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
+    names = sorted(e.name for e in os.scandir(folder)
+                   if Path(e.name).suffix.lower() in SUFFIXES and e.is_file())
     if not names:
         raise ValueError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
     if wanted is None:
@@ -1113,33 +1223,39 @@ def _picture_names(folder, wanted=None):
     if not wanted:
         raise ValueError(f"{folder}: no names to restrict it to")
     if unknown := sorted(set(wanted) - set(names)):
-        raise ValueError(f"{folder / unknown[0]}: no such picture ({len(unknown)} of {len(wanted)} names)")
+        raise ValueError(f"{folder / unknown[0]}: no such picture "
+                         f"({len(unknown)} of {len(wanted)} names)")
     return wanted
 
 
 # %%
 #| export
 class FaceFolder:
-    """Aligned faces of a folder with fresh damage every epoch: `folder[epoch, index]` (or `folder[index]`: epoch 0) -> dict. Fit for any DataLoader.
+    """Aligned faces of a folder with fresh damage every epoch: `folder[epoch, index]` (or
+    `folder[index]`: epoch 0) -> dict. Fit for any DataLoader.
 
-    lq, gt: (3, size, size) float32 RGB in [-1, 1]; boxes: (3, 4) float32, order `PARTS`; index: int. All chance depends on (seed, epoch, index) alone.
-    boxes: "manifest" (that of `prepare`), "template" (the mean face's), the path of an official .pth, or None: without.
+    lq, gt: (3, size, size) float32 RGB in [-1, 1]; boxes: (3, 4) float32, order `PARTS`; index:
+    int. All chance depends on (seed, epoch, index) alone. boxes: "manifest" (that of `prepare`),
+    "template" (the mean face's), the path of an official .pth, or None: without.
     names: only these files. degraded=False: without lq. Raises ValueError that names the file.
     """
 
-    def __init__(self, folder, size, ranges=PAPER, seed=0, flip=True, boxes="manifest", names=None, degraded=True):
+    def __init__(self, folder, size, ranges=PAPER, seed=0, flip=True, boxes="manifest", names=None,
+                 degraded=True):
         if size < 1 or seed < 0:
-            raise ValueError(f"size is {size}, seed is {seed}: needs a positive size and a seed from 0 up")
-        self.folder, self.size, self.seed, self.flip, self.degraded = Path(folder), size, seed, flip, degraded
-        self.names = _picture_names(self.folder, names)
-        self.ranges = ranges.at(size)
-        self.components = None if boxes is None else _find_components(self.folder, self.names, boxes)
+            raise ValueError(f"size is {size}, seed is {seed}: "
+                             "needs a positive size and a seed from 0 up")
+        self.folder, self.size, self.seed = Path(folder), size, seed
+        self.flip, self.degraded, self.components = flip, degraded, None
+        self.names, self.ranges = _picture_names(self.folder, names), ranges.at(size)
+        if boxes is not None:
+            self.components = _find_components(self.folder, self.names, boxes)
 
     def __len__(self):
         return len(self.names)
 
     def draw(self, epoch, index):
-        "What is done to a picture in an epoch: whether it is mirrored, and the record of its damage."
+        "What an epoch does to a picture: whether it is mirrored, and the record of its damage."
         # -1 is the last; IndexError where there is none
         rng = np.random.default_rng([self.seed, int(epoch), range(len(self))[index]])
         return bool(rng.random() < 0.5) and self.flip, sample_params(rng, self.ranges)
@@ -1157,7 +1273,8 @@ class FaceFolder:
             item["lq"] = to_tensor(degrade(image, params))[0]
         if self.components is not None:
             parts = dict(zip(PARTS, self.components[index]))
-            item["boxes"] = torch.from_numpy(boxes_from_components(mirror_components(parts) if flipped else parts, self.size))
+            parts = mirror_components(parts) if flipped else parts
+            item["boxes"] = torch.from_numpy(boxes_from_components(parts, self.size))
         return item
 
 
@@ -1166,11 +1283,13 @@ class FaceFolder:
 
 # %%
 data = FaceFolder(resumed, 64, SEVERE, seed=5)
+fresh = lambda seed: FaceFolder(resumed, 64, SEVERE, seed=seed)
 same = lambda a, b: all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k]))
                         for k in ("lq", "gt", "boxes", "index"))
 first = {key: data[key] for key in [(0, 0), (0, 1), (1, 1), (7, 1)]}
-assert all(same(FaceFolder(resumed, 64, SEVERE, seed=5)[key], item) for key, item in reversed(first.items())) and same(data[1], first[0, 1])
-assert not same(first[0, 1], first[1, 1]) and not same(FaceFolder(resumed, 64, SEVERE, seed=6)[0, 1], first[0, 1])
+assert all(same(fresh(5)[key], item) for key, item in reversed(first.items()))
+assert same(data[1], first[0, 1])
+assert not same(first[0, 1], first[1, 1]) and not same(fresh(6)[0, 1], first[0, 1])
 
 painted, canvas = Path(work.name) / "painted", np.zeros((256, 256, 3), np.uint8)
 # known: far from symmetric
@@ -1200,10 +1319,12 @@ fig, axes = plt.subplots(2, 6, figsize=(7, 2.5), layout="constrained")
 for epoch, column in enumerate(axes.T):
     item = data[epoch, 0]
     for ax, kind in zip(column, ("gt", "lq")):
-        ax.imshow(few_colours(to_images(item[kind][None])[0]), extent=(0, 64, 64, 0), interpolation="nearest")
+        ax.imshow(few_colours(to_images(item[kind][None])[0]), extent=(0, 64, 64, 0),
+                  interpolation="nearest")
         ax.axis("off")
     for (x0, y0, x1, y1), colour in zip(item["boxes"], colours):
-        column[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.5))
+        box = plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.5)
+        column[0].add_patch(box)
     mirrored = not torch.equal(item["gt"], upright)
     column[0].set_title(f"epoch {epoch}{', mirrored' if mirrored else ''}", fontsize=8)
 plt.show()
@@ -1220,12 +1341,14 @@ for name in ("00007.png", "7_1.png", "8.png"):
     shutil.copy(resumed / "eileen.png", numbered / name)
 official = FaceFolder(numbered, 512, boxes=good, names=["00007.png"], flip=False)
 assert_allclose(official[0]["boxes"], boxes512, atol=1e-4)
-test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]), exc=ValueError,
-          contains="8.png: no entry")
+test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["00007.png", "8.png"]),
+          exc=ValueError, contains="8.png: no entry")
 # int("7_1") is 71 for Python
-test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["7_1.png"]), exc=ValueError, contains="not a number")
+test_fail(lambda: FaceFolder(numbered, 512, boxes=good, names=["7_1.png"]), exc=ValueError,
+          contains="not a number")
 (numbered / "8.png").write_bytes(b"not a picture")
-test_fail(lambda: FaceFolder(numbered, 64, boxes="template")[2], exc=ValueError, contains="8.png: is not a picture")
+test_fail(lambda: FaceFolder(numbered, 64, boxes="template")[2], exc=ValueError,
+          contains="8.png: is not a picture")
 work.cleanup()
 
 # %% [markdown]
@@ -1234,7 +1357,8 @@ work.cleanup()
 # The whole chapter on one photo that is tilted and damaged: detect, align at three sizes, and back to pictures through tensors (@fig-faces-together).
 
 # %%
-tilted = cv2.warpAffine(photo, cv2.getRotationMatrix2D((225, 130), -20, 1.0), (512, 512), borderMode=cv2.BORDER_REFLECT_101)[:300, 60:420]
+turn = cv2.getRotationMatrix2D((225, 130), -20, 1.0)
+tilted = cv2.warpAffine(photo, turn, (512, 512), borderMode=cv2.BORDER_REFLECT_101)[:300, 60:420]
 tilted = degrade(np.ascontiguousarray(tilted), DegradationParams(1.0, 1.0, r=2.0, delta=8, q=60))
 one, = detect(tilted)
 crops = [align(tilted, one.landmarks, size)[0] for size in (512, 128, 64)]
@@ -1249,9 +1373,10 @@ assert off < 15
 #| fig-cap: "A tilted, damaged photo with the box and points of the detector, and the aligned face at three sizes with the five places of the template (crosses)."
 #| fig-alt: "A tilted portrait with five dots, and three upright cut-outs of the face, 512, 128 and 64 pixels wide, each with five crosses on eyes, nose and mouth."
 fig, axes = plt.subplots(1, 4, figsize=(7, 2), layout="constrained", width_ratios=(1.2, 1, 1, 1))
-axes[0].imshow(few_colours(tilted[::2, ::2]), extent=(-0.5, 359.5, 299.5, -0.5), interpolation="nearest")
-axes[0].add_patch(plt.Rectangle(one.box[:2], one.box[2] - one.box[0], one.box[3] - one.box[1], fill=False,
-                                ec="#56B4E9", lw=1.5))
+axes[0].imshow(few_colours(tilted[::2, ::2]), extent=(-0.5, 359.5, 299.5, -0.5),
+               interpolation="nearest")
+x0, y0, x1, y1 = one.box
+axes[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="#56B4E9", lw=1.5))
 axes[0].scatter(*one.landmarks.T, c="#56B4E9", s=6)
 axes[0].set_title("detected", fontsize=9)
 for ax, c in zip(axes[1:], again):

@@ -54,8 +54,8 @@ from torch import nn
 
 # %%
 #| export
-SLOPE = 0.2               # negative slope of every leaky ReLU of the method
-SQRT2 = math.sqrt(2.0)    # keeps the mean square through a leaky ReLU close to 1 (@eq-layers-square)
+SLOPE = 0.2             # negative slope of every leaky ReLU of the method
+SQRT2 = math.sqrt(2.0)  # keeps the mean square through a leaky ReLU close to 1 (@eq-layers-square)
 
 # %% [markdown]
 # The check sends a million values through one layer, then 256 random vectors through twenty.
@@ -87,7 +87,8 @@ assert measured[1.0][-1] < 0.01 < 0.5 < measured[SQRT2][-1] < 2
 #| fig-alt: "On a logarithmic axis the curve without gain falls by three orders of magnitude; the curve with gain root two stays near one."
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
 n = np.arange(1, 21)
-for (gain, values), colour, name in zip(measured.items(), ("#D55E00", "#0072B2"), ("gain 1", "gain √2")):
+for (gain, values), colour, name in zip(measured.items(), ("#D55E00", "#0072B2"),
+                                        ("gain 1", "gain √2")):
     ax.plot(n, (gain**2 * (1 + SLOPE**2) / 2) ** (n / 2), color=colour)
     ax.plot(n, values, "o", color=colour, label=name)
 ax.set(yscale="log", xlabel="layer", ylabel="root mean square", xticks=range(0, 21, 5))
@@ -127,19 +128,23 @@ assert not torch.allclose(F.leaky_relu(-1.0 * z, SLOPE), -1.0 * F.leaky_relu(z, 
 # %%
 #| export
 class EqualizedConv2d(nn.Module):
-    """k×k convolution, same padding: x (b, cin, h, w) -> leaky_relu?(conv(x, c·W) + g·bias), (b, cout, h/stride, w/stride).
+    """k×k convolution, same padding: x (b, cin, h, w) -> leaky_relu?(conv(x, c·W) + g·bias),
+    (b, cout, h/stride, w/stride).
 
-    `equalized=True` stores W ~ N(0, 1) and multiplies it at run time by c = gain/√(cin·k²) (@eq-equalized), so that Adam moves
-    every layer at the same relative speed; `equalized=False` stores the product (c = g = 1). Both start as the same function.
-    `gain` is applied inside the activation: leaky_relu(g·z) = g·leaky_relu(z) for g > 0.
+    `equalized=True` stores W ~ N(0, 1) and multiplies it at run time by c = gain/√(cin·k²)
+    (@eq-equalized), so that Adam moves every layer at the same relative speed; `equalized=False`
+    stores the product (c = g = 1). Both start as the same function. `gain` is applied inside the
+    activation: leaky_relu(g·z) = g·leaky_relu(z) for g > 0.
     """
 
-    def __init__(self, cin, cout, kernel=3, *, bias=True, bias_init=0.0, gain=1.0, activate=False, equalized=True):
+    def __init__(self, cin, cout, kernel=3, *, bias=True, bias_init=0.0, gain=1.0, activate=False,
+                 equalized=True):
         super().__init__()
         std = gain / math.sqrt(cin * kernel**2)
         self.weight_gain, self.bias_gain = (std, gain) if equalized else (1.0, 1.0)
-        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * (1.0 if equalized else std))
-        self.bias = nn.Parameter(torch.full((cout,), bias_init * (1.0 if equalized else gain))) if bias else None
+        weight_size, bias_size = (1.0, 1.0) if equalized else (std, gain)
+        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * weight_size)
+        self.bias = nn.Parameter(torch.full((cout,), bias_init * bias_size)) if bias else None
         self.activate = activate
 
     def forward(self, x, stride=1, padding=None):
@@ -214,7 +219,9 @@ equal, baked = (np.array([speed(*layer, flag) for layer in layers]) for flag in 
 # @eq-layers-speed; 15 %: 48 random weights at fan-in 3
 np.testing.assert_allclose(equal, 0.002, rtol=0.15)
 np.testing.assert_allclose(baked, 0.002 * np.sqrt(fan) / SQRT2, rtol=0.15)
-print(f"fastest / slowest layer: equalised {equal.max() / equal.min():.1f}, baked {baked.max() / baked.min():.0f}; widest baked layer moves {baked[-1]:.0%} in one step")
+print(f"fastest / slowest layer: equalised {equal.max() / equal.min():.1f}, "
+      f"baked {baked.max() / baked.min():.0f}; "
+      f"widest baked layer moves {baked[-1]:.0%} in one step")
 
 # %%
 #| label: fig-layers-speed
@@ -260,7 +267,7 @@ target, start = stack(True)(x).detach(), reference.state_dict()
 
 # %%
 def copies():
-    "The reference network as an equalised and a baked copy, with their constants c and g per layer."
+    "The reference network as an equalised and a baked copy, with c and g per layer."
     a, b = stack(True), stack(False)
     a.load_state_dict(start)
     with torch.no_grad():
@@ -270,19 +277,19 @@ def copies():
     return a, b
 
 lr, eps, (a, b), (_, c) = 2e-3, 1e-8, copies(), copies()
-assert_close(a(x), b(x), rtol=1e-12, atol=1e-12)                                  # the same function
-slowed = [dict(params=[q], lr=lr * s, eps=eps / s)
-          for p, layer in zip(a, c) for q, s in ((layer.weight, p.weight_gain), (layer.bias, p.bias_gain))]
+assert_close(a(x), b(x), rtol=1e-12, atol=1e-12)       # the same function
+slowed = [dict(params=[q], lr=lr * s, eps=eps / s) for p, layer in zip(a, c)
+          for q, s in ((layer.weight, p.weight_gain), (layer.bias, p.bias_gain))]
 ya, la = train(a, [dict(params=a.parameters(), lr=lr, eps=eps)])
 yb, lb = train(b, [dict(params=b.parameters(), lr=lr, eps=eps)])
 yc, lc = train(c, slowed)
-assert_close(yc, ya, rtol=1e-6, atol=1e-6)                                        # only the speeds differ
-assert (yb - ya).abs().mean() > 0.1 * ya.abs().mean()                             # and they matter
+assert_close(yc, ya, rtol=1e-6, atol=1e-6)             # only the speeds differ
+assert (yb - ya).abs().mean() > 0.1 * ya.abs().mean()  # and they matter
 
 # %%
 rates = (0.0025, 0.01, 0.04, 0.16)
-final = np.array([[train(net, [dict(params=net.parameters(), lr=r)])[1][-10:].mean() for net in copies()]
-                  for r in rates])
+final = np.array([[train(net, [dict(params=net.parameters(), lr=r)])[1][-10:].mean()
+                   for net in copies()] for r in rates])
 best_equalised, best_baked = (rates[i] for i in final.argmin(0))
 assert best_equalised >= 4 * best_baked
 
@@ -293,7 +300,8 @@ assert best_equalised >= 4 * best_baked
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
 left.plot(la, color="#0072B2", label="equalised")
 left.plot(lb, color="#D55E00", label="baked")
-left.plot(range(0, len(lc), 8), lc[::8], "o", mfc="none", color="#009E73", label="baked, rate × c per layer")
+left.plot(range(0, len(lc), 8), lc[::8], "o", mfc="none", color="#009E73",
+          label="baked, rate × c per layer")
 left.set(yscale="log", xlabel="step", ylabel="loss", ylim=(None, 5))
 left.legend(fontsize=8)
 right.plot(rates, final[:, 0], "o-", color="#0072B2", label="equalised")
@@ -319,16 +327,22 @@ right.legend(fontsize=8);
 class EqualizedLinear(nn.Module):
     """Fully connected layer, x (..., cin) -> (..., cout), scaled as `EqualizedConv2d`.
 
-    `lr_mul` slows a layer down further (@eq-layers-mul): W is stored 1/lr_mul larger and used lr_mul smaller, the bias likewise
-    (StyleGAN's mapping network uses 0.01).
+    `lr_mul` slows a layer down further (@eq-layers-mul): W is stored 1/lr_mul larger and used
+    lr_mul smaller, the bias likewise (StyleGAN's mapping network uses 0.01).
     """
 
-    def __init__(self, cin, cout, *, bias_init=0.0, gain=1.0, lr_mul=1.0, activate=False, equalized=True):
+    def __init__(self, cin, cout, *, bias_init=0.0, gain=1.0, lr_mul=1.0, activate=False,
+                 equalized=True):
         super().__init__()
         std = gain / math.sqrt(cin)
-        self.weight_gain, self.bias_gain = (std * lr_mul, gain * lr_mul) if equalized else (1.0, 1.0)
-        self.weight = nn.Parameter(torch.randn(cout, cin) * (1.0 / lr_mul if equalized else std))
-        self.bias = nn.Parameter(torch.full((cout,), bias_init / lr_mul if equalized else bias_init * gain))
+        if equalized:
+            self.weight_gain, self.bias_gain = std * lr_mul, gain * lr_mul
+            weight_size, bias = 1.0 / lr_mul, bias_init / lr_mul
+        else:
+            self.weight_gain, self.bias_gain = 1.0, 1.0
+            weight_size, bias = std, bias_init * gain
+        self.weight = nn.Parameter(torch.randn(cout, cin) * weight_size)
+        self.bias = nn.Parameter(torch.full((cout,), bias))
         self.activate = activate
 
     def forward(self, x):
@@ -345,7 +359,8 @@ def linear(**kwargs):
     return EqualizedLinear(256, 128, bias_init=0.5, gain=SQRT2, activate=True, **kwargs).double()
 
 x, base = torch.randn(4, 256, dtype=torch.float64), linear()
-assert_close(base(x), F.leaky_relu(F.linear(x, base.weight / 16, base.bias), 0.2) * 2**0.5, rtol=1e-6, atol=1e-6)
+assert_close(base(x), F.leaky_relu(F.linear(x, base.weight / 16, base.bias), 0.2) * 2**0.5,
+             rtol=1e-6, atol=1e-6)
 for other in (linear(lr_mul=0.01), linear(equalized=False)):
     # the same function at the start
     assert_close(other(x), base(x), rtol=1e-5, atol=1e-5)
@@ -383,8 +398,8 @@ def wave(f, n=64, size=16):
     return torch.stack([phase.cos(), phase.sin()])[None, :, None].expand(1, 2, size, n)
 
 coarse = wave(0.1, n=32, size=8)
-assert_close(strided(wave(0.45))[:, 0], coarse[:, 0], rtol=0, atol=1e-12)      # @eq-layers-alias
-assert_close(strided(wave(0.45))[:, 1], -coarse[:, 1], rtol=0, atol=1e-12)     # and it runs backwards
+assert_close(strided(wave(0.45))[:, 0], coarse[:, 0], rtol=0, atol=1e-12)   # @eq-layers-alias
+assert_close(strided(wave(0.45))[:, 1], -coarse[:, 1], rtol=0, atol=1e-12)  # and it runs backwards
 
 
 # %% [markdown]
@@ -407,15 +422,18 @@ def fir_kernel(taps=(1, 3, 3, 1)):
 
 
 def upfirdn(x, kernel, up=1, down=1, pad=(0, 0)):
-    """Readable reference of FIR resampling (@eq-fir): insert `up`-1 zeros after each sample, pad both axes, convolve, keep every `down`-th.
+    """Readable reference of FIR resampling (@eq-fir): insert `up`-1 zeros after each sample, pad
+    both axes, convolve, keep every `down`-th.
 
-    x (b, c, h, w), kernel (k, k) -> (b, c, h', w') with h' = (h·up + pad[0] + pad[1] - k) // down + 1.
+    x (b, c, h, w), kernel (k, k) -> (b, c, h', w') with
+    h' = (h·up + pad[0] + pad[1] - k) // down + 1.
     """
     b, c, h, w = x.shape
     z = x.new_zeros(b, c, h, up, w, up)
     z[:, :, :, 0, :, 0] = x
     z = F.pad(z.reshape(b, c, h * up, w * up), (*pad, *pad))
-    flipped = kernel.to(x).flip(0, 1).expand(c, 1, *kernel.shape)  # conv2d correlates; a filter convolves
+    # conv2d correlates; a filter convolves
+    flipped = kernel.to(x).flip(0, 1).expand(c, 1, *kernel.shape)
     return F.conv2d(z, flipped, groups=c)[:, :, ::down, ::down]
 
 
@@ -456,8 +474,9 @@ for U, D, pad in [(1, 1, (2, 2)), (1, 2, (1, 1)), (2, 1, (2, 1)), (3, 2, (3, 0))
 # %%
 #| export
 def float32_on_cpu(f):
-    """f(x), a strided depthwise convolution, in float32 where x is on a CPU, whatever autocast says: its bfloat16 kernels there are many times slower.
-    The result has the type of x (b, c, h, w)."""
+    """f(x), a strided depthwise convolution, in float32 where x is on a CPU, whatever autocast
+    says: its bfloat16 kernels there are many times slower. The result has the type of
+    x (b, c, h, w)."""
     def wide(x):
         if x.device.type != "cpu":
             return f(x)
@@ -469,9 +488,11 @@ def float32_on_cpu(f):
 # %%
 #| export
 class Resample(nn.Module):
-    """The two ways this network changes resolution: `mode="fir"` (the paper's model) or `"bilinear"` (the clean models).
+    """The two ways this network changes resolution: `mode="fir"` (the paper's model) or
+    `"bilinear"` (the clean models).
 
-    `up(x)` doubles and `down(x)` halves the size of x (b, c, h, w); `smooth(x, pad, gain)` only low-passes, for use beside a strided convolution.
+    `up(x)` doubles and `down(x)` halves the size of x (b, c, h, w); `smooth(x, pad, gain)` only
+    low-passes, for use beside a strided convolution.
     """
 
     def __init__(self, mode):
@@ -505,7 +526,8 @@ class Resample(nn.Module):
 
 
 # %%
-fir, bilinear, x = Resample("fir"), Resample("bilinear"), torch.randn(2, 3, 12, 16, dtype=torch.float64)
+fir, bilinear = Resample("fir"), Resample("bilinear")
+x = torch.randn(2, 3, 12, 16, dtype=torch.float64)
 assert_close(fir.down(x), upfirdn(x, fir_kernel(), down=2, pad=(1, 1)), rtol=0, atol=1e-12)
 assert_close(fir.up(x), upfirdn(x, 4 * fir_kernel(), up=2, pad=(2, 1)), rtol=0, atol=1e-12)
 assert_close(fir.smooth(x, 2, 4.0), upfirdn(x, 4 * fir_kernel(), pad=(2, 2)), rtol=0, atol=1e-12)
@@ -518,7 +540,8 @@ test_fail(lambda: Resample("nearest"), exc=ValueError, contains="'nearest'")
 
 # %%
 def slopes(resample, v):
-    "The gradient of the sum of squares of resample(v), and the gradient of *its* sum of squares, as R1 needs it."
+    """The gradient of the sum of squares of resample(v), and the gradient of *its* sum of squares,
+    as R1 needs it."""
     v = v.requires_grad_()
     (first,) = torch.autograd.grad(resample(v).float().square().sum(), v, create_graph=True)
     return first, *torch.autograd.grad(first.float().square().sum(), v)
@@ -534,7 +557,8 @@ for resample in (fir.up, fir.down):
     assert_close(got.float(), resample(wide), rtol=2**-8, atol=0)
     assert same.dtype == torch.float32 and torch.equal(same, resample(wide))
     for of_narrow, of_wide in zip(half, slopes(resample, wide.clone())):
-        assert_close(of_narrow.float(), of_wide, rtol=2**-6, atol=2**-6 * of_wide.abs().max().item())
+        atol = 2**-6 * of_wide.abs().max().item()
+        assert_close(of_narrow.float(), of_wide, rtol=2**-6, atol=atol)
 
 # %% [markdown]
 # Halving bilinearly lands exactly between two samples on each axis, so both weights are one half: the taps are 1, 1. Doubling puts each new sample a quarter of a pixel beside an old one; its weights are $\tfrac34$ and $\tfrac14$. Seen from one old
@@ -543,7 +567,8 @@ for resample in (fir.up, fir.down):
 
 # %%
 assert_close(bilinear.down(x), upfirdn(x, fir_kernel((1, 1)), down=2), rtol=0, atol=1e-12)
-assert_close(bilinear.down(x)[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean(), rtol=0, atol=1e-12)           # by hand
+# by hand
+assert_close(bilinear.down(x)[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean(), rtol=0, atol=1e-12)
 # the same filter …
 assert_close(bilinear.up(x)[..., 1:-1, 1:-1], fir.up(x)[..., 1:-1, 1:-1], rtol=0, atol=1e-12)
 repeated = F.pad(x, (1, 1, 1, 1), mode="replicate")
@@ -551,7 +576,8 @@ repeated = F.pad(x, (1, 1, 1, 1), mode="replicate")
 assert_close(bilinear.up(x), fir.up(repeated)[..., 2:-2, 2:-2], rtol=0, atol=1e-12)
 white = torch.ones(1, 1, 8, 8, dtype=torch.float64)
 for name, y in dict(up=fir.up(white), down=fir.down(white)).items():
-    print(f"FIR {name} of a white picture: centre {y[0, 0, 2, 2]:.3f}, edge {y[0, 0, 0, 2]:.3f}, corner {y[0, 0, 0, 0]:.3f}")
+    print(f"FIR {name} of a white picture: centre {y[0, 0, 2, 2]:.3f}, edge {y[0, 0, 0, 2]:.3f}, "
+          f"corner {y[0, 0, 0, 0]:.3f}")
 
 # %% [markdown]
 # The printed numbers are the price of the zeros: FIR resampling darkens a frame of one pixel. A network is trained with it and learns to live with it. So the frame
@@ -579,7 +605,8 @@ probes = np.arange(0.02, 0.5, 0.04)
 for down, power, _ in ways.values():
     for f in probes:
         got = survives(down, f)
-        assert_close(got, torch.full_like(got, abs(math.cos(math.pi * f)) ** power), rtol=0, atol=1e-12)
+        want = torch.full_like(got, abs(math.cos(math.pi * f)) ** power)
+        assert_close(got, want, rtol=0, atol=1e-12)
 
 # %%
 #| label: fig-layers-response
@@ -591,7 +618,8 @@ for name, (down, power, colour) in ways.items():
     ax.plot(f, np.cos(np.pi * f) ** power, color=colour)
     ax.plot(probes, [survives(down, p).mean() for p in probes], "o", color=colour, label=name)
 ax.axvspan(0.25, 0.5, color="#dddddd", zorder=0)
-ax.set(xlabel="frequency, cycles per pixel", ylabel="amplitude after halving", xlim=(0, 0.5), ylim=(-0.03, 1.1))
+ax.set(xlabel="frequency, cycles per pixel", ylabel="amplitude after halving", xlim=(0, 0.5),
+       ylim=(-0.03, 1.1))
 ax.legend(loc="lower left");
 
 # %% [markdown]
@@ -601,7 +629,8 @@ ax.legend(loc="lower left");
 # %%
 noise = torch.randn(1, 1, 1, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 spectrum, freq = torch.fft.rfft(noise), torch.fft.rfftfreq(4096)
-low, high = (torch.fft.irfft(spectrum * m).expand(1, 1, 16, 4096) for m in (freq < 0.25, freq >= 0.25))
+low, high = (torch.fft.irfft(spectrum * m).expand(1, 1, 16, 4096)
+             for m in (freq < 0.25, freq >= 0.25))
 
 def power_ratio(down, x):
     return (down(x)[..., 2:-2, 2:-2].square().mean() / x.square().mean()).item()
@@ -611,9 +640,10 @@ grid = (np.arange(4000) + 0.5) / 8000
 for name, (down, power, _) in ways.items():
     kept, leaked = power_ratio(down, low), power_ratio(down, high)
     response = np.cos(np.pi * grid) ** (2 * power)
-    np.testing.assert_allclose([kept, leaked], [response[grid < 0.25].mean(), response[grid > 0.25].mean()],
-                               rtol=0.1, atol=0.003)
-    print(f"{name:9} keeps {kept:4.0%} of the power that fits, lets {leaked:4.0%} of the rest alias")
+    want = [response[grid < 0.25].mean(), response[grid > 0.25].mean()]
+    np.testing.assert_allclose([kept, leaked], want, rtol=0.1, atol=0.003)
+    print(f"{name:9} keeps {kept:4.0%} of the power that fits, "
+          f"lets {leaked:4.0%} of the rest alias")
 assert power_ratio(fir.down, high) < power_ratio(bilinear.down, high) / 8
 
 
@@ -623,7 +653,7 @@ assert power_ratio(fir.down, high) < power_ratio(bilinear.down, high) / 8
 
 # %%
 def zone_plate(size=96):
-    "Rings in [-1, 1], (1, 1, size, size), float64: at radius r their frequency is r/(size·√2) cycles per pixel."
+    "Rings in [-1, 1], (1, 1, size, size), float64: r/(size·√2) cycles per pixel at radius r."
     t = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     return torch.cos(math.pi * (t[:, None] ** 2 + t**2) / (size * SQRT2))[None, None]
 
@@ -639,7 +669,8 @@ assert ghost["fir"] < ghost["bilinear"] / 2 < ghost["strided"] / 2
 #| label: fig-layers-zone
 #| fig-cap: "A zone plate of 96 px and its halved versions, drawn with larger pixels. All rings outside the dashed circle are false."
 #| fig-alt: "The strided version shows full false ring systems in the corners and at the edges; bilinear weaker ones; FIR is grey outside the circle."
-panels = {"original, 96 px": plate, **{f"{name}, 48 px": way[0](plate) for name, way in ways.items()}}
+panels = {"original, 96 px": plate}
+panels |= {f"{name}, 48 px": way[0](plate) for name, way in ways.items()}
 fig = plt.figure(figsize=(8.1, 2.2), dpi=100)
 for i, (title, image) in enumerate(panels.items()):
     # 192 screen pixels: a whole number per picture pixel
@@ -648,7 +679,8 @@ for i, (title, image) in enumerate(panels.items()):
     ax.set_title(title, fontsize=9)
     ax.axis("off")
     if i:
-        ax.add_patch(plt.Circle((23.5, 23.5), 48 / 8**0.5, fill=False, ls="--", lw=1.5, color="#E69F00"))
+        ax.add_patch(plt.Circle((23.5, 23.5), 48 / 8**0.5, fill=False, ls="--", lw=1.5,
+                                color="#E69F00"))
 
 
 # %% [markdown]
@@ -666,7 +698,8 @@ def seen_at(down, position, offset):
     x = torch.zeros(1, 1, 8, 32, dtype=torch.float64)
     x[..., position] = 1
     row = down(x)[0, 0, 2]
-    return ((2 * torch.arange(16) + offset) * row).sum().item() / row.sum().item() if row.sum() > 0 else math.nan
+    moment = ((2 * torch.arange(16) + offset) * row).sum().item()
+    return moment / row.sum().item() if row.sum() > 0 else math.nan
 
 # strided keeps pixel 2j, the others are centred on 2j + 1/2
 positions = np.arange(10, 22)
@@ -686,9 +719,10 @@ for way, *_ in ways.values():
 #| fig-alt: "FIR lies on zero everywhere; bilinear swings between plus and minus half a pixel; strided has marks at even positions only."
 fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
 for (name, way), marker in zip(ways.items(), ("x", "s", "o")):
-    ax.plot(positions, seen[name] - positions, marker + "-", color=way[2], ms=8 if marker == "x" else 6,
-            mew=2, label=name)
-ax.set(xlabel="position of the line, px", ylabel="seen at − is at, px", xticks=positions, ylim=(-1, 1.3))
+    ax.plot(positions, seen[name] - positions, marker + "-", color=way[2],
+            ms=8 if marker == "x" else 6, mew=2, label=name)
+ax.set(xlabel="position of the line, px", ylabel="seen at − is at, px", xticks=positions,
+       ylim=(-1, 1.3))
 ax.legend(ncols=3, loc="upper right");
 
 # %% [markdown]
@@ -718,8 +752,8 @@ print("size of the features:", " ".join(f"{s:.1f}" for s in sizes_seen))
 #| fig-cap: "A face of 128 px halved three times in the three ways, the FIR version doubled three times again, and one feature after six random layers."
 #| fig-alt: "The strided 16 px version is jagged, bilinear and FIR are smooth; the enlarged version is blurred with a grey frame; the feature shows edges of the face."
 show([face[0], *(s[0] for s, _ in pictures.values()), pictures["fir"][1][0], h[0, 0]],
-     ["face", *(f"{name}, 16 px" for name in pictures), "fir, back at 128 px", "a random feature"], cols=3,
-     height=1.7);
+     ["face", *(f"{name}, 16 px" for name in pictures), "fir, back at 128 px", "a random feature"],
+     cols=3, height=1.7);
 
 # %% [markdown]
 # In @fig-layers-face the strided version picks single pixels, so hair and eyes break into blocks that belong to no feature of the face; the other two average. The frame that turns grey on the way up is the border of zeros, as 0 is mid-grey in $[-1,1]$.

@@ -73,7 +73,8 @@ from gfpgan_edu.layers import SQRT2, EqualizedConv2d, Resample
 # %%
 #| export
 class DownBlock(nn.Module):
-    """Residual block that halves the size (@eq-unet-residual): (b, cin, h, w) -> (b, cout, h/2, w/2). The 1/√2 of the sum sits in the gains."""
+    """Residual block that halves the size (@eq-unet-residual): (b, cin, h, w) ->
+    (b, cout, h/2, w/2). The 1/√2 of the sum sits in the gains."""
 
     def __init__(self, cin, cout, *, resample="fir", equalized=True):
         super().__init__()
@@ -86,7 +87,8 @@ class DownBlock(nn.Module):
     def forward(self, x):
         h = self.conv1(x)
         if self.resample.mode == "fir":
-            h = self.conv2(self.resample.smooth(h, pad=2), stride=2, padding=0)  # h+1 samples -> h/2
+            # h+1 samples -> h/2
+            h = self.conv2(self.resample.smooth(h, pad=2), stride=2, padding=0)
         else:
             h = self.conv2(self.resample.down(h))
         return h + self.skip(self.resample.down(x))
@@ -140,7 +142,8 @@ for resample in ("fir", "bilinear"):
 # %%
 #| export
 class UpBlock(nn.Module):
-    """Residual block that doubles the size: (b, cin, h, w) -> (b, cout, 2h, 2w). Bilinear in every family of official models."""
+    """Residual block that doubles the size: (b, cin, h, w) -> (b, cout, 2h, 2w).
+    Bilinear in every family of official models."""
 
     def __init__(self, cin, cout, *, equalized=True):
         super().__init__()
@@ -159,7 +162,8 @@ def plain_up(block, x):
     double = lambda z: F.interpolate(z, scale_factor=2, mode="bilinear")
     h = act(F.conv2d(x, scaled(block.conv1), block.conv1.bias, padding=1))
     h = act(F.conv2d(double(h), scaled(block.conv2), block.conv2.bias, padding=1))
-    return (h + F.conv2d(double(x), scaled(block.skip))) / 2**0.5        # official order: resize, then 1×1
+    # official order: resize, then 1×1
+    return (h + F.conv2d(double(x), scaled(block.skip))) / 2**0.5
 
 block, x = UpBlock(6, 10).double(), torch.randn(2, 6, 8, 8, dtype=torch.float64)
 for conv in (block.conv1, block.conv2):
@@ -179,11 +183,14 @@ twice = lambda z: F.interpolate(z, scale_factor=2, mode="bilinear")
 # widths of the U-Net at 512 px, see below
 half = {s: n // 2 for s, n in widths(512).items()}
 with torch.device("meta"):
-    blocks = [(UpBlock(half[s // 2], half[s]), torch.empty(1, half[s // 2], s // 2, s // 2)) for s in half if s > 4]
+    blocks = [(UpBlock(half[s // 2], half[s]), torch.empty(1, half[s // 2], s // 2, s // 2))
+              for s in half if s > 4]
     cheap = sum(multiplications(b.skip, x) for b, x in blocks)
     dear = sum(multiplications(b.skip, twice(x)) for b, x in blocks)
-assert cheap == sum(half[s // 2] * half[s] * (s // 2) ** 2 for s in half if s > 4) and dear == 4 * cheap
-print(f"short paths of a U-Net for 512 px: resize first {dear / 1e6:.0f} M multiplications, convolve first {cheap / 1e6:.0f} M")
+assert cheap == sum(half[s // 2] * half[s] * (s // 2) ** 2 for s in half if s > 4)
+assert dear == 4 * cheap
+print(f"short paths of a U-Net for 512 px: resize first {dear / 1e6:.0f} M multiplications, "
+      f"convolve first {cheap / 1e6:.0f} M")
 
 # %% [markdown]
 # Does the sum of the two paths keep the size of the signal? A picture that is constant in space passes all filters unchanged, away from the border, so it shows the gains alone. By @eq-layers-square the long path should have a mean square of $1.04\cdot0.52$ and the short one of 0.5, together 1.04.
@@ -196,7 +203,8 @@ for block in (DownBlock(128, 128), DownBlock(128, 128, resample="bilinear"), UpB
         y = block(flat)
     middle = y[:, :, y.shape[2] // 2, y.shape[3] // 2].square().mean().item()
     assert 0.9 < middle < 1.2, middle
-    print(f"{type(block).__name__:9} {block.resample.mode:8} mean square of the output {middle:.2f}")
+    print(f"{type(block).__name__:9} {block.resample.mode:8} "
+          f"mean square of the output {middle:.2f}")
 
 
 # %% [markdown]
@@ -208,10 +216,12 @@ for block in (DownBlock(128, 128), DownBlock(128, 128, resample="bilinear"), UpB
 # %%
 #| export
 class UNet(nn.Module):
-    """Degradation removal (Eq. 1): x (b, 3, S, S) -> F_latent (b, C4, 4, 4), F_spatial [8..S: (b, Cs, s, s)], pyramid [8..S: (b, 3, s, s)].
+    """Degradation removal (Eq. 1): x (b, 3, S, S) -> F_latent (b, C4, 4, 4),
+    F_spatial [8..S: (b, Cs, s, s)], pyramid [8..S: (b, 3, s, s)].
 
-    `channels` maps each resolution 4, 8, …, S to its width. log2(S) - 2 blocks go down and as many up (7 + 7 at 512 px); the
-    skips are additive: each up-block receives the running feature plus the encoder's feature of that size.
+    `channels` maps each resolution 4, 8, …, S to its width. log2(S) - 2 blocks go down and as many
+    up (7 + 7 at 512 px); the skips are additive: each up-block receives the running feature plus
+    the encoder's feature of that size.
     """
 
     def __init__(self, channels, *, resample="fir", equalized=True):
@@ -244,7 +254,8 @@ class UNet(nn.Module):
 
 # %%
 def recursive(net, h, level=0, mute=None):
-    "Features 4, 8, … of the U-Net below `level`, given its input h. The smallest U-Net is one convolution; the skip of `mute` px is left out."
+    """Features 4, 8, … of the U-Net below `level`, given its input h. The smallest U-Net is one
+    convolution; the skip of `mute` px is left out."""
     if level == len(net.down):
         return [net.last(h)]
     skip = net.down[level](h)
@@ -277,7 +288,8 @@ for i, s in enumerate(sorted(half, reverse=True)):
     if s > 4:
         ax.plot(right + 1.8, y, "s", color="#E69F00", ms=7)                   # a head
     if s < 512:
-        ax.annotate("", (right - edge, y), (i + edge, y), arrowprops=dict(arrowstyle="-|>", color="#888888"))
+        ax.annotate("", (right - edge, y), (i + edge, y),
+                    arrowprops=dict(arrowstyle="-|>", color="#888888"))
 for x, y, name, colour in [(0, 9.5, "encoder", "#0072B2"), (10, 1.05, "F_latent", "#D55E00"),
                            (17.5, 9.5, "F_spatial", "#009E73"), (19.3, 9.3, "picture", "#E69F00")]:
     ax.text(x, y, name, ha="center", color=colour, fontsize=9)
@@ -295,12 +307,14 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 with torch.device("meta"):
-    nets = {s: UNet({k: n // 2 for k, n in widths(s).items()}) for s in (8, 16, 32, 64, 128, 256, 512, 1024)}
+    nets = {s: UNet({k: n // 2 for k, n in widths(s).items()})
+            for s in (8, 16, 32, 64, 128, 256, 512, 1024)}
     for s, net in nets.items():
         assert len(net.down) == len(net.up) == len(net.to_rgb) == math.log2(s) - 2
         latent, spatial, pyramid = net(torch.empty(1, 3, s, s))
         assert latent.shape == (1, 256, 4, 4)
-        assert [f.shape[1:] for f in spatial] == [(widths(s)[k] // 2, k, k) for k in widths(s) if k > 4]
+        assert [f.shape[1:] for f in spatial] == [(widths(s)[k] // 2, k, k)
+                                                  for k in widths(s) if k > 4]
         assert [p.shape[1:] for p in pyramid] == [(3, k, k) for k in widths(s) if k > 4]
 print({s: f"{count(net) / 1e6:.2f} M" for s, net in nets.items()})
 
@@ -332,16 +346,23 @@ assert main_path == 30
 
 # %%
 h, s, w = torch.randn(1, 5, 8, 8), torch.randn(1, 5, 8, 8), torch.randn(7, 5, 3, 3)
-assert_close(F.conv2d(torch.cat([h, s], 1), torch.cat([w, w], 1)), F.conv2d(h + s, w), rtol=1e-4, atol=1e-4)
+joined = F.conv2d(torch.cat([h, s], 1), torch.cat([w, w], 1))
+assert_close(joined, F.conv2d(h + s, w), rtol=1e-4, atol=1e-4)
 
 # first convolution and short path read 2c channels
+wide = []
 with torch.device("meta"):
-    wide = [nn.ModuleList([EqualizedConv2d(2 * b.conv1.weight.shape[1], b.conv1.weight.shape[0]),
-                           EqualizedConv2d(2 * b.skip.weight.shape[1], b.skip.weight.shape[0], 1, bias=False), b.conv2]) for b in nets[512].up]
-added, concatenated = count(nets[512]), count(nets[512]) - count(nets[512].up) + sum(map(count, wide))
+    for block in nets[512].up:
+        cout, cin = block.skip.weight.shape[:2]
+        conv1 = EqualizedConv2d(2 * cin, cin)
+        skip = EqualizedConv2d(2 * cin, cout, 1, bias=False)
+        wide.append(nn.ModuleList([conv1, skip, block.conv2]))
+added = count(nets[512])
+concatenated = added - count(nets[512].up) + sum(map(count, wide))
 extra = sum(half[s // 2] ** 2 * 9 + half[s // 2] * half[s] for s in half if s > 4)
 assert concatenated - added == extra
-print(f"U-Net at 512 px: added {added / 1e6:.1f} M, concatenated {concatenated / 1e6:.1f} M parameters, {concatenated / added - 1:.0%} more")
+print(f"U-Net at 512 px: added {added / 1e6:.1f} M, concatenated {concatenated / 1e6:.1f} M "
+      f"parameters, {concatenated / added - 1:.0%} more")
 
 
 # %% [markdown]
@@ -374,10 +395,12 @@ torch.manual_seed(0)
 # convolution, filter, convolution
 chains = {"fir": [(3, 1), (4, 1), (3, 2)], "bilinear": [(3, 1), (2, 2), (3, 1)]}
 for resample, chain in chains.items():
-    blocks = nn.Sequential(DownBlock(3, 8, resample=resample), DownBlock(8, 8, resample=resample)).double()
+    blocks = nn.Sequential(DownBlock(3, 8, resample=resample),
+                           DownBlock(8, 8, resample=resample)).double()
     row = (gradient(blocks, 64, lambda y: y[0, 0, 8, 8]) > 0).any(0)
     assert row.sum() == field(chain + chain), (row.sum(), field(chain + chain))
-    print(f"two {resample} blocks down see {row.sum().item()} px; to F_latent at 512 px the formula gives {field(7 * chain + [(3, 1)])} px")
+    print(f"two {resample} blocks down see {row.sum().item()} px; "
+          f"to F_latent at 512 px the formula gives {field(7 * chain + [(3, 1)])} px")
 
 # %% [markdown]
 # A single number of $F_{latent}$ at 512 px has a field wider than twice the picture: it sees all of it. Now the whole network at 128 px, against the same number of 3×3 convolutions in a row without any resizing.
@@ -393,11 +416,12 @@ chain = nn.Sequential(*(EqualizedConv2d(3 if i == 0 else 8, 8, gain=SQRT2, activ
 seen = {"U-Net": gradient(unet, size, lambda out: out[2][-1][0, :, 64, 64].sum()),
         f"{depth} convolutions": gradient(chain, size, lambda y: y[0, :, 64, 64].sum())}
 share = [(g > 0).double().mean().item() for g in seen.values()]
-assert share[0] == 1.0                                                    # every pixel of the input
+assert share[0] == 1.0  # every pixel of the input
 assert share[1] == (field([(3, 1)] * depth) / size) ** 2
 for name, s in zip(seen, share):
     print(f"{name}: one output pixel sees {s:.0%} of the input")
-latent_sees = gradient(unet, size, lambda out: out[0][0, :, 0, 0].sum())  # a corner of the 4×4 feature
+# a corner of the 4×4 feature
+latent_sees = gradient(unet, size, lambda out: out[0][0, :, 0, 0].sum())
 assert (latent_sees > 0).all()
 
 # %%
@@ -435,10 +459,12 @@ def pyramid_loss(pictures, y):
 y = torch.rand(2, 3, 32, 32) * 2 - 1
 assert pyramid_loss(pyramid_of(y), y) == 0
 p = [torch.zeros_like(t) for t in pyramid_of(y)]
-p[0][1, 2, 3, 4] += 0.5                                                   # one wrong value of 2·3·8·8 …
+# one wrong value of 2·3·8·8 counts 1/(b·3s²)
+p[0][1, 2, 3, 4] += 0.5
 change = pyramid_loss(p, torch.zeros_like(y))
-assert_close(change.item(), 0.5 / (2 * 3 * 8 * 8), rtol=1e-6, atol=0)     # … counts 1/(b·3s²)
-assert_close(pyramid_of(y)[0][0, 0, 7, 0], y[0, 0, 28:32, 0:4].mean())    # 32 -> 8 px: the mean of 4×4 pixels
+assert_close(change.item(), 0.5 / (2 * 3 * 8 * 8), rtol=1e-6, atol=0)
+# 32 -> 8 px: the mean of 4×4 pixels
+assert_close(pyramid_of(y)[0][0, 0, 7, 0], y[0, 0, 28:32, 0:4].mean())
 
 # %% [markdown]
 # The demonstration takes eight faces of 32 px, damages them with `degrade` of @sec-degradation (the ranges `SEVERE`, rescaled to this size), and trains a U-Net with 24 channels on this one batch. This is *overfitting on purpose*: a network that cannot
@@ -471,8 +497,10 @@ before, after = (x - y).abs().mean().item(), (restored - y).abs().mean().item()
 assert after < 0.8 * before, (before, after)
 assert all(last < 0.6 * first for first, last in zip(history[0], history[-1]))
 colour_error = lambda a: (a.mean((2, 3)) - y.mean((2, 3))).abs().mean().item()
-assert colour_error(restored) < 0.5 * colour_error(x)                     # tints are the easy part
-print(f"mean error, damaged {before:.2f}, repaired {after:.2f}; of the mean colour, damaged {colour_error(x):.2f}, repaired {colour_error(restored):.2f}")
+# tints are the easy part
+assert colour_error(restored) < 0.5 * colour_error(x)
+print(f"mean error, damaged {before:.2f}, repaired {after:.2f}; of the mean colour, "
+      f"damaged {colour_error(x):.2f}, repaired {colour_error(restored):.2f}")
 
 # %%
 #| label: fig-unet-loss
@@ -515,7 +543,8 @@ with torch.no_grad():
 unseen = to_tensor(degrade(faces[0], sample_params(np.random.default_rng(7), SEVERE.at(32))))
 with torch.no_grad():
     latent, spatial, pyramid = net(unseen)
-assert latent.shape == (1, 24, 4, 4) and [f.shape for f in spatial] == [(1, 24, s, s) for s in (8, 16, 32)]
+assert latent.shape == (1, 24, 4, 4)
+assert [f.shape for f in spatial] == [(1, 24, s, s) for s in (8, 16, 32)]
 
 def busiest(f):
     "The channel of f (1, c, h, w) that varies most over the picture."
@@ -527,7 +556,8 @@ def busiest(f):
 #| fig-cap: "Everything the module delivers for one damaged face. Top: input and pictures of the heads. Bottom: one channel of each feature."
 #| fig-alt: "The damaged face, its 8, 16 and 32 px pictures, and grey maps of 4, 8, 16 and 32 px in which the place of the face shows ever more finely."
 show([unseen[0], *(p[0] for p in pyramid), busiest(latent), *(busiest(f) for f in spatial)],
-     ["damaged", *(f"head, {s} px" for s in (8, 16, 32)), "F_latent, 4 px", *(f"F_spatial, {s} px" for s in (8, 16, 32))], cols=4, height=1.6);
+     ["damaged", *(f"head, {s} px" for s in (8, 16, 32)), "F_latent, 4 px",
+      *(f"F_spatial, {s} px" for s in (8, 16, 32))], cols=4, height=1.6);
 
 # %% [markdown]
 # In @fig-unet-outputs the maps become finer from left to right. At 32 px the face stands apart from the hair around it; at 16 and 8 px a blot marks its place; at 4 px hardly a place is left, but sixteen cells of many channels are enough to say which face it is.

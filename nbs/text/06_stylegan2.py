@@ -59,17 +59,22 @@ draw_map("stylegan2");
 # %%
 def lean(fig):
     "Show a figure in 96 colours: a smaller book."
-    fig.savefig(drawn := io.BytesIO(), bbox_inches="tight", pad_inches=0.02), plt.close(fig)
-    Image.open(drawn).convert("RGB").quantize(96, Image.Quantize.FASTOCTREE).save(small := io.BytesIO(), "PNG", optimize=True)
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, bbox_inches="tight", pad_inches=0.02)
+    plt.close(fig)
+    picture = Image.open(drawn).convert("RGB").quantize(96, Image.Quantize.FASTOCTREE)
+    picture.save(small, "PNG", optimize=True)
     display(Png(small.getvalue()))
 
 
 def sheet(pictures, cols, rows=(), tops=()):
-    "Show (n, 3, h, w), values in -1 … 1, on one sheet, each pixel as large as 640 in a row allow, with names for rows and columns."
+    """Show (n, 3, h, w), values in -1 … 1, on one sheet, each pixel as large as 640 in a row allow,
+    with names for rows and columns."""
     pictures = F.interpolate(pictures, scale_factor=max(1, 640 // (cols * pictures.shape[3])))
     _, _, h, w = pictures.shape
-    tiles = pictures.unflatten(0, (-1, cols)).permute(0, 3, 1, 4, 2)      # (R, C, 3, h, w) -> (R, h, C, w, 3)
-    tiles = tiles.flatten(2, 3).flatten(0, 1)                             # (R·h, C·w, 3)
+    # (R, C, 3, h, w) -> (R, h, C, w, 3) -> (R·h, C·w, 3)
+    tiles = pictures.unflatten(0, (-1, cols)).permute(0, 3, 1, 4, 2)
+    tiles = tiles.flatten(2, 3).flatten(0, 1)
     fig = plt.figure(figsize=(cols * w / 100, len(tiles) / 100), dpi=100)
     ax = fig.add_axes([0, 0, 1, 1])
     ax.imshow((tiles / 2 + 0.5).clamp(0, 1), interpolation="nearest")
@@ -87,10 +92,12 @@ mean = candidates.mean(0)
 # any other answer pays its distance to the mean
 for c in (candidates[3], torch.zeros(3, 64, 64)):
     assert_close((c - candidates).square().mean(),
-                 (c - mean).square().mean() + (mean - candidates).square().mean(), rtol=1e-5, atol=0)
+                 (c - mean).square().mean() + (mean - candidates).square().mean(),
+                 rtol=1e-5, atol=0)
 
 edges = lambda x: x.diff(dim=-1).abs().mean().item()
-print(f"mean edge strength: one candidate {edges(candidates[0]):.2f}, the average {edges(mean):.2f}")
+print(f"mean edge strength: one candidate {edges(candidates[0]):.2f}, "
+      f"the average {edges(mean):.2f}")
 assert edges(mean) < 0.8 * sum(edges(c) for c in candidates) / len(candidates)
 
 # %%
@@ -119,19 +126,23 @@ sheet(torch.stack([*candidates[:4], mean]), 5, tops=["1", "2", "3", "4", "best"]
 # %%
 #| export
 def widths(size, channel_multiplier=1.0, narrow=1.0):
-    """Channels of the prior at each resolution {4: …, 8: …, …, size: …}: 512 up to 32 px, then halving, times the two factors.
+    """Channels of the prior at each resolution {4: …, 8: …, …, size: …}: 512 up to 32 px, then
+    halving, times the two factors.
 
-    Raises ValueError unless `size` is a power of two from 8 to 1024, the factors are sensible, and every width is at least 2 and even (Eq. 4 splits it).
+    Raises ValueError unless `size` is a power of two from 8 to 1024, the factors are sensible, and
+    every width is at least 2 and even (Eq. 4 splits it).
     """
     if size not in (8, 16, 32, 64, 128, 256, 512, 1024):
         raise ValueError(f"size is {size}, needs a power of two from 8 to 1024")
     if not all(0 < factor < 1000 for factor in (channel_multiplier, narrow)):
-        raise ValueError(f"channel_multiplier is {channel_multiplier}, narrow is {narrow}; need positive numbers below 1000")
+        raise ValueError(f"channel_multiplier is {channel_multiplier}, narrow is {narrow}; "
+                         "need positive numbers below 1000")
     out = {}
     for s in (2**i for i in range(2, int(math.log2(size)) + 1)):
         out[s] = int(512 * narrow) if s <= 32 else int(16384 // s * channel_multiplier * narrow)
         if out[s] < 2 or out[s] % 2:
-            raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
+            raise ValueError(f"width at {s} px is {out[s]}, needs an even number >= 2: raise "
+                             f"narrow ({narrow}) or channel_multiplier ({channel_multiplier})")
     return out
 
 
@@ -161,7 +172,8 @@ test_fail(lambda: widths(1024, narrow=1 / 16), exc=ValueError, contains="width a
 
 # %%
 def modulated_weight(weight, s, demodulate=True):
-    "weight (cout, cin, k, k), s (b, cin) -> one kernel per sample, (b, cout, cin, k, k): @eq-modulate, then @eq-demod."
+    """weight (cout, cin, k, k), s (b, cin) -> one kernel per sample, (b, cout, cin, k, k):
+    @eq-modulate, then @eq-demod."""
     weight = weight[None] * s[:, None, :, None, None]
     if demodulate:
         weight = weight * (weight.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
@@ -187,8 +199,8 @@ rings = torch.sin(14 * (axis[:, None] ** 2 + axis**2).sqrt())
 styles = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.7, 0.7]])
 drawn = [F.conv2d(torch.stack([bars, rings])[None], k)[0, 0]
          for k in modulated_weight(torch.ones(1, 2, 1, 1), styles)]
-lean(show([bars, rings, *drawn], ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles],
-          vmin=-1.5, vmax=1.5, height=1.5))
+titles = ["channel 0", "channel 1"] + [f"s = ({a:.1f}, {b:.1f})" for a, b in styles]
+lean(show([bars, rings, *drawn], titles, vmin=-1.5, vmax=1.5, height=1.5))
 
 # %% [markdown]
 # In @fig-stylegan2-style nothing but $s$ changes. A style selects among the patterns that the channels carry. It cannot say *where*: the same two numbers hold at every position. That limit is the reason for @sec-csft.
@@ -220,19 +232,22 @@ scales = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 def stds(x, demodulate):
     "Standard deviation of each output channel for each strength of the style, (5, cout)."
-    return np.array([F.conv2d(x, modulated_weight(weight, style * c, demodulate)[0]).std((0, 2, 3)).numpy()
-                     for c in scales])
+    kernels = [modulated_weight(weight, style * c, demodulate)[0] for c in scales]
+    return np.array([F.conv2d(x, k).std((0, 2, 3)).numpy() for k in kernels])
 
 
 std = {"not demodulated": stds(white, False), "demodulated": stds(white, True),
        "demodulated, smooth input": stds(smooth, True)}
 for name, v in std.items():
-    print(f"{name:26} channels at the weakest style {v[0].min():.2f} to {v[0].max():.2f}, at the strongest {v[-1].min():.2f} to {v[-1].max():.2f}")
+    print(f"{name:26} channels at the weakest style {v[0].min():.2f} to {v[0].max():.2f}, "
+          f"at the strongest {v[-1].min():.2f} to {v[-1].max():.2f}")
 # the promise of the derivation
 np.testing.assert_allclose(std["demodulated"], 1, atol=0.05)
 # proportional to the style
-np.testing.assert_allclose(std["not demodulated"], np.outer(scales, std["not demodulated"][2]), rtol=1e-4)
-assert_close(modulated_weight(weight, style).square().sum((2, 3, 4)), torch.ones(1, cout), rtol=1e-5, atol=0)
+np.testing.assert_allclose(std["not demodulated"], np.outer(scales, std["not demodulated"][2]),
+                           rtol=1e-4)
+assert_close(modulated_weight(weight, style).square().sum((2, 3, 4)), torch.ones(1, cout),
+             rtol=1e-5, atol=0)
 # where the assumption fails
 assert std["demodulated, smooth input"].std() > 5 * std["demodulated"].std()
 
@@ -241,10 +256,13 @@ assert std["demodulated, smooth input"].std() > 5 * std["demodulated"].std()
 #| fig-cap: "Standard deviation of a modulated convolution's output channels (mean and range) against the strength of its style."
 #| fig-alt: "One rising band without demodulation; with it a thin flat band at 1 and a wider flat band around it."
 fig, ax = plt.subplots(figsize=(5.6, 2.5), layout="constrained")
-for (name, v), colour, mark in reversed(list(zip(std.items(), ("#D55E00", "#0072B2", "#E69F00"), "sov"))):
+curves = list(zip(std.items(), ("#D55E00", "#0072B2", "#E69F00"), "sov"))
+for (name, v), colour, mark in reversed(curves):
     ax.loglog(scales, v.mean(1), mark + "-", color=colour, label=name)
     ax.fill_between(scales, v.min(1), v.max(1), color=colour, alpha=0.3, lw=0)
-ax.set_xticks(scales, scales), ax.set_yticks([0.25, 0.5, 1, 2, 4], [0.25, 0.5, 1, 2, 4]), ax.minorticks_off()
+ax.set_xticks(scales, scales)
+ax.set_yticks([0.25, 0.5, 1, 2, 4], [0.25, 0.5, 1, 2, 4])
+ax.minorticks_off()
 ax.set(xlabel="factor on the style s", ylabel="output std"), ax.legend()
 lean(fig)
 
@@ -265,16 +283,19 @@ lean(fig)
 # %%
 #| export
 class ModulatedConv2d(nn.Module):
-    """Convolution whose input channels are scaled by a style (@eq-modulate): x (b, cin, h, w), w (b, style_dim) -> (b, cout, h', w').
+    """Convolution whose input channels are scaled by a style (@eq-modulate): x (b, cin, h, w),
+    w (b, style_dim) -> (b, cout, h', w').
 
-    Input-scaling form: scale x by s, one shared convolution, scale the result by d (@eq-demod). `up=True` doubles the size.
+    Input-scaling form: scale x by s, one shared convolution, scale the result by d (@eq-demod).
+    `up=True` doubles the size.
     """
 
-    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir", gain=1.0,
-                 equalized=True):
+    def __init__(self, cin, cout, kernel, style_dim, *, demodulate=True, up=False, resample="fir",
+                 gain=1.0, equalized=True):
         super().__init__()
-        self.weight_gain = 1 / math.sqrt(cin * kernel**2) if equalized else 1.0
-        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * (1.0 if equalized else 1 / math.sqrt(cin * kernel**2)))
+        std = 1 / math.sqrt(cin * kernel**2)
+        self.weight_gain, weight_size = (std, 1.0) if equalized else (1.0, std)
+        self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel) * weight_size)
         self.modulation = EqualizedLinear(style_dim, cin, bias_init=1.0, equalized=equalized)
         self.demodulate, self.up, self.gain = demodulate, up, gain
         self.resample = Resample(resample)
@@ -301,14 +322,16 @@ class ModulatedConv2d(nn.Module):
 # %%
 def grouped(layer, x, w):
     "The same layer with one kernel per sample: b groups of cin -> cout."
-    kernel = modulated_weight(layer.weight * layer.weight_gain, layer.modulation(w), layer.demodulate)
+    kernel = modulated_weight(layer.weight * layer.weight_gain, layer.modulation(w),
+                              layer.demodulate)
     b, cout, cin, k, _ = kernel.shape
     if layer.up and layer.resample.mode == "fir":
         kernel = kernel.transpose(1, 2).reshape(b * cin, cout, k, k)
-        y = upfirdn(F.conv_transpose2d(x.reshape(1, b * cin, *x.shape[2:]), kernel, stride=2, groups=b),
-                    4 * fir_kernel(), pad=(1, 1))
+        y = F.conv_transpose2d(x.reshape(1, b * cin, *x.shape[2:]), kernel, stride=2, groups=b)
+        y = upfirdn(y, 4 * fir_kernel(), pad=(1, 1))
     else:
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False) if layer.up else x
+        if layer.up:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         y = F.conv2d(x.reshape(1, b * cin, *x.shape[2:]), kernel.reshape(b * cout, cin, k, k),
                      padding=k // 2, groups=b)
     return y.reshape(b, cout, *y.shape[2:]) * layer.gain
@@ -319,8 +342,10 @@ worst = 0.0
 for up, mode in ((False, "fir"), (True, "fir"), (True, "bilinear")):
     for demodulate in (True, False):
         for b in (1, 2, 5):
-            layer = ModulatedConv2d(6, 4, 3, 8, demodulate=demodulate, up=up, resample=mode, gain=SQRT2).double()
-            x, w = torch.randn(b, 6, 8, 8, dtype=torch.float64), torch.randn(b, 8, dtype=torch.float64)
+            layer = ModulatedConv2d(6, 4, 3, 8, demodulate=demodulate, up=up, resample=mode,
+                                    gain=SQRT2).double()
+            x = torch.randn(b, 6, 8, 8, dtype=torch.float64)
+            w = torch.randn(b, 8, dtype=torch.float64)
             got, want = layer(x, w), grouped(layer, x, w)
             side = 16 if up else 8
             assert got.shape == (b, 4, side, side)
@@ -332,11 +357,12 @@ assert worst > 0
 # one element by hand: sample 1, channel 2, pixel (3, 3)
 s = layer.modulation(w)
 layer.up = False
-by_hand = sum(layer.weight[2, i, p, q] * layer.weight_gain * s[1, i] * x[1, i, 2 + p, 2 + q] for i in range(6)
-              for p in range(3) for q in range(3))
+by_hand = sum(layer.weight[2, i, p, q] * layer.weight_gain * s[1, i] * x[1, i, 2 + p, 2 + q]
+              for i in range(6) for p in range(3) for q in range(3))
 assert_close(layer(x, w)[1, 2, 3, 3], by_hand * SQRT2, rtol=1e-10, atol=1e-12)
 # limit: s starts at 1
-assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2, rtol=0, atol=1e-12)
+assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padding=1) * SQRT2,
+             rtol=0, atol=1e-12)
 
 
 # %% [markdown]
@@ -354,7 +380,8 @@ assert_close(layer(x, 0 * w), F.conv2d(x, layer.weight * layer.weight_gain, padd
 # %%
 #| export
 class StyleConv(nn.Module):
-    """Modulated 3×3 convolution, plus strength × noise, plus bias, leaky ReLU: (b, cin, h, w) -> (b, cout, h', w').
+    """Modulated 3×3 convolution, plus strength × noise, plus bias, leaky ReLU:
+    (b, cin, h, w) -> (b, cout, h', w').
 
     `noise` is (1 or b, 1, h', w'), or None for none.
     """
@@ -383,7 +410,8 @@ NOISE_MODES = ("fixed", "random", "zero")     # stored maps, drawn anew, none
 
 
 def layer_noise(stored, mode, b):
-    'The noise of one layer: its `stored` map (1, 1, s, s) for "fixed", a fresh draw (b, 1, s, s) for "random", None for "zero".'
+    """The noise of one layer: its `stored` map (1, 1, s, s) for "fixed", a fresh draw (b, 1, s, s)
+    for "random", None for "zero"."""
     if mode not in NOISE_MODES:
         raise ValueError(f"noise is {mode!r}, needs one of {NOISE_MODES}")
     if mode == "random":
@@ -398,13 +426,15 @@ def layer_noise(stored, mode, b):
 torch.manual_seed(2)
 layer = StyleConv(6, 4, 8).double()
 layer.noise_strength.data.fill_(0.3), layer.bias.data.normal_()
-x, w, n = torch.randn(2, 6, 8, 8).double(), torch.randn(2, 8).double(), torch.randn(1, 1, 8, 8).double()
+x, w = torch.randn(2, 6, 8, 8).double(), torch.randn(2, 8).double()
+n = torch.randn(1, 1, 8, 8).double()
 outside = SQRT2 * F.leaky_relu(layer.conv(x, w) / SQRT2 + 0.3 * n + layer.bias[:, None, None], 0.2)
-assert_close(layer(x, w, n), outside, rtol=0, atol=1e-7)                  # 0.3 is stored in float32
-assert_close(layer(x, w), layer(x, w, 0 * n), rtol=0, atol=0)             # no noise is noise of zeros
+assert_close(layer(x, w, n), outside, rtol=0, atol=1e-7)       # 0.3 is stored in float32
+assert_close(layer(x, w), layer(x, w, 0 * n), rtol=0, atol=0)  # no noise is noise of zeros
 
 draws = [layer_noise(n, "random", 2) for _ in range(2)]
-assert draws[0].shape == (2, 1, 8, 8) and not torch.equal(draws[0][0], draws[0][1]) and not torch.equal(*draws)
+assert draws[0].shape == (2, 1, 8, 8)
+assert not torch.equal(draws[0][0], draws[0][1]) and not torch.equal(*draws)
 assert layer_noise(n, "fixed", 2) is n and layer_noise(n, "zero", 2) is None
 test_fail(lambda: layer_noise(n, "off", 2), exc=ValueError, contains="noise is 'off'")
 
@@ -432,7 +462,8 @@ lean(show(maps, [f"σ = {v}" for v in (0, 0.1, 0.3, 1.0)], vmin=-2, vmax=4, heig
 # %%
 #| export
 class ToRGB(nn.Module):
-    """Modulated 1×1 convolution to a picture, added to the upsampled picture so far: (b, cin, h, w), (b, 3, h/2, w/2) -> (b, 3, h, w)."""
+    """Modulated 1×1 convolution to a picture, added to the upsampled picture so far:
+    (b, cin, h, w), (b, 3, h/2, w/2) -> (b, 3, h, w)."""
 
     def __init__(self, cin, style_dim, *, resample="fir", equalized=True):
         super().__init__()
@@ -450,9 +481,11 @@ layer = ToRGB(6, 8).double()
 layer.bias.data.normal_()
 image = torch.randn(2, 3, 4, 4).double()
 matrix = layer.conv.weight[:, :, 0, 0] / math.sqrt(6)
-by_hand = torch.einsum("bihw,bi,ji->bjhw", x, layer.conv.modulation(w), matrix) + layer.bias.view(1, 3, 1, 1)
+by_hand = torch.einsum("bihw,bi,ji->bjhw", x, layer.conv.modulation(w), matrix)
+by_hand = by_hand + layer.bias.view(1, 3, 1, 1)
 assert_close(layer(x, w), by_hand, rtol=0, atol=1e-12)
-assert_close(layer(x, w, image), by_hand + upfirdn(image, 4 * fir_kernel(), up=2, pad=(2, 1)), rtol=0, atol=1e-12)
+doubled = upfirdn(image, 4 * fir_kernel(), up=2, pad=(2, 1))
+assert_close(layer(x, w, image), by_hand + doubled, rtol=0, atol=1e-12)
 
 
 # %% [markdown]
@@ -468,13 +501,14 @@ assert_close(layer(x, w, image), by_hand + upfirdn(image, 4 * fir_kernel(), up=2
 # %%
 #| export
 class Mapping(nn.Module):
-    """z (b, style_dim) -> w (b, style_dim): z is normalised to unit mean square, then passes n_mlp linear layers with leaky ReLU."""
+    """z (b, style_dim) -> w (b, style_dim): z is normalised to unit mean square, then passes n_mlp
+    linear layers with leaky ReLU."""
 
     def __init__(self, style_dim=512, n_mlp=8, *, lr_mul=0.01, equalized=True):
         super().__init__()
         self.layers = nn.ModuleList(
-            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True, equalized=equalized)
-            for _ in range(n_mlp))
+            EqualizedLinear(style_dim, style_dim, gain=SQRT2, lr_mul=lr_mul, activate=True,
+                            equalized=equalized) for _ in range(n_mlp))
 
     def forward(self, z):
         z = z * (z.square().mean(-1, keepdim=True) + 1e-8).rsqrt()
@@ -495,7 +529,8 @@ for layer in mapping.layers:
 np.testing.assert_allclose(mapping(z).numpy(), t, atol=1e-7)
 # the length of z does not matter
 assert_close(mapping(5 * z), mapping(z), rtol=0, atol=1e-6)
-assert z.mean(0).abs().max() < 0.15 and mapping(z).mean(0).abs().max() > 1       # z is centred, w is not
+# z is centred, w is not
+assert z.mean(0).abs().max() < 0.15 and mapping(z).mean(0).abs().max() > 1
 
 # %%
 #| label: fig-stylegan2-mapping
@@ -525,7 +560,8 @@ lean(fig)
 # %%
 #| export
 def truncate(w, w_mean, psi):
-    "w_mean + psi·(w - w_mean): psi = 1 leaves w (b, style_dim), psi = 0 gives the mean (@eq-truncation)."
+    """w_mean + psi·(w - w_mean): psi = 1 leaves w (b, style_dim), psi = 0 gives the mean
+    (@eq-truncation)."""
     if psi == 1:
         return w
     if w_mean is None:
@@ -535,9 +571,9 @@ def truncate(w, w_mean, psi):
 
 # %%
 w, w_mean = mapping(z), mapping(z).mean(0, keepdim=True)
-assert truncate(w, None, 1) is w                                                           # limit: identity
-assert_close(truncate(w, w_mean, 0), w_mean.expand_as(w), rtol=0, atol=0)                  # limit: the mean
-assert_close(truncate(w, w_mean, 0.5), (w + w_mean) / 2, rtol=0, atol=1e-12)               # linear in between
+assert truncate(w, None, 1) is w                                              # limit: identity
+assert_close(truncate(w, w_mean, 0), w_mean.expand_as(w), rtol=0, atol=0)     # limit: the mean
+assert_close(truncate(w, w_mean, 0.5), (w + w_mean) / 2, rtol=0, atol=1e-12)  # linear in between
 spread = lambda v: (v - w_mean).norm(dim=1).mean()
 assert_close(spread(truncate(w, w_mean, 0.3)), 0.3 * spread(w), rtol=1e-10, atol=0)
 test_fail(lambda: truncate(w, None, 0.7), exc=ValueError, contains="needs w_mean")
@@ -557,11 +593,13 @@ test_fail(lambda: truncate(w, None, 0.7), exc=ValueError, contains="needs w_mean
 # %%
 #| export
 class Synthesis(nn.Module):
-    """w (b, n_codes, style_dim) -> picture (b, 3, size, size), from a learned 4×4 constant; n_codes = 2·log2(size) - 2.
+    """w (b, n_codes, style_dim) -> picture (b, 3, size, size), from a learned 4×4 constant;
+    n_codes = 2·log2(size) - 2.
 
-    Block k uses codes i, i+1 for its two convolutions and i+2 for its RGB layer, i advancing by 2: neighbours share a code.
-    `modulate(h, k)`, where given, sees the feature h (b, c, s, s) after the first convolution of block k = 0, 1, … (8, 16, … px)
-    and returns its replacement: the place where GFP-GAN acts. Noise: "fixed" (stored maps), "random" (drawn in forward order), "zero".
+    Block k uses codes i, i+1 for its two convolutions and i+2 for its RGB layer, i advancing by 2:
+    neighbours share a code. `modulate(h, k)`, where given, sees the feature h (b, c, s, s) after
+    the first convolution of block k = 0, 1, … (8, 16, … px) and returns its replacement: the place
+    where GFP-GAN acts. Noise: "fixed" (stored maps), "random" (drawn in forward order), "zero".
     """
 
     def __init__(self, channels, style_dim=512, *, resample="fir", equalized=True):
@@ -601,9 +639,10 @@ class Synthesis(nn.Module):
 # %%
 def shares(net, w):
     "Each RGB layer's own picture at full size, and the output: @eq-stylegan2-levels."
-    own = []
-    hooks = [t.conv.register_forward_hook(lambda m, i, y, t=t: own.append(y + t.bias[:, None, None]))
-             for t in net.to_rgbs]
+    own, hooks = [], []
+    for t in net.to_rgbs:
+        keep = lambda m, i, y, t=t: own.append(y + t.bias[:, None, None])
+        hooks.append(t.conv.register_forward_hook(keep))
     out = net(w)
     for h in hooks:
         h.remove()
@@ -635,19 +674,23 @@ layers = [net.convs[0], net.to_rgbs[0]] + [m for k in range(4)
                                            for m in (net.convs[2 * k + 1], net.convs[2 * k + 2],
                                                      net.to_rgbs[k + 1])]
 for name, layer in zip(names, layers):
-    hooks.append(layer.conv.modulation.register_forward_hook(lambda m, i, s, name=name: styles.update({name: s})))
+    keep = lambda m, i, s, name=name: styles.update({name: s})
+    hooks.append(layer.conv.modulation.register_forward_hook(keep))
 net(w)
 for h in hooks:
     h.remove()
-reaches = np.array([(torch.autograd.grad(styles[n].sum(), w, retain_graph=True)[0] != 0).any(-1).any(0).numpy()
-                    for n in names])
+slopes = [torch.autograd.grad(styles[n].sum(), w, retain_graph=True)[0] for n in names]
+reaches = np.array([(g != 0).any(-1).any(0).numpy() for g in slopes])
 
 codes_of = {n: list(np.flatnonzero(r)) for n, r in zip(names, reaches)}
-assert all(len(c) == 1 for c in codes_of.values())                                     # one code per layer
-# block k: i, i+1, i+2 with i = 2k + 1
+# one code per layer
+assert all(len(c) == 1 for c in codes_of.values())
 for k, s in enumerate((8, 16, 32, 64)):
-    assert [codes_of[f"{s} px {part}"] for part in ("conv up", "conv", "RGB")] == [[2 * k + 1], [2 * k + 2], [2 * k + 3]]
-    assert codes_of[f"{s // 2} px RGB"] == codes_of[f"{s} px conv up"]                 # the shared one
+    # block k: i, i+1, i+2 with i = 2k + 1
+    used = [codes_of[f"{s} px {part}"] for part in ("conv up", "conv", "RGB")]
+    assert used == [[2 * k + 1], [2 * k + 2], [2 * k + 3]]
+    # the shared one
+    assert codes_of[f"{s // 2} px RGB"] == codes_of[f"{s} px conv up"]
 
 # %%
 #| label: fig-stylegan2-codes
@@ -655,8 +698,10 @@ for k, s in enumerate((8, 16, 32, 64)):
 #| fig-alt: "A staircase of filled cells; each RGB layer is in the same column as the next upsampling convolution."
 fig, ax = plt.subplots(figsize=(4.8, 3.2), layout="constrained")
 ax.imshow(reaches, cmap="Blues", vmax=1.4, aspect="auto")
-ax.set_xticks(range(10), [f"w{i}" for i in range(10)]), ax.set_yticks(range(len(names)), names, fontsize=8)
-ax.set_xticks(np.arange(-0.5, 10), minor=True), ax.set_yticks(np.arange(-0.5, len(names)), minor=True)
+ax.set_xticks(range(10), [f"w{i}" for i in range(10)])
+ax.set_yticks(range(len(names)), names, fontsize=8)
+ax.set_xticks(np.arange(-0.5, 10), minor=True)
+ax.set_yticks(np.arange(-0.5, len(names)), minor=True)
 ax.grid(which="minor", color="white"), ax.tick_params(which="minor", length=0)
 lean(fig)
 
@@ -673,7 +718,8 @@ lean(fig)
 # %%
 #| export
 def mix(w1, w2, crossover):
-    "Style mixing of two (b, n_codes, style_dim): codes 0 … crossover-1 from w1 (coarse), the rest from w2 (fine)."
+    """Style mixing of two (b, n_codes, style_dim): codes 0 … crossover-1 from w1 (coarse), the rest
+    from w2 (fine)."""
     if crossover is None or not 0 <= crossover <= w1.shape[1]:
         raise ValueError(f"crossover is {crossover}, needs 0 … {w1.shape[1]}")
     return torch.cat([w1[:, :crossover], w2[:, crossover:]], dim=1)
@@ -685,23 +731,27 @@ def mix(w1, w2, crossover):
 # %%
 #| export
 class StyleGAN2(nn.Module):
-    """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and `synthesis` can be called alone."""
+    """The generator: z (b, style_dim) -> picture (b, 3, size, size) in about [-1, 1]. `mapping` and
+    `synthesis` can be called alone."""
 
-    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *, resample="fir",
-                 equalized=True):
+    def __init__(self, size=512, style_dim=512, n_mlp=8, channel_multiplier=1.0, narrow=1.0, *,
+                 resample="fir", equalized=True):
         super().__init__()
-        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp, channel_multiplier=channel_multiplier,
-                           narrow=narrow, resample=resample, equalized=equalized)
+        self.config = dict(size=size, style_dim=style_dim, n_mlp=n_mlp,
+                           channel_multiplier=channel_multiplier, narrow=narrow,
+                           resample=resample, equalized=equalized)
         self.mapping = Mapping(style_dim, n_mlp, equalized=equalized)
-        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim, resample=resample,
-                                   equalized=equalized)
+        self.synthesis = Synthesis(widths(size, channel_multiplier, narrow), style_dim,
+                                   resample=resample, equalized=equalized)
 
     def codes(self, w):
         "w (b, style_dim) -> the same code for every layer, (b, n_codes, style_dim)."
         return w[:, None].expand(-1, self.synthesis.n_codes, -1)
 
-    def forward(self, z, *, truncation=1.0, w_mean=None, mix_with=None, crossover=None, noise="fixed"):
-        """z (b, style_dim). Truncation moves w towards `w_mean` (@eq-truncation); codes from `crossover` on come from `mix_with` (b, style_dim)."""
+    def forward(self, z, *, truncation=1.0, w_mean=None, mix_with=None, crossover=None,
+                noise="fixed"):
+        """z (b, style_dim). Truncation moves w towards `w_mean` (@eq-truncation); codes from
+        `crossover` on come from `mix_with` (b, style_dim)."""
         w = self.codes(truncate(self.mapping(z), w_mean, truncation))
         if mix_with is not None:
             w = mix(w, self.codes(truncate(self.mapping(mix_with), w_mean, truncation)), crossover)
@@ -711,8 +761,8 @@ class StyleGAN2(nn.Module):
     def mean_w(self, n=4096, generator=None):
         "Mean of w over n draws of z, (1, style_dim): the centre that truncation moves towards."
         p = next(self.parameters())
-        z = torch.randn(n, self.synthesis.style_dim, generator=generator, dtype=p.dtype).to(p.device)
-        return self.mapping(z).mean(0, keepdim=True)
+        z = torch.randn(n, self.synthesis.style_dim, generator=generator, dtype=p.dtype)
+        return self.mapping(z.to(p.device)).mean(0, keepdim=True)
 
 
 # %%
@@ -729,9 +779,11 @@ test_fail(lambda: gan(z1, mix_with=z2), exc=ValueError, contains="crossover is N
 w1, w2 = (gan.codes(gan.mapping(v)) for v in (z1, z2))
 first, mixed = (shares(gan.synthesis, w)[0] for w in (w1, mix(w1, w2, 6)))
 # 6 codes: up to 16 px
-assert all(torch.equal(a, b) for a, b in zip(first[:3], mixed[:3])) and not torch.equal(first[3], mixed[3])
+assert all(torch.equal(a, b) for a, b in zip(first[:3], mixed[:3]))
+assert not torch.equal(first[3], mixed[3])
 w_mean = gan.mean_w(2048, torch.Generator().manual_seed(0))
-assert_close(w_mean[0], gan.mapping(torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))).mean(0), **same)
+draws = torch.randn(2048, 64, generator=torch.Generator().manual_seed(0))
+assert_close(w_mean[0], gan.mapping(draws).mean(0), **same)
 # one mean picture for all
 assert_close(gan(z1, truncation=0, w_mean=w_mean), gan(z2, truncation=0, w_mean=w_mean), **same)
 
@@ -745,7 +797,8 @@ w, calls = gan.codes(gan.mapping(z1)), []
 watch = lambda h, k: calls.append((k, tuple(h.shape))) or h
 plain = gan.synthesis(w)
 assert torch.equal(gan.synthesis(w, modulate=watch), plain)
-assert calls == [(0, (1, 64, 8, 8)), (1, (1, 64, 16, 16)), (2, (1, 64, 32, 32)), (3, (1, 32, 64, 64))]
+assert calls == [(0, (1, 64, 8, 8)), (1, (1, 64, 16, 16)), (2, (1, 64, 32, 32)),
+                 (3, (1, 32, 64, 64))]
 
 
 def bump(level):
@@ -769,8 +822,8 @@ assert touched == sorted(touched, reverse=True) and touched[2] < 0.25
 #| label: fig-stylegan2-hook
 #| fig-cap: "Change of the picture when the hook adds a bump at the centre of one level's feature (black: none)."
 #| fig-alt: "Four bright spots at the centre, from most of the picture down to three by three pixels."
-lean(show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)], cmap="magma", vmin=0,
-          vmax=1, height=1.7))
+lean(show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in range(4)],
+          cmap="magma", vmin=0, vmax=1, height=1.7))
 
 
 # %% [markdown]
@@ -785,7 +838,8 @@ lean(show([c / c.max() for c in changes], [f"bump at {8 * 2**k} px" for k in ran
 def by_hand(size, d=512, n_mlp=8, cm=1):
     "Parameters of StyleGAN2, from the list of layers."
     w = widths(size, cm)
-    affine = lambda c: d * c + c                                                 # A and b of @eq-modulate
+    # A and b of @eq-modulate
+    affine = lambda c: d * c + c
     # kernel, style, noise strength, bias
     conv = lambda a, b: 9 * a * b + affine(a) + 1 + b
     rgb = lambda a: 3 * a + affine(a) + 3
@@ -804,7 +858,7 @@ for size in (2**i for i in range(3, 11)):
     assert count == sum(blocks.values()) + mlp and big.synthesis.n_codes == 2 * math.log2(size) - 2
     print(f"{size:4}  {big.synthesis.n_codes:5}  {count:>10,}")
 blocks, mlp = by_hand(512)
-assert sum(blocks.values()) + mlp == 24_860_935                                  # the paper's prior
+assert sum(blocks.values()) + mlp == 24_860_935  # the paper's prior
 coarse = sum(n for s, n in blocks.items() if s <= 32) / sum(blocks.values())
 print(f"share of the synthesis at 32 px and below: {coarse:.2f}")
 
@@ -824,8 +878,9 @@ z = torch.randn(64, prior.config["style_dim"], generator=torch.Generator().manua
 samples = prior(z)
 # mean |difference| of every two pictures
 distances = lambda x: torch.pdist(x.flatten(1), p=1) / x[0].numel()
-print(f"mean distance of two samples {distances(samples).mean():.2f}, of the closest two {distances(samples).min():.2f} (pixels in -1 … 1)")
-assert distances(samples).min() > 0.05                                              # no two alike
+print(f"mean distance of two samples {distances(samples).mean():.2f}, "
+      f"of the closest two {distances(samples).min():.2f} (pixels in -1 … 1)")
+assert distances(samples).min() > 0.05  # no two alike
 # a sample does not depend on its neighbours
 assert_close(prior(z[37:38])[0], samples[37], rtol=0, atol=1e-3)
 
@@ -848,7 +903,8 @@ w_mean = prior.mean_w(generator=torch.Generator().manual_seed(0))
 psis = (1, 0.7, 0.4, 0, -0.5)
 truncated = {psi: prior(z[:6], truncation=psi, w_mean=w_mean) for psi in psis}
 variety = {psi: distances(pictures).mean().item() for psi, pictures in truncated.items()}
-print("mean distance of two pictures:", ", ".join(f"{v:.2f} at ψ = {psi}" for psi, v in variety.items()))
+print("mean distance of two pictures:",
+      ", ".join(f"{v:.2f} at ψ = {psi}" for psi, v in variety.items()))
 # limits: untouched; one face for all
 assert torch.equal(truncated[1], prior(z[:6])) and variety[0] < 1e-4
 # variety shrinks with ψ
@@ -879,9 +935,11 @@ sheet(torch.cat(list(truncated.values())), 6, rows=[f"ψ = {psi}" for psi in psi
 # %%
 codes = prior.codes(truncate(prior.mapping(z), w_mean, 0.7))
 A, B = codes[:4], codes[8:12]
-mixed = torch.stack([prior.synthesis(mix(a.expand_as(B), B, 4)) for a in A])               # (4, 4, 3, 64, 64)
+# (4, 4, 3, 64, 64)
+mixed = torch.stack([prior.synthesis(mix(a.expand_as(B), B, 4)) for a in A])
 own, crossed = (shares(prior.synthesis, v)[0] for v in (A[:1], mix(A[:1], B[:1], 4)))
-assert all(torch.equal(own[k], crossed[k]) for k in (0, 1)) and not any(torch.equal(own[k], crossed[k]) for k in range(2, len(own)))
+assert all(torch.equal(own[k], crossed[k]) for k in (0, 1))
+assert not any(torch.equal(own[k], crossed[k]) for k in range(2, len(own)))
 # a face mixed with itself
 assert_close(prior.synthesis(mix(A, A, 4)), prior.synthesis(A), rtol=0, atol=0)
 
@@ -890,7 +948,8 @@ assert_close(prior.synthesis(mix(A, A, 4)), prior.synthesis(A), rtol=0, atol=0)
 #| fig-cap: "Style mixing, ψ = 0.7. First column: the faces that give the codes of all layers up to 8 px. First row: the faces that give the rest."
 #| fig-alt: "A grid of faces; along a row pose and outline stay, along a column the colours."
 corner = torch.ones_like(samples[:1])
-sheet(torch.cat([corner, prior.synthesis(B), *(torch.cat([prior.synthesis(a[None]), m]) for a, m in zip(A, mixed))]), 5)
+rows = [torch.cat([prior.synthesis(a[None]), m]) for a, m in zip(A, mixed)]
+sheet(torch.cat([corner, prior.synthesis(B), *rows]), 5)
 
 # %% [markdown]
 # Along a row of @fig-stylegan2-mix the head keeps its pose, its outline and the mass of its hair. Down a column it is mostly the colours and the contrast that stay.
@@ -906,7 +965,8 @@ for name, group in groups.items():
     v[:, group] = other[:, group]
     replaced[name] = prior.synthesis(v)
     change = replaced[name] - before
-    print(f"{name:6} codes replaced: pixels change by {change.abs().mean():.2f}, the average colour by {change.mean((2, 3)).abs().mean():.2f}")
+    print(f"{name:6} codes replaced: pixels change by {change.abs().mean():.2f}, "
+          f"the average colour by {change.mean((2, 3)).abs().mean():.2f}")
 # every code in one group
 assert sorted(i for g in groups.values() for i in range(n_codes)[g]) == list(range(n_codes))
 
@@ -946,22 +1006,28 @@ ends = prior.mapping(start), prior.mapping(end)
 paths = {"z": torch.stack([prior.mapping(slerp(start, end, t)) for t in times]),
          "w": torch.stack([torch.lerp(*ends, t) for t in times])}
 paths = {name: truncate(path, w_mean, 0.7) for name, path in paths.items()}
-frames = {name: torch.stack([prior.synthesis(prior.codes(w[:16])) for w in path]) for name, path in paths.items()}
+frames = {name: torch.stack([prior.synthesis(prior.codes(w[:16])) for w in path])
+          for name, path in paths.items()}
 
 # %%
 length, middle, walked = {}, {}, {}
 for name, path in paths.items():
     # 1: straight
     length[name] = path.diff(dim=0).norm(dim=2).sum(0) / (path[-1] - path[0]).norm(dim=1)
-    middle[name] = ((path[3] - w_mean).square().sum() / (path[[0, -1]] - w_mean).square().sum(2).mean(0).sum()).sqrt()
+    outer = (path[[0, -1]] - w_mean).square().sum(2).mean(0).sum()
+    middle[name] = ((path[3] - w_mean).square().sum() / outer).sqrt()
     # in pixels, (6, 16)
     steps = frames[name].diff(dim=0).abs().mean((2, 3, 4))
     walked[name] = steps.sum(0).mean()
-    print(f"path in {name}: {length[name].mean():.2f} × the straight line in w, middle at {middle[name]:.2f}; "
-          f"in pixels {walked[name]:.2f} long, longest step {(steps.amax(0) / steps.mean(0)).mean():.1f} × the mean step")
-assert_close(paths["z"][[0, -1]], paths["w"][[0, -1]], rtol=0, atol=1e-4)                   # the same ends
+    longest = (steps.amax(0) / steps.mean(0)).mean()
+    print(f"path in {name}: {length[name].mean():.2f} × the straight line in w, "
+          f"middle at {middle[name]:.2f}; in pixels {walked[name]:.2f} long, "
+          f"longest step {longest:.1f} × the mean step")
+# the same ends
+assert_close(paths["z"][[0, -1]], paths["w"][[0, -1]], rtol=0, atol=1e-4)
 # only the direction of z counts
-assert_close(prior.mapping((start + end) / 2), prior.mapping(slerp(start, end, 0.5)), rtol=1e-3, atol=1e-3)
+assert_close(prior.mapping((start + end) / 2), prior.mapping(slerp(start, end, 0.5)),
+             rtol=1e-3, atol=1e-3)
 assert_close(length["w"], torch.ones(32), rtol=1e-4, atol=0)
 # bent; the corner is cut
 assert length["z"].min() > 1.02 and abs(middle["w"] - 0.5**0.5) < 0.1 and middle["z"] > middle["w"]
@@ -972,8 +1038,8 @@ assert walked["w"] < walked["z"]
 #| label: fig-stylegan2-paths
 #| fig-cap: "From one face to another in six equal steps of t, along the great circle in z and along the line in w; two pairs, ψ = 0.7."
 #| fig-alt: "Four rows of seven faces that change gradually; the rows in w change more directly."
-sheet(torch.cat([frames[name][:, i] for i in (0, 1) for name in ("z", "w")]), 7, rows=["z", "w"] * 2,
-      tops=[f"t = {k}/6" for k in range(7)])
+films = [frames[name][:, i] for i in (0, 1) for name in ("z", "w")]
+sheet(torch.cat(films), 7, rows=["z", "w"] * 2, tops=[f"t = {k}/6" for k in range(7)])
 
 # %% [markdown]
 # Every picture of @fig-stylegan2-paths is one face, none a double exposure of two: there is something between the faces. In $z$ the film takes a detour and comes past looks that neither end has. In $w$ it goes more directly, and its middle looks a little more like the mean face of @fig-stylegan2-psi.
@@ -999,7 +1065,8 @@ print("standard deviation of the shares:", ", ".join(f"{share.std():.2f} at {4 *
 #| fig-alt: "Five colour patterns from coarse to fine, and below them a face that appears step by step."
 contrast = torch.cat([(r - r.mean()) / r.std() / 2 for r in own])
 levels = [4 * 2**k for k in range(len(own))]
-sheet(torch.cat([contrast, sums]), len(own), rows=["share", "sum"], tops=[f"{s} px" for s in levels])
+sheet(torch.cat([contrast, sums]), len(own), rows=["share", "sum"],
+      tops=[f"{s} px" for s in levels])
 
 # %% [markdown]
 # In @fig-stylegan2-levels the 4 px share can hold nothing but blobs; each further level may add detail twice as fine. The work is shared unevenly, as the printed deviations tell: the coarse shares are a dim field of colour, the head shows faintly at 32 px, and the finest share draws nearly all of the picture. The coarse layers speak through it: their features, not their colours, say where the head is.
@@ -1037,7 +1104,8 @@ with torch.no_grad():
     twin.load_state_dict(gan.synthesis.state_dict())                        # no complaint
     w = gan.codes(gan.mapping(z1))
     difference = (twin(w) - plain).std() / plain.std()
-print(f"same weights, other resampling: pictures differ by {difference:.1f} of their own standard deviation")
+print("same weights, other resampling: "
+      f"pictures differ by {difference:.1f} of their own standard deviation")
 assert difference > 0.3
 # noise strength starts at 0: nothing to see yet
 assert torch.equal(gan.synthesis(w, noise="random"), plain)

@@ -107,7 +107,7 @@ assert not marker.exists()
 # %%
 #| export
 class WeightsError(ValueError):
-    "A weights file that cannot be read, trusted or matched; the message names the file and the reason."
+    "A weights file that cannot be read, trusted or matched; the message names file and reason."
 
 
 # %% [markdown]
@@ -122,9 +122,11 @@ class WeightsError(ValueError):
 # %%
 #| export
 def save(net, path, dtype=None, **metadata):
-    """Write `net` (anything with a `.config`) to a safetensors file, config in the header, atomically; `dtype=torch.float16` halves the size.
+    """Write `net` (anything with a `.config`) to a safetensors file, config in the header,
+    atomically; `dtype=torch.float16` halves the size.
 
-    Further keyword arguments are kept as strings in the header. Weights that are not finite, or become so in `dtype`, are a WeightsError.
+    Further keyword arguments are kept as strings in the header. Weights that are not finite, or
+    become so in `dtype`, are a WeightsError.
     """
     state = {k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous().clone()
              for k, v in net.state_dict().items()}
@@ -132,8 +134,8 @@ def save(net, path, dtype=None, **metadata):
         if not torch.isfinite(v).all():
             raise WeightsError(f"{path}: not written, {k} holds NaN or infinity in {v.dtype}")
     config = net.config if isinstance(net.config, dict) else net.config.to_dict()
-    header = {k: str(v) for k, v in metadata.items()} | {"format": "gfpgan_edu", "network": type(net).__name__,
-                                                         "config": json.dumps(config)}
+    header = {k: str(v) for k, v in metadata.items()}
+    header |= {"format": "gfpgan_edu", "network": type(net).__name__, "config": json.dumps(config)}
     tmp = Path(path).with_name(Path(path).name + ".part")
     try:
         # safetensors' save_file would make it readable for its owner only
@@ -161,8 +163,10 @@ start, end = entry["data_offsets"]
 by_hand = np.frombuffer(raw[8 + n + start:8 + n + end], "<f4").reshape(entry["shape"])
 assert np.array_equal(by_hand, tiny.to_w.weight.detach().numpy())
 assert GFPGANConfig.from_dict(json.loads(header["__metadata__"]["config"])) == tiny.config
-assert len(raw) == 8 + n + 4 * sum(v.numel() for v in tiny.state_dict().values())     # and not a byte more
-print(entry["dtype"], entry["shape"], {k: header["__metadata__"][k] for k in ("format", "run", "step")})
+# and not a byte more
+assert len(raw) == 8 + n + 4 * sum(v.numel() for v in tiny.state_dict().values())
+about = {k: header["__metadata__"][k] for k in ("format", "run", "step")}
+print(entry["dtype"], entry["shape"], about)
 
 # %% [markdown]
 # ## Loading without trust {#sec-weights-load}
@@ -172,7 +176,7 @@ print(entry["dtype"], entry["shape"], {k: header["__metadata__"][k] for k in ("f
 
 # %%
 #| export
-MAX_HEADER = 10_000_000                                       # bytes; those of the official models would be 30,000
+MAX_HEADER = 10_000_000    # bytes; those of the official models would be 30,000
 
 
 def _short(text):
@@ -182,7 +186,10 @@ def _short(text):
 
 
 def read_header(path):
-    "The header of a safetensors file of ours as a dict; `config` is a GFPGANConfig (a dict where it holds another `network`). Raises WeightsError."
+    """The header of a safetensors file of ours as a dict. Raises WeightsError.
+
+    `config` is a GFPGANConfig (a dict where it holds another `network`).
+    """
     try:
         if not Path(path).is_file():                          # a pipe would keep us waiting
             raise OSError("no such file")
@@ -210,15 +217,17 @@ def _compare(given, wanted, source):
     "Raise WeightsError unless the two {name: shape} agree."
     missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or unexpected:
-        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {_short(unexpected[:3])}")
+        raise WeightsError(f"{source}: {len(missing)} keys missing {missing[:3]}, "
+                           f"{len(unexpected)} unexpected {_short(unexpected[:3])}")
     for k, shape in wanted.items():
         if tuple(given[k]) != tuple(shape):
             raise WeightsError(f"{source}: {k} is {tuple(given[k])}, needs {tuple(shape)}")
 
 
 class _Outline(TorchFunctionMode):
-    """New tensors hold one number, read again and again: the names and shapes of a network without its memory.
-    (Torch's meta device does as much, but its first operation imports 900 modules: two seconds and 150 MB.)"""
+    """New tensors hold one number, read again and again: the names and shapes of a network without
+    its memory. (Torch's meta device does as much, but its first operation imports 900 modules: two
+    seconds and 150 MB.)"""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -227,29 +236,36 @@ class _Outline(TorchFunctionMode):
             return torch.zeros(()).expand(first if isinstance(first, (tuple, list)) else args)
         outline = isinstance(first, torch.Tensor) and first.ndim and not any(first.stride())
         # times a number, or filled in place
-        if outline and (func is torch.Tensor.mul or func.__name__.strip("_") + "_" == func.__name__):
+        if outline and (func is torch.Tensor.mul
+                        or func.__name__.strip("_") + "_" == func.__name__):
             return first
         return func(*args, **kwargs)
 
 
 def _outline(build, source):
-    "The state dict of `build()`, its names and shapes only. A network beyond all measure is a WeightsError."
+    "The state dict of `build()`, names and shapes only. One beyond all measure is a WeightsError."
     try:
         with _Outline():
             return build().state_dict()
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as e:
-        raise WeightsError(f"{source}: describes a network that cannot be built ({_short(e)})") from e
+        raise WeightsError(f"{source}: describes a network that cannot be built "
+                           f"({_short(e)})") from e
 
 
 # %%
 #| export
 def _fill(net, pairs, source):
-    "Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it; every weight must be a finite float, also in the network's precision."
+    """Copy pairs (name, tensor), whose names and shapes agree with those of `net`, into it.
+
+    Every weight must be a finite float, also in the network's precision.
+    """
     own = net.state_dict()
     for k, v in pairs:
         # only counters are whole numbers
-        if v.is_floating_point() != own[k].is_floating_point():
-            raise WeightsError(f"{source}: {k} holds {v.dtype}, needs {'floating-point' if own[k].is_floating_point() else 'whole'} numbers")
+        floating = own[k].is_floating_point()
+        if v.is_floating_point() != floating:
+            raise WeightsError(f"{source}: {k} holds {v.dtype}, "
+                               f"needs {'floating-point' if floating else 'whole'} numbers")
         v = v.to(own[k].dtype)
         # NaN passes through both; no copy of a large tensor is made
         if v.numel() and not torch.stack(v.aminmax()).isfinite().all():
@@ -259,7 +275,7 @@ def _fill(net, pairs, source):
 
 
 def _one_by_one(path, names):
-    "Pairs (name, tensor), the file opened for each: what has been read of an open file counts as memory in use."
+    "Pairs (name, tensor), the file opened for each: what is read of an open file counts as memory."
     for k in names:
         with safe_open(path, "pt") as f:
             yield k, f.get_tensor(k)
@@ -268,13 +284,15 @@ def _one_by_one(path, names):
 # %%
 #| export
 def load(path, network=GFPGAN):
-    """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named by `network`, in float32, eval mode.
+    """Read a safetensors file written by `save` -> GFPGAN, or another class of this package named
+    by `network`, in float32, eval mode.
 
     Raises WeightsError that names the file and the reason.
     """
     header = read_header(path)
     if header["network"] != network.__name__:
-        raise WeightsError(f"{path}: holds a {_short(header['network'])}, needs a {network.__name__}")
+        raise WeightsError(f"{path}: holds a {_short(header['network'])}, "
+                           f"needs a {network.__name__}")
     config = header["config"]
     build = (lambda: network(**config)) if isinstance(config, dict) else lambda: network(config)
     try:
@@ -283,9 +301,11 @@ def load(path, network=GFPGAN):
             n_mlp = config.get("n_mlp", 0) if isinstance(config, dict) else config.n_mlp
             # the one number that could make even the outline endless
             if not isinstance(n_mlp, int) or n_mlp > len(given):
-                raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} mapping layers")
+                raise WeightsError(f"{path}: {len(given)} tensors for {_short(n_mlp)} "
+                                   "mapping layers")
             _compare(given, {k: v.shape for k, v in _outline(build, path).items()}, path)
-        return _fill(build(), _one_by_one(path, given), path)                 # copying returns to 32 bits
+        # copying returns to 32 bits
+        return _fill(build(), _one_by_one(path, given), path)
     except (SafetensorError, OSError) as e:
         raise WeightsError(f"{path}: {_short(e)}") from e
 
@@ -294,9 +314,15 @@ def load(path, network=GFPGAN):
 # The round trip is exact to the last bit. The other half of the check forges files: a key too few, one too many, a wrong shape, a NaN, a cut-off end, a header that describes another network or a monstrous one.
 
 # %%
+def same_weights(a, b):
+    "Whether two networks hold the same numbers."
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
 loaded = load(path)
 assert loaded.config == tiny.config and not loaded.training
-assert all(torch.equal(a, b) for a, b in zip(tiny.state_dict().values(), loaded.state_dict().values(), strict=True))
+assert same_weights(tiny, loaded)
 
 
 # %%
@@ -328,7 +354,7 @@ for reason, forged in lies.items():
 
 # %%
 #| export
-BUNDLED = "faces64"                                                        # the restorer in gfpgan_edu/bundled
+BUNDLED = "faces64"    # the restorer in gfpgan_edu/bundled
 
 
 def bundled_path():
@@ -338,8 +364,10 @@ def bundled_path():
 
 # %%
 bundled = load(bundled_path())
-assert bundled.config == read_header(bundled_path())["config"] and "licence" in read_header(bundled_path())
-print(bundled_path().name, {k: v for k, v in bundled.config.to_dict().items() if v != getattr(GFPGANConfig(), k)})
+card = read_header(bundled_path())
+assert bundled.config == card["config"] and "licence" in card
+default, config = GFPGANConfig(), bundled.config.to_dict()
+print(bundled_path().name, {k: v for k, v in config.items() if v != getattr(default, k)})
 
 # %% [markdown]
 # ## Half the bytes {#sec-weights-half}
@@ -373,15 +401,20 @@ assert not (folder / "huge.safetensors").exists()
 face = to_tensor(example_faces(1, 64))
 with torch.no_grad():
     a, b = tiny(face)[0][0], half(face)[0][0]
-weights, rounded = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (tiny, half))
+weights, rounded = (torch.cat([p.detach().flatten() for p in net.parameters()])
+                    for net in (tiny, half))
 usual = weights.abs() > 2**-14
 fig, axes = plt.subplots(1, 4, figsize=(8.4, 2.1), layout="constrained", width_ratios=[2, 1, 1, 1])
-axes[0].hist(((weights - rounded).abs() / weights.abs())[usual].numpy() * 2**11, bins=40, color="#0072B2")
-axes[0].axvline(1, color="#D55E00"), axes[0].set(xlabel="relative error, in units of $2^{-11}$", yticks=[])
+off = ((weights - rounded).abs() / weights.abs())[usual]
+axes[0].hist(off.numpy() * 2**11, bins=40, color="#0072B2")
+axes[0].axvline(1, color="#D55E00")
+axes[0].set(xlabel="relative error, in units of $2^{-11}$", yticks=[])
 scale = a.abs().max()                                        # a random net's values leave [-1, 1]
 for ax, image, title in zip(axes[1:], [a / scale, b / scale, 100 * (a - b) / scale],
                             ["32 bits", "16 bits", "difference × 100"]):
-    ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0)), ax.set_title(title, fontsize=9), ax.axis("off")
+    ax.imshow(((image + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+    ax.set_title(title, fontsize=9)
+    ax.axis("off")
 assert (a - b).abs().max() < 0.01 * a.abs().max()
 
 # %% [markdown]
@@ -398,12 +431,17 @@ assert (a - b).abs().max() < 0.01 * a.abs().max()
 # %%
 #| export
 # name -> what sets the official family apart in GFPGANConfig
-FAMILIES = {"v1": dict(resample="fir", equalized=True), "bilinear": dict(resample="bilinear", equalized=True),
+FAMILIES = {"v1": dict(resample="fir", equalized=True),
+            "bilinear": dict(resample="bilinear", equalized=True),
             "clean": dict(resample="bilinear", equalized=False)}
 
 
 def _conv_names(ours, theirs, index, equalized, act):
-    "Names of one convolution: the official equalised layers are Sequentials (convolution at `index`, bias in the activation `act`)."
+    """Names of one convolution.
+
+    The official equalised layers are Sequentials (convolution at `index`, bias in the activation
+    `act`).
+    """
     if not equalized:
         return [(f"{ours}.weight", f"{theirs}.weight"), (f"{ours}.bias", f"{theirs}.bias")]
     return [(f"{ours}.weight", f"{theirs}.{index}weight"), (f"{ours}.bias", f"{theirs}.{act}.bias")]
@@ -421,11 +459,15 @@ def _as_official(name, v):
 # %%
 #| export
 def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
-    "(our key, official key) for every tensor of a StyleGAN2 with `n_blocks` = log2(size) - 2 blocks above 4 px."
+    """(our key, official key) for every tensor of a StyleGAN2 with `n_blocks` = log2(size) - 2
+    blocks above 4 px.
+    """
     pairs = []
     for j in range(n_mlp):
-        k = j + 1 if equalized else 2 * j + 1           # the clean Sequential counts its activations too
-        pairs += [(f"{ours}mapping.layers.{j}.{p}", f"{theirs}style_mlp.{k}.{p}") for p in ("weight", "bias")]
+        # the clean Sequential counts its activations too
+        k = j + 1 if equalized else 2 * j + 1
+        pairs += [(f"{ours}mapping.layers.{j}.{p}", f"{theirs}style_mlp.{k}.{p}")
+                  for p in ("weight", "bias")]
     s = f"{ours}synthesis."
     pairs.append((f"{s}constant", f"{theirs}constant_input.weight"))
     for i in range(2 * n_blocks + 1):
@@ -448,7 +490,8 @@ def prior_names(n_blocks, n_mlp, equalized, ours="", theirs=""):
 def generator_names(config):
     "(our key, official key) for every tensor of a GFPGAN of this config."
     n, eq = int(math.log2(config.size)) - 2, config.equalized
-    pairs = _conv_names("unet.first", "conv_body_first", "0.", eq, "1") + _conv_names("unet.last", "final_conv", "0.", eq, "1")
+    pairs = _conv_names("unet.first", "conv_body_first", "0.", eq, "1")
+    pairs += _conv_names("unet.last", "final_conv", "0.", eq, "1")
     for i in range(n):
         d, u = f"conv_body_down.{i}", f"conv_body_up.{i}"
         pairs += _conv_names(f"unet.down.{i}.conv1", f"{d}.conv1", "0.", eq, "1")
@@ -481,13 +524,14 @@ for config in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4(), GFPGANConfig.tin
 # %%
 both = [dict(generator_names(c)) for c in (GFPGANConfig.paper(), GFPGANConfig.clean_v1_4())]
 rows = ["| ours | official v1 and bilinear | official clean |", "|---|---|---|"]
-for key in ("unet.first.weight", "unet.first.bias", "unet.down.0.conv2.weight", "unet.up.3.conv2.bias",
-            "unet.to_rgb.6.weight", "to_w.weight", "heads.6.shift.1.bias",
+for key in ("unet.first.weight", "unet.first.bias", "unet.down.0.conv2.weight",
+            "unet.up.3.conv2.bias", "unet.to_rgb.6.weight", "to_w.weight", "heads.6.shift.1.bias",
             "decoder.mapping.layers.1.weight", "decoder.synthesis.convs.0.conv.weight",
             "decoder.synthesis.convs.3.noise_strength", "decoder.synthesis.convs.3.bias",
             "decoder.synthesis.noise12", "decoder.synthesis.to_rgbs.1.bias"):
     v1, clean = (names[key].replace("stylegan_decoder", "…") for names in both)
-    rows.append(f"| `{key.replace('decoder.synthesis', '…')}` | `{v1}` | {'the same' if clean == v1 else f'`{clean}`'} |")
+    clean = "the same" if clean == v1 else f"`{clean}`"
+    rows.append(f"| `{key.replace('decoder.synthesis', '…')}` | `{v1}` | {clean} |")
 Markdown("\n".join(rows))
 
 
@@ -505,19 +549,29 @@ Markdown("\n".join(rows))
 # %%
 #| export
 def _unwrap(state, source):
-    "The plain {name: tensor} inside an official file: prefers the averaged weights, drops DataParallel's `module.`."
+    """The plain {name: tensor} inside an official file: prefers the averaged weights, drops
+    DataParallel's `module.`.
+    """
+    def plain(k, v):
+        return (isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided
+                and not v.is_meta and not v.is_quantized)
+
     if isinstance(state, dict):
-        state = next((state[k] for k in ("params_ema", "params") if isinstance(state.get(k), dict)), state)
-    plain = lambda v: isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_meta and not v.is_quantized
-    if not isinstance(state, dict) or not all(isinstance(k, str) and plain(v) for k, v in state.items()):
+        inner = (state[k] for k in ("params_ema", "params") if isinstance(state.get(k), dict))
+        state = next(inner, state)
+    if not isinstance(state, dict) or not all(plain(k, v) for k, v in state.items()):
         raise WeightsError(f"{source}: needs a dict of tensors")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
+# %%
+#| export
 def recognise(state, family=None):
-    """The GFPGANConfig of an official GFPGAN state dict, read from its names and shapes; any size and width.
+    """The GFPGANConfig of an official GFPGAN state dict, read from its names and shapes; any size
+    and width.
 
-    GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean") decides; None means v1 for both.
+    GFPGANv1 and GFPGANBilinear have the same names and shapes: `family` ("v1", "bilinear", "clean")
+    decides; None means v1 for both.
     """
     d = "stylegan_decoder"
     needed = ["final_linear.weight", "toRGB.0.weight", "condition_scale.0.2.weight",
@@ -528,11 +582,14 @@ def recognise(state, family=None):
     found = "clean" if "conv_body_first.weight" in state else "v1"
     family = family or found
     if family not in FAMILIES or (family == "clean") != (found == "clean"):
-        raise WeightsError(f"these are weights of a {found} network, not of family {family!r}; known: {sorted(FAMILIES)}")
+        raise WeightsError(f"these are weights of a {found} network, not of family {family!r}; "
+                           f"known: {sorted(FAMILIES)}")
     rows, cond, scale, constant, mod = (state[k].shape for k in needed)
     narrow = constant[1] / 512
-    at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")               # first convolution at 64 px
-    return GFPGANConfig(size=4 * 2 ** sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state),
+    # first convolution at 64 px
+    at64 = state.get(f"{d}.style_convs.6.modulated_conv.weight")
+    blocks = sum(bool(re.fullmatch(r"toRGB\.\d+\.weight", k)) for k in state)
+    return GFPGANConfig(size=4 * 2**blocks,
                         style_dim=mod[1], narrow=narrow,
                         channel_multiplier=1 if at64 is None else at64.shape[1] / 256 / narrow,
                         sft="half" if scale[0] == cond[1] else "full",
@@ -546,7 +603,10 @@ def recognise(state, family=None):
 # %%
 #| export
 def _translate(build, pairs, state, source):
-    "`build()` filled with the official `state`; `pairs` are (our key, official key). 64-bit weights stay so, all others become float32."
+    """`build()` filled with the official `state`; `pairs` are (our key, official key).
+
+    64-bit weights stay so, all others become float32.
+    """
     own = _outline(build, source)
     _compare({k: v.shape for k, v in state.items()},
              {theirs: _as_official(theirs, own[ours]).shape for ours, theirs in pairs}, source)
@@ -556,7 +616,9 @@ def _translate(build, pairs, state, source):
 
 
 def from_official(state, family=None, source="state dict"):
-    "An official GFPGANv1, GFPGANBilinear or GFPGANv1Clean state dict -> GFPGAN with the same outputs. Raises WeightsError."
+    """An official GFPGANv1, GFPGANBilinear or GFPGANv1Clean state dict -> GFPGAN with the same
+    outputs. Raises WeightsError.
+    """
     state = _unwrap(state, source)
     try:
         config = recognise(state, family)
@@ -566,31 +628,38 @@ def from_official(state, family=None, source="state dict"):
 
 
 def prior_from_official(state, resample="fir", source="state dict"):
-    "An official StyleGAN2 generator (equalised; FIR or bilinear resampling) -> StyleGAN2 with the same outputs. Raises WeightsError."
+    """An official StyleGAN2 generator (equalised; FIR or bilinear resampling) -> StyleGAN2 with the
+    same outputs. Raises WeightsError.
+    """
     state = _unwrap(state, source)
-    if any(k not in state or state[k].ndim < 2 for k in ("constant_input.weight", "style_mlp.1.weight")):
+    needed = ("constant_input.weight", "style_mlp.1.weight")
+    if any(k not in state or state[k].ndim < 2 for k in needed):
         raise WeightsError(f"{source}: not an official StyleGAN2 generator")
     n = sum(k.startswith("to_rgbs.") and k.endswith("modulated_conv.weight") for k in state)
-    narrow = state["constant_input.weight"].shape[1] / 512
+    narrow, style_dim = state[needed[0]].shape[1] / 512, state[needed[1]].shape[1]
     at64 = state.get("style_convs.6.modulated_conv.weight")
     n_mlp = sum(k.startswith("style_mlp") and k.endswith(".weight") for k in state)
     multiplier = 1 if at64 is None or not narrow else at64.shape[1] / 256 / narrow
-    build = lambda: StyleGAN2(4 * 2**n, state["style_mlp.1.weight"].shape[1], n_mlp, multiplier, narrow,
-                              resample=resample)
+    build = lambda: StyleGAN2(4 * 2**n, style_dim, n_mlp, multiplier, narrow, resample=resample)
     return _translate(build, prior_names(n, n_mlp, True), state, source)
 
 
 # %%
 #| export
 def to_official(net):
-    "The state dict that the official class of this net's family loads (`GFPGANv1`, `GFPGANBilinear` or `GFPGANv1Clean`). `prior_share` has no place in it: the official code shows the prior's picture alone."
+    """The state dict that the official class of this net's family loads (`GFPGANv1`,
+    `GFPGANBilinear` or `GFPGANv1Clean`).
+
+    `prior_share` has no place in it: the official code shows the prior's picture alone.
+    """
     c = net.config
     if not c.use_prior or c.sft == "none":
         raise ValueError("the official code has no generator without the prior or without the maps")
     if (c.resample, c.equalized) == ("fir", False):
         raise ValueError("no official class has FIR resampling with baked scales")
     own = net.state_dict()
-    return {theirs: _as_official(theirs, own[ours].detach().clone()) for ours, theirs in generator_names(c)}
+    return {theirs: _as_official(theirs, own[ours].detach().clone())
+            for ours, theirs in generator_names(c)}
 
 
 # %% [markdown]
@@ -606,15 +675,14 @@ for changes in (dict(), dict(resample="bilinear", channel_multiplier=2),
                   if (v["resample"], v["equalized"]) == (net.config.resample, net.config.equalized))
     official = to_official(net)
     again = from_official({"params_ema": {f"module.{k}": v for k, v in official.items()}}, family)
-    assert again.config == net.config
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(),
-                                                 strict=True))
+    assert again.config == net.config and same_weights(net, again)
 
 # %% [markdown]
 # A round trip would not notice a name that is wrong in both directions. So a handful of facts about the official files are checked as such; the ordinary tests hold the full list of 285 names and shapes against ours.
 
 # %%
-facts = {"v1": {"conv_body_down.6.conv2.2.bias": (256,), "conv_body_up.0.conv2.activation.bias": (256,),
+facts = {"v1": {"conv_body_down.6.conv2.2.bias": (256,),
+                "conv_body_up.0.conv2.activation.bias": (256,),
                 "stylegan_decoder.style_mlp.1.weight": (512, 512),
                 "stylegan_decoder.style_convs.13.modulated_conv.weight": (1, 32, 32, 3, 3),
                 "stylegan_decoder.style_convs.13.activate.bias": (32,)},
@@ -629,8 +697,10 @@ for family, config in (("v1", GFPGANConfig.paper()), ("clean", GFPGANConfig.clea
 
 # %%
 official = to_official(tiny)
-test_fail(lambda: from_official(official, "clean"), exc=WeightsError, contains="not of family 'clean'")
-test_fail(lambda: from_official({k: v for k, v in official.items() if "condition" not in k}), exc=WeightsError,
+test_fail(lambda: from_official(official, "clean"), exc=WeightsError,
+          contains="not of family 'clean'")
+lacking = {k: v for k, v in official.items() if "condition" not in k}
+test_fail(lambda: from_official(lacking), exc=WeightsError,
           contains="condition_scale.0.2.weight is missing")
 name = "stylegan_decoder.to_rgb1.modulated_conv.weight"
 turned = official | {name: official[name].transpose(1, 2)}
@@ -654,13 +724,15 @@ test_fail(lambda: to_official(GFPGAN(GFPGANConfig.tiny().replace(sft="none"))), 
 # %%
 #| export
 def to_clean(net):
-    """A bilinear, equalised GFPGAN -> the same function with every scale baked into the weights (`equalized=False`), ready to deploy.
+    """A bilinear, equalised GFPGAN -> the same function with every scale baked into the weights
+    (`equalized=False`), ready to deploy.
 
     Exact up to rounding; a FIR net is a ValueError, as its resampling has no clean form.
     """
     c = net.config
     if c.resample != "bilinear":
-        raise ValueError("only a net with resample='bilinear' has a clean form; FIR resampling does not")
+        raise ValueError("only a net with resample='bilinear' has a clean form; "
+                         "FIR resampling does not")
     clean = GFPGAN(c.replace(equalized=False)).to(next(net.parameters()))
     state = net.state_dict()
     for name, m in net.named_modules():
@@ -681,13 +753,16 @@ def to_clean(net):
 layer = EqualizedConv2d(8, 16, gain=2**0.5, activate=True)
 torch.nn.init.normal_(layer.bias)
 for dtype in (torch.float64, torch.float32):
-    c, h = layer.to(dtype), torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
-    left = 2**0.5 * F.leaky_relu(F.conv2d(h, layer.weight, padding=1) / (8 * 9) ** 0.5 + layer.bias[:, None, None], 0.2)
-    right = F.leaky_relu(F.conv2d(h, layer.weight * layer.weight_gain, layer.bias * layer.bias_gain,
-                                  padding=1), 0.2)
+    h = torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    layer = layer.to(dtype)
+    sums = F.conv2d(h, layer.weight, padding=1) / (8 * 9) ** 0.5 + layer.bias[:, None, None]
+    left = 2**0.5 * F.leaky_relu(sums, 0.2)
+    weight, bias = layer.weight * layer.weight_gain, layer.bias * layer.bias_gain
+    right = F.leaky_relu(F.conv2d(h, weight, bias, padding=1), 0.2)
     error = (left - right).abs().max().item() / left.abs().max().item()
     assert 0 < error < 8 * torch.finfo(dtype).eps
-    print(f"{str(dtype):14} the two forms differ by less than 8 units of rounding ({torch.finfo(dtype).eps:.0e})")
+    print(f"{str(dtype):14} the two forms differ by less than 8 units of rounding "
+          f"({torch.finfo(dtype).eps:.0e})")
 
 
 # %% [markdown]
@@ -705,7 +780,8 @@ def shaken(config, dtype=torch.float32):
 
 
 # %%
-x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+x = x * 2 - 1
 z = torch.randn(3, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 config = GFPGANConfig.tiny().replace(resample="bilinear")
 for dtype in (torch.float64, torch.float32):
@@ -719,6 +795,7 @@ assert clean.to_w.weight.abs().max() < 0.1 * net.to_w.weight.abs().max()
 assert clean.config == config.replace(equalized=False)
 test_fail(lambda: to_clean(tiny), exc=ValueError, contains="bilinear")
 
+
 # %% [markdown]
 # ## The two that cannot be told apart {#sec-weights-twins}
 #
@@ -728,8 +805,13 @@ test_fail(lambda: to_clean(tiny), exc=ValueError, contains="bilinear")
 # The cell stores the model of this package, which has FIR resampling, under the official names, and loads it as both.
 
 # %%
-twins = {f: {k: v.shape for k, v in to_official(shaken(config.replace(resample=FAMILIES[f]["resample"]))).items()} for f in ("v1", "bilinear")}
-assert twins["v1"] == twins["bilinear"]                       # same names, same shapes
+def shapes(resample):
+    official = to_official(shaken(config.replace(resample=resample)))
+    return {k: v.shape for k, v in official.items()}
+
+
+# same names, same shapes
+assert shapes(FAMILIES["v1"]["resample"]) == shapes(FAMILIES["bilinear"]["resample"])
 
 # %%
 #| label: fig-weights-twins
@@ -758,7 +840,7 @@ show([blurred[0], right[0], wrong[0]], ["input", 'family="v1"', 'family="bilinea
 
 # %%
 def seen_weights(step, kernel):
-    "How strongly each pixel of a 16×16 input enters one output pixel of `step(input, kernel)`; flat."
+    "How strongly each pixel of a 16×16 input enters one pixel of `step(input, kernel)`; flat."
     x = torch.zeros(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
     y = step(x, kernel)
     (g,) = torch.autograd.grad(y[0, 0, y.shape[2] // 2, y.shape[3] // 2], x)
@@ -794,8 +876,8 @@ special = torch.outer(*2 * [torch.tensor([1.0, -2, 1], dtype=torch.float64)]).re
 twin = torch.linalg.lstsq(b, a @ special).solution
 missed = ((a @ random_kernel - b @ best).norm() / (a @ random_kernel).norm()).item()
 assert_close(a @ special, b @ twin) and missed > 0.3
-maps = [(m @ k).reshape(16, 16)[5:13, 5:13] / (a @ scale).abs().max()
-        for m, k, scale in ((a, random_kernel, random_kernel), (b, best, random_kernel), (a, special, special))]
+shown = (a, random_kernel, random_kernel), (b, best, random_kernel), (a, special, special)
+maps = [(m @ k).reshape(16, 16)[5:13, 5:13] / (a @ scale).abs().max() for m, k, scale in shown]
 show(maps, ["FIR", "best clean kernel", "the common kernel"], cmap="PuOr", vmin=-1, vmax=1)
 print(f"part of the FIR kernel that no clean kernel reaches: {100 * missed:.0f} %")
 
@@ -814,7 +896,7 @@ print(f"part of the FIR kernel that no clean kernel reaches: {100 * missed:.0f} 
 #| export
 @dataclass(frozen=True)
 class Release:
-    "One official file: where it is, what it must hash to (None: not published), which family it belongs to."
+    "One official file: where it is, its hash (None: not published), the family it belongs to."
 
     name: str
     url: str
@@ -824,21 +906,34 @@ class Release:
     note: str = ""
 
 
-LICENCE = "code Apache-2.0; weights trained on FFHQ (CC BY-NC-SA 4.0): non-commercial"      # of the released weights
+# of the released weights
+LICENCE = "code Apache-2.0; weights trained on FFHQ (CC BY-NC-SA 4.0): non-commercial"
 _BASE = "https://github.com/TencentARC/GFPGAN/releases/download/"
+# by name: the official files
 RELEASES = {r.name: r for r in (
-    Release("v1", _BASE + "v0.1.0/GFPGANv1.pth", "v1", note="the paper's model, with colour enhancement"),
-    Release("v1.2", _BASE + "v0.2.0/GFPGANCleanv1-NoCE-C2.pth", "clean", "29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c", note="no colour enhancement"),
-    Release("v1.3", _BASE + "v1.3.0/GFPGANv1.3.pth", "clean", "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70", 348632874, "more natural than v1.2"),
-    Release("v1.4", _BASE + "v1.3.0/GFPGANv1.4.pth", "clean", "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad", 348632874, "more details, better identity than v1.3"),
-)}                                                                           # by name: the official files
+    Release("v1", _BASE + "v0.1.0/GFPGANv1.pth", "v1",
+            note="the paper's model, with colour enhancement"),
+    Release("v1.2", _BASE + "v0.2.0/GFPGANCleanv1-NoCE-C2.pth", "clean",
+            "29e25ee90c170f4231163f4c83df6b59c968b73f3ce00cb884015ae005db083c",
+            note="no colour enhancement"),
+    Release("v1.3", _BASE + "v1.3.0/GFPGANv1.3.pth", "clean",
+            "c953a88f2727c85c3d9ae72e2bd4846bbaf59fe6972ad94130e23e7017524a70",
+            348632874, "more natural than v1.2"),
+    Release("v1.4", _BASE + "v1.3.0/GFPGANv1.4.pth", "clean",
+            "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
+            348632874, "more details, better identity than v1.3"),
+)}
 
 # %%
 print(f"{'name':6}{'file':31}{'MB':>5}  {'SHA-256':14}{'family':8}note")
 for r in RELEASES.values():
-    print(f"{r.name:6}{r.url.rsplit('/', 1)[1]:31}{round(r.bytes / 1e6) if r.bytes else '–':>5}  {r.sha256[:10] + '…' if r.sha256 else 'not published':14}{r.family:8}{r.note}")
+    file = r.url.rsplit("/", 1)[1]
+    size = round(r.bytes / 1e6) if r.bytes else "–"
+    known = r.sha256[:10] + "…" if r.sha256 else "not published"
+    print(f"{r.name:6}{file:31}{size:>5}  {known:14}{r.family:8}{r.note}")
 print(LICENCE)
-assert all(r.family in FAMILIES and (r.sha256 is None or len(r.sha256) == 64) for r in RELEASES.values())
+assert all(r.family in FAMILIES and (r.sha256 is None or len(r.sha256) == 64)
+           for r in RELEASES.values())
 
 
 # %% [markdown]
@@ -852,9 +947,10 @@ assert all(r.family in FAMILIES and (r.sha256 is None or len(r.sha256) == 64) fo
 # %%
 #| export
 def cache_dir():
-    "Where downloads are kept: $GFPGAN_EDU_CACHE, else $XDG_CACHE_HOME/gfpgan_edu, else ~/.cache/gfpgan_edu."
-    base = os.environ.get("GFPGAN_EDU_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfpgan_edu"
+    "Where downloads are kept: $GFPGAN_EDU_CACHE, else gfpgan_edu in $XDG_CACHE_HOME or ~/.cache."
+    if base := os.environ.get("GFPGAN_EDU_CACHE"):
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gfpgan_edu"
 
 
 def sha256_of(path):
@@ -871,7 +967,8 @@ def _remembered(path):
     try:
         known = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as e:
-        raise WeightsError(f"{path}: cannot be read ({e}); it remembers the hashes of earlier downloads, delete it to start afresh") from e
+        raise WeightsError(f"{path}: cannot be read ({e}); it remembers the hashes of earlier "
+                           "downloads, delete it to start afresh") from e
     return known if isinstance(known, dict) else {}
 
 
@@ -889,10 +986,12 @@ def _fetch(url, part, progress):
         # nothing is left to fetch
         if (e.headers.get("Content-Range") or f"*/{have}").endswith(f"/{have}"):
             return
-        part.unlink()                                        # more than the whole file: not this file
+        # more than the whole file: not this file
+        part.unlink()
         return _fetch(url, part, progress)
     with response, open(part, "ab" if response.status == 206 else "wb") as f:
-        have = have if response.status == 206 else 0         # 200: the server sends the whole file again
+        # 200: the server sends the whole file again
+        have = have if response.status == 206 else 0
         total = have + int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem,
                   disable=not progress) as bar:
@@ -906,22 +1005,26 @@ def _fetch(url, part, progress):
 # %%
 #| export
 def download(release, cache=None, progress=True):
-    """Fetch a `Release` (or its name) into the cache and return the path. A finished file is used again; a broken-off one is resumed.
+    """Fetch a `Release` (or its name) into the cache and return the path. A finished file is used
+    again; a broken-off one is resumed.
 
-    The SHA-256 must agree with the published one. Where none is published, the hash of the first download is shown and remembered,
-    and a later download must agree with it. Raises WeightsError (no network, wrong hash); nothing partial is ever used.
+    The SHA-256 must agree with the published one. Where none is published, the hash of the first
+    download is shown and remembered, and a later download must agree with it. Raises WeightsError
+    (no network, wrong hash); nothing partial is ever used.
     """
     if isinstance(release, str) and release not in RELEASES:
         raise WeightsError(f"{release}: no such release; known are {', '.join(RELEASES)}")
     r = RELEASES[release] if isinstance(release, str) else release
     folder = Path(cache) if cache else cache_dir()
-    path, part, seen = folder / r.url.rsplit("/", 1)[1], folder / (r.url.rsplit("/", 1)[1] + ".part"), folder / "hashes.json"
+    file = r.url.rsplit("/", 1)[1]
+    path, part, seen = folder / file, folder / f"{file}.part", folder / "hashes.json"
     if path.exists():
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _fetch(r.url, part, progress)
-    except (OSError, ValueError, http.client.HTTPException) as e:     # URLError and time-outs are OSErrors
+    # URLError and time-outs are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as e:
         kept = f"; what came is kept in {part} and will be resumed" if part.exists() else ""
         raise WeightsError(f"{r.name}: download of {r.url} failed ({e}){kept}") from e
     digest, known = sha256_of(part), _remembered(seen)
@@ -929,10 +1032,11 @@ def download(release, cache=None, progress=True):
     if want and digest != want:
         part.unlink()
         told = "published" if r.sha256 else f"remembered in {seen}"
-        raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); the file was deleted")
+        raise WeightsError(f"{r.name}: SHA-256 of {r.url} is {digest}, not {want} ({told}); "
+                           "the file was deleted")
     if not want:
-        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, remembered in {seen}",
-              file=sys.stderr)
+        print(f"{r.name}: no SHA-256 is published for this file; this one has {digest}, "
+              f"remembered in {seen}", file=sys.stderr)
         seen.write_text(json.dumps(known | {r.url: digest}, indent=1))
     os.replace(part, path)
     return path
@@ -943,14 +1047,16 @@ def download(release, cache=None, progress=True):
 
 # %%
 class Server(BaseHTTPRequestHandler):
-    "Serves `files`; hangs up after `breaks[path]` bytes, once; `asked` lists where each answer started."
+    "Serves `files`; hangs up after `breaks[path]` bytes, once; `asked`: where each answer started."
     files, breaks, asked = {}, {}, []
 
     def do_GET(self):
         body = self.files.get(self.path)
         if body is None:
             return self.send_error(404)
-        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if "Range" in self.headers else 0
+        start = 0
+        if "Range" in self.headers:
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         self.asked.append(start)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
@@ -977,7 +1083,8 @@ made = Release("made", f"{site}/made.pth", "v1", sha256_of(folder / "made.pth"))
 cache = folder / "cache"
 
 # %%
-test_fail(lambda: download(made, cache, progress=False), exc=WeightsError, contains="will be resumed")
+test_fail(lambda: download(made, cache, progress=False), exc=WeightsError,
+          contains="will be resumed")
 assert [p.name for p in cache.iterdir()] == ["made.pth.part"]
 arrived = download(made, cache, progress=False)
 assert sha256_of(arrived) == made.sha256 and [p.name for p in cache.iterdir()] == ["made.pth"]
@@ -991,9 +1098,9 @@ print("answers started at byte", Server.asked)
 Server.files["/other.pth"] = b"something else"
 test_fail(lambda: download(Release("other", f"{site}/other.pth", "v1", made.sha256), cache, False),
           exc=WeightsError, contains="published")
-assert not list(cache.glob("other*"))                        # neither the file nor its part is left
-test_fail(lambda: download(Release("gone", f"{site}/gone.pth", "v1"), cache, False), exc=WeightsError,
-          contains="404")
+assert not list(cache.glob("other*"))    # neither the file nor its part is left
+test_fail(lambda: download(Release("gone", f"{site}/gone.pth", "v1"), cache, False),
+          exc=WeightsError, contains="404")
 test_fail(lambda: download("v9"), exc=WeightsError, contains="known are v1, v1.2, v1.3, v1.4")
 
 # %%
@@ -1007,8 +1114,8 @@ test_fail(lambda: download(unknown, cache, False), exc=WeightsError, contains="r
 
 # %%
 server.shutdown(), server.server_close()
-test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, False), exc=WeightsError,
-          contains="failed");
+test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, False),
+          exc=WeightsError, contains="failed");
 
 
 # %% [markdown]
@@ -1019,7 +1126,9 @@ test_fail(lambda: download(Release("late", f"{site}/late.pth", "v1"), cache, Fal
 # %%
 #| export
 def _read_pickle(path):
-    "The content of a .pth file; only plain tensors and containers are allowed in it, and nothing that unpacks to more than the file's size."
+    """The content of a .pth file; only plain tensors and containers are allowed in it, and nothing
+    that unpacks to more than the file's size.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as z:
@@ -1031,24 +1140,35 @@ def _read_pickle(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     # a damaged pickle can raise anything; PyTorch's own text would advise to run what is in it
     except Exception as e:
-        reason = str(e) if type(e) is ValueError else (getattr(e, "strerror", None) or "damaged, or it holds more than tensors; nothing in it was run").lower()
+        if type(e) is ValueError:
+            reason = str(e)
+        else:
+            damaged = "damaged, or it holds more than tensors; nothing in it was run"
+            reason = (getattr(e, "strerror", None) or damaged).lower()
         raise WeightsError(f"{path}: not a plain file of tensors ({_short(reason)})") from e
 
 
 def read_state(path):
-    "The {name: tensor} of an official .pth file; prefers averaged weights, drops `module.`. Raises WeightsError."
+    """The {name: tensor} of an official .pth file; prefers averaged weights, drops `module.`.
+
+    Raises WeightsError.
+    """
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
     state, there = _unwrap(_read_pickle(path), path), Path(path).stat().st_size
     # one number can pose as a tensor of any size
     if (claimed := sum(v.numel() * v.element_size() for v in state.values())) > there:
-        raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights in a file of {there / 1e6:.1f} MB")
+        raise WeightsError(f"{path}: describes {claimed / 1e6:.1f} MB of weights "
+                           f"in a file of {there / 1e6:.1f} MB")
     return state
 
 
+# %%
+#| export
 def load_weights(weights="bundled", family=None, progress=True):
-    """A GFPGAN by name or path, eval mode: "bundled", an official release ("v1" … "v1.4", downloaded once), a .safetensors of ours,
-    or an official .pth (`family` as in `recognise`). Pickles are read with weights_only=True: code in them does not run. Raises WeightsError."""
+    """A GFPGAN by name or path, eval mode: "bundled", an official release ("v1" … "v1.4",
+    downloaded once), a .safetensors of ours, or an official .pth (`family` as in `recognise`).
+    Pickles are read with weights_only=True: code in them does not run. Raises WeightsError."""
     if weights == "bundled":
         return load(bundled_path())
     if str(weights) in RELEASES:
@@ -1056,8 +1176,11 @@ def load_weights(weights="bundled", family=None, progress=True):
         weights, family = download(r, progress=progress), r.family
     path = Path(weights)
     if not path.is_file():
-        raise WeightsError(f"{weights}: no such file, nor a known name (bundled, {', '.join(RELEASES)})")
-    return load(path) if path.suffix.lower() == ".safetensors" else from_official(read_state(path), family, path)
+        raise WeightsError(f"{weights}: no such file, "
+                           f"nor a known name (bundled, {', '.join(RELEASES)})")
+    if path.suffix.lower() == ".safetensors":
+        return load(path)
+    return from_official(read_state(path), family, path)
 
 
 # %% [markdown]
@@ -1066,52 +1189,63 @@ def load_weights(weights="bundled", family=None, progress=True):
 # %%
 posing = {k: torch.zeros(()).expand(v.shape) for k, v in to_official(tiny).items()}
 torch.save(posing, folder / "posing.pth")
-test_fail(lambda: load_weights(folder / "posing.pth"), exc=WeightsError, contains="MB of weights in a file of")
+test_fail(lambda: load_weights(folder / "posing.pth"), exc=WeightsError,
+          contains="MB of weights in a file of")
 with zipfile.ZipFile(folder / "made.pth") as given, zipfile.ZipFile(folder / "bomb.pth", "w",
                                                                     zipfile.ZIP_DEFLATED) as packed:
     for entry in given.infolist():
         packed.writestr(entry.filename, given.read(entry))
 test_fail(lambda: load_weights(folder / "bomb.pth"), exc=WeightsError, contains="compressed")
 (folder / "claim.safetensors").write_bytes(struct.pack("<Q", 10 * 2**30) + raw[8:])
-test_fail(lambda: load(folder / "claim.safetensors"), exc=WeightsError, contains="claims 10737418240 bytes")
+test_fail(lambda: load(folder / "claim.safetensors"), exc=WeightsError,
+          contains="claims 10737418240 bytes")
 
 # %% [markdown]
 # Training needs priors as well (@sec-train-prior). They come through a door of the same make.
 
 # %%
 #| export
-BUNDLED_PRIORS = {"bundled": "prior64", "prior64": "prior64", "prior32": "prior32"}      # name -> file in gfpgan_edu/bundled
+# name -> file in gfpgan_edu/bundled
+BUNDLED_PRIORS = {"bundled": "prior64", "prior64": "prior64", "prior32": "prior32"}
 
 
 def load_prior(source="bundled"):
-    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior32", a .safetensors of ours (of a restorer: its decoder),
-    or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises WeightsError."""
-    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_PRIORS[source]}.safetensors")) if source in BUNDLED_PRIORS else Path(source)
+    """A StyleGAN2 by name or path, eval mode: "bundled" (64 px), "prior32", a .safetensors of ours
+    (of a restorer: its decoder), or an official .pth (StyleGAN2_512_Cmul1_FFHQ…). Raises
+    WeightsError."""
+    path = Path(source)
+    if source in BUNDLED_PRIORS:
+        name = f"{BUNDLED_PRIORS[source]}.safetensors"
+        path = Path(str(resources.files("gfpgan_edu.bundled") / name))
     if path.suffix.lower() != ".safetensors":
         return prior_from_official(read_state(path), source=path)
     if read_header(path)["network"] != "GFPGAN":
         return load(path, StyleGAN2)
     net = load(path)
     if not net.config.use_prior or not net.config.equalized:
-        raise WeightsError(f"{path}: a GFPGAN without a prior, or with scales baked in, holds no StyleGAN2 to train or search with")
+        raise WeightsError(f"{path}: a GFPGAN without a prior, or with scales baked in, "
+                           "holds no StyleGAN2 to train or search with")
     return net.decoder
 
 
 # %%
-by_name = [load_weights(), load_weights(path), load_weights(arrived), load_weights(str(arrived), family="bilinear")]
+by_name = [load_weights(), load_weights(path), load_weights(arrived),
+           load_weights(str(arrived), family="bilinear")]
 assert by_name[0].config == bundled.config and by_name[2].config == tiny.config
 assert torch.equal(by_name[1].to_w.weight, by_name[2].to_w.weight)
 assert by_name[3].config == tiny.config.replace(resample="bilinear")
 
 decoder = load_prior(path)                                    # of a restorer: its decoder
-assert all(torch.equal(a, b) for a, b in zip(tiny.decoder.state_dict().values(), decoder.state_dict().values(), strict=True))
+assert same_weights(tiny.decoder, decoder)
 assert [load_prior(name).config["size"] for name in ("bundled", "prior32")] == [64, 32]
 save(GFPGAN(tiny.config.replace(use_prior=False)), folder / "alone.safetensors")
-test_fail(lambda: load_prior(folder / "alone.safetensors"), exc=WeightsError, contains="holds no StyleGAN2")
+test_fail(lambda: load_prior(folder / "alone.safetensors"), exc=WeightsError,
+          contains="holds no StyleGAN2")
 
 # %%
-for name, content in {"empty.pth": b"", "note.pth": b"this is a text file\n",
-                      "cut.pth": Server.files["/made.pth"][:9000], "empty.safetensors": b""}.items():
+broken = {"empty.pth": b"", "note.pth": b"this is a text file\n",
+          "cut.pth": Server.files["/made.pth"][:9000], "empty.safetensors": b""}
+for name, content in broken.items():
     (folder / name).write_bytes(content)
     test_fail(lambda: load_weights(folder / name), exc=WeightsError, contains=name)
 test_fail(lambda: load_weights(bad_file), exc=WeightsError, contains="GFPGANv9.pth")
@@ -1130,7 +1264,7 @@ back = load_weights(folder / "circle.pth", family="v1")
 save(back, folder / "circle.safetensors", dtype=torch.float16, source="circle.pth")
 end = load_weights(folder / "circle.safetensors")
 assert end.config == bundled.config.replace(prior_share=1.0)
-assert all(torch.equal(a, b) for a, b in zip(bundled.state_dict().values(), end.state_dict().values(), strict=True))
+assert same_weights(bundled, end)
 print(f"{sum(p.numel() for p in end.parameters()):,} numbers, all unchanged")
 
 # %%

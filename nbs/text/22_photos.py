@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gfpgan_edu.faces import SUFFIXES, Detector, Face, align, detect, footprint, invert, similarity, template, to_images, to_tensor
+from gfpgan_edu.faces import (SUFFIXES, Detector, Face, align, detect, footprint, invert,
+                              similarity, template, to_images, to_tensor)
 from gfpgan_edu.pictures import PhotoError, read_image, to_rgb, write_image
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ draw_map("degradation", "output");
 # %%
 photo, temporary = astronaut(), tempfile.TemporaryDirectory()
 folder = Path(temporary.name)
-torch.set_num_threads(1)                                                    # the same sums on every machine
+torch.set_num_threads(1)                                # the same sums on every machine
 damage = DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1)
 damaged = degrade(photo, damage)
 net = load_weights("bundled")
@@ -68,16 +69,21 @@ crop, matrix = align(damaged, face.landmarks, size)
 with torch.inference_mode():
     restored = to_images(net(to_tensor(crop))[0])[0]
 scale = np.hypot(*matrix[:, 0])
-print(f"a model of {size} px; one pixel of the photo becomes {scale:.2f} pixels of the aligned face")
+print(f"a model of {size} px; "
+      f"one pixel of the photo becomes {scale:.2f} pixels of the aligned face")
 assert restored.shape == crop.shape == (size, size, 3)
 
 # %%
 #| label: fig-photos-steps
 #| fig-cap: "The steps on one face: the damaged photo with the detected points, the aligned face, the restored face, and that face seen from the photo's side."
 #| fig-alt: "A damaged portrait with five dots, an upright blurred face, a cleaner face, and that face small and slightly turned on an empty ground."
-seen = cv2.warpAffine(restored, invert(matrix), (512, 512), flags=cv2.INTER_CUBIC, borderValue=(255, 255, 255))
+seen = cv2.warpAffine(restored, invert(matrix), (512, 512), flags=cv2.INTER_CUBIC,
+                      borderValue=(255, 255, 255))
+view = np.s_[20:200:2, 135:315:2]
+steps = {"detected": damaged[view], f"aligned, {size} px": crop,
+         "restored": restored, "seen from the photo": seen[view]}
 fig, axes = plt.subplots(1, 4, figsize=(5.4, 1.5), layout="constrained")
-for ax, p, title in zip(axes, (damaged[20:200:2, 135:315:2], crop, restored, seen[20:200:2, 135:315:2]), ("detected", f"aligned, {size} px", "restored", "seen from the photo")):
+for ax, (title, p) in zip(axes, steps.items()):
     ax.imshow(p, interpolation="nearest")
     ax.set_title(title, fontsize=9)
     ax.axis("off")
@@ -97,29 +103,36 @@ axes[0].scatter(*(face.landmarks - (135, 20)).T / 2, c="#56B4E9", s=6);
 # %%
 def look_up(crop, matrix, flags=cv2.INTER_CUBIC):
     "The aligned picture seen from a photo of 512 px, one sample a pixel."
-    return cv2.warpAffine(crop.astype(np.float32), invert(matrix), (512, 512), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(crop.astype(np.float32), invert(matrix), (512, 512), flags=flags,
+                          borderMode=cv2.BORDER_REPLICATE)
 
 
 def error_inside(seen, matrix, truth=photo):
     "Mean absolute error in grey levels where the face covers the photo, its outer tenth left out."
     square = np.zeros((crop256.shape[0],) * 2, np.float32)
     square[26:-26, 26:-26] = 1
-    return np.abs(np.clip(seen, 0, 255) - truth)[look_up(square, matrix, cv2.INTER_NEAREST) > 0].mean()
+    inside = look_up(square, matrix, cv2.INTER_NEAREST) > 0
+    return np.abs(np.clip(seen, 0, 255) - truth)[inside].mean()
 
 
-face, = detect(photo)                                                       # from here on the face of the undamaged photo
+# from here on the face of the undamaged photo
+face, = detect(photo)
 crop256, m256 = align(photo, face.landmarks, 256)
 ways = {"nearest": cv2.INTER_NEAREST, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 errors = {name: error_inside(look_up(crop256, m256, flags), m256) for name, flags in ways.items()}
-print("a network that changes nothing, 256 px, mean error in grey levels: " + ", ".join(f"{k} {v:.2f}" for k, v in errors.items()))
+print("a network that changes nothing, 256 px, mean error in grey levels: "
+      + ", ".join(f"{k} {v:.2f}" for k, v in errors.items()))
 assert errors["cubic"] < errors["linear"] < errors["nearest"] and errors["cubic"] < 1
 
-y, x = np.mgrid[:512, :512]                                                 # an independent look-up: scipy, straight from A p + t
+# an independent look-up: scipy, straight from A p + t
+y, x = np.mgrid[:512, :512]
 at = m256[:, :2] @ np.stack([x.ravel(), y.ravel()]) + m256[:, 2:]
-linear = np.stack([ndimage.map_coordinates(crop256[..., c].astype(float), at[::-1], order=1, mode="nearest").reshape(512, 512) for c in range(3)], 2)
+channels = np.moveaxis(crop256.astype(float), 2, 0)
+linear = [ndimage.map_coordinates(c, at[::-1], order=1, mode="nearest") for c in channels]
+linear = np.stack(linear, 1).reshape(512, 512, 3)
 off = np.abs(linear - look_up(crop256, m256, cv2.INTER_LINEAR))
 print(f"against scipy's linear interpolation: {off.mean():.3f} grey levels on average")
-assert off.mean() < 0.1                                                     # some versions of OpenCV round positions to 1/32 px
+assert off.mean() < 0.1             # some versions of OpenCV round positions to 1/32 px
 
 
 # %% [markdown]
@@ -139,9 +152,11 @@ assert shifted > 5 * errors["cubic"] and shifted > errors["nearest"]
 #| fig-cap: "A network that changes nothing, put back into the photo. The error, drawn eight times as strong, for three interpolations and for cubic interpolation half a pixel off."
 #| fig-alt: "A face, and four difference pictures: faint for cubic, stronger for linear, strong for nearest, and with clear outlines of the face when half a pixel off."
 window = np.s_[80:160, 185:265]
-tests = [look_up(crop256, m256, f) for f in (cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST)] + [look_up(crop256, half_a_pixel_off(m256))]
+flags = (cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_NEAREST)
+tests = [look_up(crop256, m256, f) for f in flags] + [look_up(crop256, half_a_pixel_off(m256))]
 maps = [np.abs(np.clip(t, 0, 255) - photo).mean(2)[window] * 8 for t in tests]
-show([photo[window], *maps], ["photo", "cubic", "linear", "nearest", "cubic, ½ px off"], vmin=0, vmax=255, height=1.2);
+titles = ["photo", "cubic", "linear", "nearest", "cubic, ½ px off"]
+show([photo[window], *maps], titles, vmin=0, vmax=255, height=1.2);
 
 # %% [markdown]
 # In @fig-photos-halfpixel cubic interpolation leaves almost nothing. The shifted face shows every outline of the photo; a viewer sees doubled contours where the blend sets in.
@@ -154,11 +169,12 @@ show([photo[window], *maps], ["photo", "cubic", "linear", "nearest", "cubic, ½ 
 
 # %%
 truth = photo[:510, :510]
-tiny = truth.reshape(170, 3, 170, 3, 3).mean((1, 3))                        # each pixel the mean of 3 × 3
+tiny = truth.reshape(170, 3, 170, 3, 3).mean((1, 3))    # each pixel the mean of 3 × 3
 points = (face.landmarks + 0.5) / 3 - 0.5
 perfect, _ = align(photo, face.landmarks, 256)
 m_tiny = similarity(points, template(256))
-one_sample = cv2.warpAffine(perfect.astype(np.float32), invert(m_tiny), (170, 170), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+one_sample = cv2.warpAffine(perfect.astype(np.float32), invert(m_tiny), (170, 170),
+                            flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 print(f"{np.hypot(*m_tiny[:, 0]):.1f} pixels of the aligned face for one of the photo")
 
 
@@ -168,39 +184,49 @@ print(f"{np.hypot(*m_tiny[:, 0]):.1f} pixels of the aligned face for one of the 
 # %%
 #| export
 def unalign(crop, matrix, box, flags=cv2.INTER_CUBIC):
-    """The inverse of `align`: an aligned picture (S, S, c) as seen from the photo's pixels `box` = (x0, y0, x1, y1) -> float32.
+    """The inverse of `align`: an aligned picture (S, S, c) as seen from the photo's pixels
+    `box` = (x0, y0, x1, y1) -> float32.
 
-    Where S exceeds the photo's own resolution, n × n samples are averaged for each pixel, so that the crop's detail does not alias.
+    Where S exceeds the photo's own resolution, n × n samples are averaged for each pixel, so that
+    the crop's detail does not alias.
     """
     x0, y0, x1, y1 = (int(v) for v in box)
+    w, h = x1 - x0, y1 - y0
     n = max(1, round(float(np.hypot(matrix[0, 0], matrix[1, 0]))))
     fine = n * invert(matrix)
-    fine[:, 2] += n * (0.5 - np.array([x0, y0])) - 0.5                      # pixel p of the photo is n (p - p0 + 1/2) - 1/2 of the fine grid
-    out = cv2.warpAffine(crop.astype(np.float32), fine, (n * (x1 - x0), n * (y1 - y0)), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return out if n == 1 else cv2.resize(out, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    # pixel p of the photo is n (p - p0 + 1/2) - 1/2 of the fine grid
+    fine[:, 2] += n * (0.5 - np.array([x0, y0])) - 0.5
+    out = cv2.warpAffine(crop.astype(np.float32), fine, (n * w, n * h), flags=flags,
+                         borderMode=cv2.BORDER_REPLICATE)
+    return out if n == 1 else cv2.resize(out, (w, h), interpolation=cv2.INTER_AREA)
 
 
 # %%
 averaged = unalign(perfect, m_tiny, (0, 0, 170, 170))
 inside = unalign(np.pad(np.ones((204, 204)), 26), m_tiny, (0, 0, 170, 170)) > 0.99
 lost = [np.abs(p - tiny)[inside].mean() for p in (one_sample, averaged)]
-print(f"a perfect restorer, put back: {lost[0]:.1f} grey levels of error with one sample a pixel, {lost[1]:.1f} with the average")
+print(f"a perfect restorer, put back: {lost[0]:.1f} grey levels of error "
+      f"with one sample a pixel, {lost[1]:.1f} with the average")
 assert lost[1] < 1 and lost[0] > 5 * lost[1]
 
-n = round(np.hypot(*m256[:, 0]))                                            # the price: a network that changes nothing loses a little more
-price = error_inside(unalign(crop256, m256, (0, 0, 512, 512)), m256)
-print(f"a network that changes nothing, 256 px: {price:.1f} with the average over {n} × {n}, {errors['cubic']:.1f} without")
+# the price: a network that changes nothing loses a little more
+n, seen = round(np.hypot(*m256[:, 0])), unalign(crop256, m256, (0, 0, 512, 512))
+price = error_inside(seen, m256)
+print(f"a network that changes nothing, 256 px: {price:.1f} with the average over {n} × {n}, "
+      f"{errors['cubic']:.1f} without")
 assert price < 2.5
-part = unalign(crop256, m256, (150, 40, 290, 200))                          # a rectangle is the same as the whole, cut
-assert_allclose(part, unalign(crop256, m256, (0, 0, 512, 512))[40:200, 150:290], atol=6)
-assert np.abs(part - unalign(crop256, m256, (0, 0, 512, 512))[40:200, 150:290]).mean() < 0.1
+# a rectangle is the same as the whole, cut
+part, cut = unalign(crop256, m256, (150, 40, 290, 200)), seen[40:200, 150:290]
+assert_allclose(part, cut, atol=6)
+assert np.abs(part - cut).mean() < 0.1
 
 # %%
 #| label: fig-photos-average
 #| fig-cap: "A perfect restorer's face put back into a photo of 170 px: the photo it should give, one sample a pixel, and the average."
 #| fig-alt: "Three small pictures of a face; the middle one has jagged edges and bright speckles, the right one equals the left one."
 view = np.s_[8:62, 46:100]
-show([np.clip(p, 0, 255).astype(np.uint8)[view] for p in (tiny, one_sample, averaged)], ["the photo", "one sample a pixel", "averaged"], height=1.5);
+pictures = [np.clip(p, 0, 255).astype(np.uint8)[view] for p in (tiny, one_sample, averaged)]
+show(pictures, ["the photo", "one sample a pixel", "averaged"], height=1.5);
 
 # %% [markdown]
 # The middle picture of @fig-photos-average is jagged and too contrasty. Averaging costs a network that changes nothing about one grey level, and saves a good one several.
@@ -223,17 +249,19 @@ show([np.clip(p, 0, 255).astype(np.uint8)[view] for p in (tiny, one_sample, aver
 
 # %%
 #| export
-CENTRE, AXES = (0.5, 0.54), (0.38, 0.44)                                    # of the face in FFHQ's framing, shares of the picture: x, y
+# of the face in FFHQ's framing, shares of the picture: x, y
+CENTRE, AXES = (0.5, 0.54), (0.38, 0.44)
 
 
 def face_mask(size: int, power: float = 2.5, feather: float = 0.35) -> np.ndarray:
-    "Soft oval (size, size) float32 on an aligned face (@eq-photos-mask): 1 on the face, 0 on hair, ears and background."
+    """Soft oval (size, size) float32 on an aligned face (@eq-photos-mask): 1 on the face, 0 on
+    hair, ears and background."""
     t = (np.arange(size) + 0.5) / size
     x, y = (np.abs(t - centre) / axis for centre, axis in zip(CENTRE, AXES))
     rho = (x**power + y[:, None] ** power) ** (1 / power)
     t = np.clip((1 - rho) / feather, 0, 1)
-    mask = t * t * (3 - 2 * t)                                              # slope 0 at both ends: no seam in the slope either
-    mask[[0, -1]] = 0                                                       # below 32 px the oval would reach the edge
+    mask = t * t * (3 - 2 * t)      # slope 0 at both ends: no seam in the slope either
+    mask[[0, -1]] = 0               # below 32 px the oval would reach the edge
     return mask.astype(np.float32)
 
 
@@ -244,20 +272,24 @@ assert (m[:20] == 0).all() and (m[-4:] == 0).all() and (m[:, :24] == 0).all()
 eyes_nose_mouth = np.rint(template(200)).astype(int)
 assert (m[eyes_nose_mouth[:, 1], eyes_nose_mouth[:, 0]] == 1).all()
 assert (np.diff(m[:, 100])[:108] >= 0).all() and (np.diff(m[:, 100])[108:] <= 0).all()
-rho = ((25.5 / 200 / 0.38) ** 2.5 + (71.5 / 200 / 0.44) ** 2.5) ** 0.4      # one element, by hand: column 125, row 179
+# one element, by hand: column 125, row 179
+rho = ((25.5 / 200 / 0.38) ** 2.5 + (71.5 / 200 / 0.44) ** 2.5) ** 0.4
 t = (1 - rho) / 0.35
 assert 0 < t < 1
 assert_allclose(m[179, 125], 3 * t**2 - 2 * t**3, rtol=1e-5)
-assert_allclose(face_mask(400).mean(), m.mean(), atol=1e-3)                 # the same share at any size
-print(f"{m.mean():.0%} of the square, {(m == 1).mean():.0%} of it whole; the astronaut's face square has {256 / np.hypot(*m256[:, 0]):.0f} px")
+assert_allclose(face_mask(400).mean(), m.mean(), atol=1e-3)     # the same share at any size
+print(f"{m.mean():.0%} of the square, {(m == 1).mean():.0%} of it whole; "
+      f"the astronaut's face square has {256 / np.hypot(*m256[:, 0]):.0f} px")
 
 ramp = np.clip((1 - np.abs((np.arange(512) + 0.5) / 512 - 0.5) / 0.38) / 0.35, 0, 1)[:256]
 profiles = {"jump": (ramp > 0.5) * 1.0, "ramp": ramp, "smooth": ramp * ramp * (3 - 2 * ramp)}
 assert_allclose(profiles["smooth"], face_mask(512)[276, :256], atol=1e-4)
-steps, kinks = ({k: np.abs(np.diff(20 * p, order)).max() for k, p in profiles.items()} for order in (1, 2))
+steps, kinks = ({k: np.abs(np.diff(20 * p, order)).max() for k, p in profiles.items()}
+                for order in (1, 2))
 print("a difference of 20 grey levels, spread over 68 of 512 px")
 for k in profiles:
-    print(f"  {k:6}: largest step {steps[k]:5.2f}, largest change from one step to the next {kinks[k]:5.2f}")
+    print(f"  {k:6}: largest step {steps[k]:5.2f}, "
+          f"largest change from one step to the next {kinks[k]:5.2f}")
 assert steps["jump"] > 30 * steps["smooth"] and kinks["smooth"] < kinks["ramp"] / 5
 
 # %%
@@ -265,9 +297,11 @@ assert steps["jump"] > 30 * steps["smooth"] and kinks["smooth"] < kinks["ramp"] 
 #| fig-cap: "A face that came back 60 grey levels too bright, blended into a plain wall with three masks. Below: how the brightness rises from the side towards the middle."
 #| fig-alt: "Three grey squares with a brighter oval inside: with a sharp edge, with faint bands along the ramp, and without bands. Below, three curves: a step, a ramp with corners, a smooth rise."
 soft = face_mask(512)
-straight = np.interp(soft, profiles["smooth"][60:140], ramp[60:140])        # the same oval with a straight ramp
+# the same oval with a straight ramp
+straight = np.interp(soft, profiles["smooth"][60:140], ramp[60:140])
+ovals = {"jump": (straight > 0.5) * 1.0, "ramp": straight, "smooth": soft}
 fig, axes = plt.subplots(2, 3, figsize=(6, 3.2), layout="constrained", height_ratios=(2.4, 1))
-for (top, below), (name, p) in zip(axes.T, {"jump": (straight > 0.5) * 1.0, "ramp": straight, "smooth": soft}.items()):
+for (top, below), (name, p) in zip(axes.T, ovals.items()):
     top.imshow(100 + 60 * p, cmap="gray", vmin=0, vmax=255)
     top.set_title(name, fontsize=9)
     top.axis("off")
@@ -279,19 +313,27 @@ axes[1, 0].set_ylabel("grey levels");
 # @fig-photos-mask exaggerates, so that the three can be told apart. With the jump the outline is plain. With the ramp many people see a dark line where it begins and a bright one where it ends, although there are none. The smooth mask has neither.
 
 # %%
-average = load_prior("bundled")
+prior = load_prior("bundled")
 with torch.inference_mode():
-    faces_of_prior = average(torch.randn(48, average.config["style_dim"], generator=torch.Generator().manual_seed(0)))
-average = cv2.resize(to_images(faces_of_prior.mean(0, keepdim=True))[0], (256, 256), interpolation=cv2.INTER_CUBIC)
-e = np.clip((np.minimum(t := (np.arange(64) + 0.5) / 64, 1 - t) - 0.08) / 0.12, 0, 1)
-masks = {"square": np.outer(e * e * (3 - 2 * e), e * e * (3 - 2 * e)).astype(np.float32), "oval": face_mask(64)}
-there = unalign(cv2.resize(restored, (64, 64)), matrix := align(damaged, detect(damaged)[0].landmarks, 64)[1], (0, 0, 512, 512))
+    g = torch.Generator().manual_seed(0)
+    faces_of_prior = prior(torch.randn(48, prior.config["style_dim"], generator=g))
+average = to_images(faces_of_prior.mean(0, keepdim=True))[0]
+average = cv2.resize(average, (256, 256), interpolation=cv2.INTER_CUBIC)
+t = (np.arange(64) + 0.5) / 64
+e = np.clip((np.minimum(t, 1 - t) - 0.08) / 0.12, 0, 1)
+edge = e * e * (3 - 2 * e)
+masks = {"square": np.outer(edge, edge).astype(np.float32), "oval": face_mask(64)}
+matrix = align(damaged, detect(damaged)[0].landmarks, 64)[1]
+there = unalign(cv2.resize(restored, (64, 64)), matrix, (0, 0, 512, 512))
 blends = {}
 for name, small_mask in masks.items():
     m = np.clip(unalign(small_mask, matrix, (0, 0, 512, 512)), 0, 1)[..., None]
     blends[name] = np.rint(np.clip(m * there + (1 - m) * damaged, 0, 255)).astype(np.uint8)
-hair = np.abs(there - damaged).mean(2) * (np.clip(unalign(masks["square"] - masks["oval"], matrix, (0, 0, 512, 512)), 0, 1))
-print(f"redrawn by the square mask and not by the oval: {hair.sum() / np.abs(blends['square'].astype(int) - damaged).mean(2).sum():.0%} of all change")
+beside = np.clip(unalign(masks["square"] - masks["oval"], matrix, (0, 0, 512, 512)), 0, 1)
+hair = np.abs(there - damaged).mean(2) * beside
+redrawn = np.abs(blends["square"].astype(int) - damaged).mean(2)
+print("redrawn by the square mask and not by the oval: "
+      f"{hair.sum() / redrawn.sum():.0%} of all change")
 
 # %%
 #| label: fig-photos-shape
@@ -299,8 +341,9 @@ print(f"redrawn by the square mask and not by the oval: {hair.sum() / np.abs(ble
 #| fig-alt: "A blurred average face inside three ovals and three squares; three portraits, in the second the hair and wall beside the face are redrawn, in the third they are as in the first."
 fig, axes = plt.subplots(1, 4, figsize=(6, 1.7), layout="constrained")
 axes[0].imshow(average)
-for name, style in (("oval", "-"), ("square", "--")):
-    axes[0].contour(cv2.resize(masks[name], (256, 256)), levels=(0.02, 0.5, 0.98), colors="#0072B2" if name == "oval" else "#E69F00", linestyles=style, linewidths=1)
+for name, style, colour in (("oval", "-", "#0072B2"), ("square", "--", "#E69F00")):
+    axes[0].contour(cv2.resize(masks[name], (256, 256)), levels=(0.02, 0.5, 0.98), colors=colour,
+                    linestyles=style, linewidths=1)
 for ax, (name, p) in zip(axes[1:], {"damaged": damaged, **blends}.items()):
     ax.imshow(p[20:200, 135:315], interpolation="nearest")
 for ax, name in zip(axes, ("average face", "damaged", "square", "oval")):
@@ -322,13 +365,15 @@ for ax, name in zip(axes, ("average face", "damaged", "square", "oval")):
 # %%
 #| export
 def match_colour(crop: np.ndarray, face: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    "The plane of colour, float (S, S, 3), to be added to `face` so that it agrees with `crop` (both S×S×3) where the mask (S, S) falls off (@eq-photos-colour)."
+    """The plane of colour, float (S, S, 3), to be added to `face` so that it agrees with `crop`
+    (both S×S×3) where the mask (S, S) falls off (@eq-photos-colour)."""
     size = len(face)
     t = (np.arange(size) + 0.5) / size
-    terms = np.stack([np.ones((size, size)), *np.meshgrid(t, t)]).reshape(3, -1)                 # 1, u, v
+    terms = np.stack([np.ones((size, size)), *np.meshgrid(t, t)]).reshape(3, -1)    # 1, u, v
     weighted = terms * (mask * (1 - mask)).ravel()
     difference = np.subtract(crop, face, dtype=np.float32).reshape(-1, 3)
-    coefficients = np.linalg.lstsq(weighted @ terms.T, weighted @ difference, rcond=None)[0]     # (3 terms, 3 channels); of a mask without a border 0
+    # (3 terms, 3 channels); of a mask without a border 0
+    coefficients = np.linalg.lstsq(weighted @ terms.T, weighted @ difference, rcond=None)[0]
     return (terms.T @ coefficients).reshape(size, size, 3)
 
 
@@ -336,12 +381,20 @@ def match_colour(crop: np.ndarray, face: np.ndarray, mask: np.ndarray) -> np.nda
 mask = face_mask(size)
 u, v = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2)
 tint = np.stack([12 - 30 * u, 8 * v, -25 + 5 * u - 9 * v], -1)
-assert (match_colour(crop, crop, mask) == 0).all()                          # a network that changes nothing
-assert_allclose(match_colour(crop, crop - tint, mask), tint, atol=1e-3)     # a network that only tints is undone
-rows = np.sqrt(mask * (1 - mask)).ravel()[:, None]                          # independently: torch's least squares on the rows themselves
-by_rows = torch.linalg.lstsq(*(torch.tensor(rows * a.reshape(-1, 3)) for a in (np.stack([np.ones_like(u), u, v], -1), crop.astype(float) - restored))).solution.numpy()
-assert_allclose(match_colour(crop, restored, mask)[7, 9], [1, 9.5 / size, 7.5 / size] @ by_rows, rtol=1e-3, atol=1e-2)
-print("the bundled model's face, at its middle, red, green, blue:", np.round(match_colour(crop, restored, mask)[size // 2, size // 2], 1))
+# a network that changes nothing
+assert (match_colour(crop, crop, mask) == 0).all()
+# a network that only tints is undone
+assert_allclose(match_colour(crop, crop - tint, mask), tint, atol=1e-3)
+# independently: torch's least squares on the rows themselves
+root, ones = np.sqrt(mask * (1 - mask)).ravel()[:, None], np.ones_like(u)
+sides = np.stack([ones, u, v], -1), crop.astype(float) - restored
+rows = [torch.tensor(root * a.reshape(-1, 3)) for a in sides]
+by_rows = torch.linalg.lstsq(*rows).solution.numpy()
+plane = match_colour(crop, restored, mask)
+by_hand = [1, 9.5 / size, 7.5 / size] @ by_rows
+assert_allclose(plane[7, 9], by_hand, rtol=1e-3, atol=1e-2)
+middle = np.round(plane[size // 2, size // 2], 1)
+print("the bundled model's face, at its middle, red, green, blue:", middle)
 
 # %%
 #| label: fig-photos-tint
@@ -350,8 +403,11 @@ print("the bundled model's face, at its middle, red, green, blue:", np.round(mat
 u, v = np.meshgrid(*[(np.arange(256) + 0.5) / 256] * 2)
 wrong = np.clip(crop256 - np.stack([10 * u, 30 + 30 * u, 30 + 40 * u], -1), 0, 255)
 here = np.clip(unalign(face_mask(256), m256, (0, 0, 512, 512)), 0, 1)[..., None]
-tinted = [here * np.clip(unalign(a, m256, (0, 0, 512, 512)), 0, 255) + (1 - here) * photo for a in (wrong, wrong + match_colour(crop256, wrong, face_mask(256)))]
-show([p.astype(np.uint8)[30:190, 145:305] for p in (photo, *tinted)], ["photo", "as it came", "colour matched"], height=1.2);
+matched = wrong + match_colour(crop256, wrong, face_mask(256))
+seen = [np.clip(unalign(a, m256, (0, 0, 512, 512)), 0, 255) for a in (wrong, matched)]
+pictures = [photo, *(here * p + (1 - here) * photo for p in seen)]
+titles = ["photo", "as it came", "colour matched"]
+show([p.astype(np.uint8)[30:190, 145:305] for p in pictures], titles, height=1.2);
 
 
 # %% [markdown]
@@ -370,10 +426,13 @@ show([p.astype(np.uint8)[30:190, 145:305] for p in (photo, *tinted)], ["photo", 
 
 # %%
 #| export
-def paste(out: np.ndarray, photo: np.ndarray, change: np.ndarray, mask: np.ndarray, matrix: np.ndarray, strip: int = 1 << 20) -> None:
-    """Blend a change into `out`, in place: m · (photo + change) + (1 - m) · out (@eq-blend, @eq-photos-change).
+def paste(out: np.ndarray, photo: np.ndarray, change: np.ndarray, mask: np.ndarray,
+          matrix: np.ndarray, strip: int = 1 << 20) -> None:
+    """Blend a change into `out`, in place: m · (photo + change) + (1 - m) · out (@eq-blend,
+    @eq-photos-change).
 
-    out, photo: uint8 H×W×3, `out` at first a copy of `photo`. change S×S×3 and mask S×S: of an aligned face. matrix: 2×3, photo -> face. strip: pixels worked on at a time.
+    out, photo: uint8 H×W×3, `out` at first a copy of `photo`. change S×S×3 and mask S×S: of an
+    aligned face. matrix: 2×3, photo -> face. strip: pixels worked on at a time.
     """
     x0, y0, x1, y1 = footprint(matrix, len(change))
     (x0, x1), (y0, y1) = np.clip((x0, x1), 0, photo.shape[1]), np.clip((y0, y1), 0, photo.shape[0])
@@ -381,7 +440,8 @@ def paste(out: np.ndarray, photo: np.ndarray, change: np.ndarray, mask: np.ndarr
     for top in range(y0, y1 if x1 > x0 else y0, rows):
         bottom = min(top + rows, y1)
         seen = unalign(np.dstack([change, mask]), matrix, (x0, top, x1, bottom))
-        m, here = np.clip(seen[..., 3:], 0, 1), np.s_[top:bottom, x0:x1]    # cubic interpolation overshoots
+        here = np.s_[top:bottom, x0:x1]
+        m = np.clip(seen[..., 3:], 0, 1)    # cubic interpolation overshoots
         mixed = m * (photo[here] + seen[..., :3]) + (1 - m) * out[here]
         out[here] = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
 
@@ -392,17 +452,22 @@ def pasted(photo, change, matrix, **kw):
     return out
 
 
-green = pasted(photo, np.array([0, 255, 0]) - crop256.astype(float), m256)
+to_green = np.array([0, 255, 0]) - crop256.astype(float)
+green = pasted(photo, to_green, m256)
 m = np.clip(unalign(face_mask(256), m256, (0, 0, 512, 512)), 0, 1)[..., None]
-assert_array_equal(green[m[..., 0] == 0], photo[m[..., 0] == 0])            # not one pixel outside is touched
-whole = photo + unalign(np.array([0, 255, 0]) - crop256.astype(float), m256, (0, 0, 512, 512))
-assert np.abs(green - np.clip(m * whole + (1 - m) * photo, 0, 255)).max() < 1                           # the equations, over the whole photo
-off = np.abs(pasted(photo, np.full((256, 256, 3), 50.0), m256, strip=1000).astype(int) - pasted(photo, np.full((256, 256, 3), 50.0), m256))
-assert off.max() <= 2                                                       # in strips
-for s in (16, 64, 256):                                                     # a network that changes nothing, exact at any size
-    assert_array_equal(pasted(photo, np.zeros((s, s, 3)), align(photo, face.landmarks, s)[1]), photo)
-away = similarity(face.landmarks + 5000, template(32))
-assert_array_equal(pasted(photo, np.full((32, 32, 3), 99.0), away), photo)  # a face outside the photo
+outside = m[..., 0] == 0
+assert_array_equal(green[outside], photo[outside])      # not one pixel outside is touched
+# the equations, over the whole photo
+whole = photo + unalign(to_green, m256, (0, 0, 512, 512))
+assert np.abs(green - np.clip(m * whole + (1 - m) * photo, 0, 255)).max() < 1
+brighter = np.full((256, 256, 3), 50.0)
+in_strips = pasted(photo, brighter, m256, strip=1000)
+assert np.abs(in_strips.astype(int) - pasted(photo, brighter, m256)).max() <= 2
+for s in (16, 64, 256):                     # a network that changes nothing, exact at any size
+    m_s = align(photo, face.landmarks, s)[1]
+    assert_array_equal(pasted(photo, np.zeros((s, s, 3)), m_s), photo)
+away = similarity(face.landmarks + 5000, template(32))  # a face outside the photo
+assert_array_equal(pasted(photo, np.full((32, 32, 3), 99.0), away), photo)
 
 # %% [markdown]
 # Which is better? Take the damaged astronaut with the bundled model, both ways, and the same for a network that changes nothing.
@@ -417,13 +482,22 @@ mask_here = np.clip(unalign(face_mask(size), matrix, (0, 0, 512, 512)), 0, 1)[..
 
 def face_itself(face):
     "@eq-blend with the face itself in the place of the change."
-    return np.rint(np.clip(mask_here * unalign(face, matrix, (0, 0, 512, 512)) + (1 - mask_here) * damaged, 0, 255)).astype(np.uint8)
+    seen = unalign(face, matrix, (0, 0, 512, 512))
+    mixed = mask_here * seen + (1 - mask_here) * damaged
+    return np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
+
+
+def fine(p):
+    "Mean absolute difference from a blurred copy, in the face."
+    coarse = cv2.GaussianBlur(p.astype(np.float32), (0, 0), 512 / size / 6 + 1)
+    return np.abs(p - coarse)[region].mean()
 
 
 coloured = restored + match_colour(crop, restored, face_mask(size))
-ways = {"unchanged, the face": face_itself(crop), "unchanged, the change": pasted(damaged, np.zeros(crop.shape), matrix),
-        "restored, the face": face_itself(coloured), "restored, the change": pasted(damaged, coloured - crop, matrix)}
-fine = lambda p: np.abs(p - cv2.GaussianBlur(p.astype(np.float32), (0, 0), 512 / size / 6 + 1))[region].mean()
+ways = {"unchanged, the face": face_itself(crop),
+        "unchanged, the change": pasted(damaged, np.zeros(crop.shape), matrix),
+        "restored, the face": face_itself(coloured),
+        "restored, the change": pasted(damaged, coloured - crop, matrix)}
 for name, p in ways.items():
     print(f"{name:22}: PSNR {psnr(p):.1f} dB, fine detail {fine(p):.1f} grey levels")
 print(f"{'the original':22}:                fine detail {fine(photo):.1f} grey levels")
@@ -434,7 +508,8 @@ assert psnr(ways["restored, the change"]) > psnr(ways["restored, the face"])
 #| fig-cap: "The damaged astronaut: a network that changes nothing and the bundled model, with the face itself pasted and with the change; the original."
 #| fig-alt: "Five portraits; the ones with the face itself are soft, the ones with the change are crisper and a little noisy."
 near = np.s_[58:168, 170:280]
-show([*(p[near] for p in ways.values()), photo[near]], ["nothing, face", "nothing, change", "restored, face", "restored, change", "original"], height=1.35);
+titles = ["nothing, face", "nothing, change", "restored, face", "restored, change", "original"]
+show([*(p[near] for p in ways.values()), photo[near]], titles, height=1.35);
 
 
 # %% [markdown]
@@ -451,7 +526,8 @@ class NoFace(PhotoError):
 
 
 def pick_device(name="auto") -> "torch.device":
-    'A torch device by name; "auto": cuda where there is one, else mps, else cpu. Raises ValueError for a device that this machine does not have.'
+    """A torch device by name; "auto": cuda where there is one, else mps, else cpu. Raises
+    ValueError for a device that this machine does not have."""
     import torch
 
     here = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
@@ -462,7 +538,8 @@ def pick_device(name="auto") -> "torch.device":
     except (RuntimeError, TypeError):
         raise ValueError(f"{name!r} is no device; there are auto, {', '.join(here)}") from None
     if (device.index or 0) >= here.get(device.type, 0):
-        raise ValueError(f"this machine has no {name}; it has {', '.join(kind for kind, n in here.items() if n)}")
+        there = ", ".join(kind for kind, n in here.items() if n)
+        raise ValueError(f"this machine has no {name}; it has {there}")
     return device
 
 
@@ -473,11 +550,16 @@ def _open(image):
     if isinstance(image, Image.Image):
         try:
             image = to_rgb(image)
-        except Exception as e:                                              # Pillow decodes only now, and its decoders raise nearly anything
+        except Exception as e:  # Pillow decodes only now, and its decoders raise nearly anything
             raise PhotoError(f"image: cannot be read ({e})") from e
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
-        what = f"{image.dtype} {'×'.join(map(str, image.shape))}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise PhotoError(f"image: needs uint8 H×W×3 (RGB, 0 to 255), a path or a PIL image, got {what}")
+    is_array = isinstance(image, np.ndarray)
+    has_pixels = is_array and image.ndim == 3 and image.shape[2] == 3 and image.size
+    if not (has_pixels and image.dtype == np.uint8):
+        what = type(image).__name__
+        if is_array:
+            what = f"{image.dtype} {'×'.join(map(str, image.shape))}"
+        raise PhotoError("image: needs uint8 H×W×3 (RGB, 0 to 255), a path or a PIL image, "
+                         f"got {what}")
     return image, "image"
 
 
@@ -497,21 +579,26 @@ for wrong in (photo / 255, np.full((9, 9, 3), np.nan), photo[..., 0], photo[:0],
 def enlarge(photo: np.ndarray, k: float) -> np.ndarray:
     "uint8 H×W×3 enlarged k times by Lanczos interpolation; the same array where k is 1."
     h, w = photo.shape[:2]
-    return photo if k == 1 else cv2.resize(photo, (round(k * w), round(k * h)), interpolation=cv2.INTER_LANCZOS4)
+    if k == 1:
+        return photo
+    return cv2.resize(photo, (round(k * w), round(k * h)), interpolation=cv2.INTER_LANCZOS4)
 
 
 def _enlarged(matrix, small, large):
     "The matrix photo -> face for the photo of shape `large` in the place of `small`."
-    k = np.array(large[1::-1]) / small[1::-1]                               # across, down
-    return np.concatenate([matrix[:, :2] / k, matrix[:, 2:] + matrix[:, :2] @ (0.5 / k - 0.5)[:, None]], axis=1)
+    k = np.array(large[1::-1]) / small[1::-1]               # across, down
+    shift = matrix[:, 2:] + matrix[:, :2] @ (0.5 / k - 0.5)[:, None]
+    return np.concatenate([matrix[:, :2] / k, shift], axis=1)
 
 
 # %%
 corners = np.array([[0, 0], [511, 0], [0, 511], [100.25, 7.5]])
 at = lambda p, a: p @ a[:, :2].T + a[:, 2]
-assert_allclose(at(3 * (corners + 0.5) - 0.5, _enlarged(m256, (512, 512), (1536, 1536))), at(corners, m256), atol=1e-9)
+tripled = _enlarged(m256, (512, 512), (1536, 1536))
+assert_allclose(at(3 * (corners + 0.5) - 0.5, tripled), at(corners, m256), atol=1e-9)
 back = cv2.resize(enlarge(photo, 2), (512, 512), interpolation=cv2.INTER_AREA)
-assert np.abs(back.astype(int) - photo).mean() < 1.5                        # nothing moved: half a pixel would cost several grey levels
+# nothing moved: half a pixel would cost several grey levels
+assert np.abs(back.astype(int) - photo).mean() < 1.5
 
 
 # %% [markdown]
@@ -521,13 +608,16 @@ assert np.abs(back.astype(int) - photo).mean() < 1.5                        # no
 #| export
 @dataclass(frozen=True)
 class RestoreResult:
-    """What `restore` returns. `faces` holds pairs (degraded, restored), uint8 S×S×3; `boxes` and `landmarks` are in pixels of the photo that was given."""
+    """What `restore` returns. `faces` holds pairs (degraded, restored), uint8 S×S×3; `boxes` and
+    `landmarks` are in pixels of the photo that was given."""
 
-    image: np.ndarray            # uint8 H×W×3, or `upscale` times as large: the photo with its faces restored
+    image: np.ndarray
+    "uint8 H×W×3, or `upscale` times as large: the photo with its faces restored"
     faces: list
     boxes: list
     landmarks: list
-    notes: tuple = ()            # sentences for the user
+    notes: tuple = ()
+    "sentences for the user"
 
 
 def _run(net, crops, batch):
@@ -539,7 +629,8 @@ def _run(net, crops, batch):
         for part in np.split(crops, range(batch, len(crops), batch)):
             answer = net(to_tensor(part).to(where))[0]
             if not torch.isfinite(answer).all():
-                raise PhotoError("the network answered with numbers that are not finite; half precision, or damaged weights?")
+                raise PhotoError("the network answered with numbers that are not finite; "
+                                 "half precision, or damaged weights?")
             faces.append(to_images(answer))
     return np.concatenate(faces)
 
@@ -547,37 +638,50 @@ def _run(net, crops, batch):
 # %%
 #| export
 def _cut(image, landmarks, size):
-    "`align`; of a face many times larger than `size` from a copy whose pixels are means of k × k, as its low-pass over all pixels would take minutes."
+    """`align`; of a face many times larger than `size` from a copy whose pixels are means of k × k,
+    as its low-pass over all pixels would take minutes."""
     h, w = image.shape[:2]
-    k = min(int(0.5 / np.hypot(*similarity(landmarks, template(size))[:, 0])), min(h, w) // 64)  # two pixels of the copy, or more, for one of the face
+    scale = np.hypot(*similarity(landmarks, template(size))[:, 0])
+    # two pixels of the copy, or more, for one of the face
+    k = min(int(0.5 / scale), min(h, w) // 64)
     if k < 2:
         return align(image, landmarks, size)
-    small = cv2.resize(image[:h // k * k, :w // k * k], (w // k, h // k), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image[:h // k * k, :w // k * k], (w // k, h // k),
+                       interpolation=cv2.INTER_AREA)
     crop, matrix = align(small, (np.asarray(landmarks) + 0.5) / k - 0.5, size)
     return crop, _enlarged(matrix, (1, 1), (k, k))
 
 
 def _blend(image, found, net, fidelity, upscale, batch, whole=False):
-    "Restore the `found` faces of a photo and put them back; `whole`: the photo is one face, to its edges -> RestoreResult."
+    """Restore the `found` faces of a photo and put them back; `whole`: the photo is one face, to
+    its edges -> RestoreResult."""
     size = net.config.size
     crops, matrices = (np.stack(a) for a in zip(*(_cut(image, f.landmarks, size) for f in found)))
     faces = _run(net, crops, batch)
     if fidelity:
         faces = np.rint((1 - fidelity) * faces + fidelity * crops).astype(np.uint8)
-    photo, mask = enlarge(image, upscale), np.ones((size, size), np.float32) if whole else face_mask(size)
+    photo = enlarge(image, upscale)
+    mask = np.ones((size, size), np.float32) if whole else face_mask(size)
     out = photo.copy()
     for crop, face, matrix in zip(crops, faces, matrices):
         change = face - crop.astype(np.float32) + match_colour(crop, face, mask).astype(np.float32)
         paste(out, photo, change, mask, _enlarged(matrix, image.shape, photo.shape))
-    return RestoreResult(out, list(zip(crops, faces)), [f.box for f in found], [f.landmarks for f in found], _notes(matrices, size))
+    boxes, landmarks = [f.box for f in found], [f.landmarks for f in found]
+    return RestoreResult(out, list(zip(crops, faces)), boxes, landmarks, _notes(matrices, size))
 
 
 def _notes(matrices, size, largest=512):
-    "A sentence for each face that has more pixels in the photo than in the model; `largest`: of the known weights."
+    """A sentence for each face that has more pixels in the photo than in the model; `largest`: of
+    the known weights."""
+    def better(w):
+        if size >= largest:
+            return "no known weights are larger"
+        return f"weights v1.4 ({largest} px) {'fit' if w <= largest else 'come closer'}"
+
     widths = [round(size / np.hypot(*m[:, 0])) for m in matrices]
-    advice = f"weights v1.4 ({largest} px) fit" if size < largest else "no known weights are larger"
-    better = lambda w: advice if size >= largest or w <= largest else f"weights v1.4 ({largest} px) come closer"
-    return tuple(f"face of {w} px is larger than the model's {size} px: only what {size} px can hold is restored; {better(w)}" for w in widths if w > size)
+    return tuple(f"face of {w} px is larger than the model's {size} px: "
+                 f"only what {size} px can hold is restored; {better(w)}"
+                 for w in widths if w > size)
 
 
 # %% [markdown]
@@ -585,7 +689,7 @@ def _notes(matrices, size, largest=512):
 
 # %%
 #| export
-MOST_PIXELS = 180_000_000                                                   # of an enlarged photo; Pillow's own limit for reading, nearly
+MOST_PIXELS = 180_000_000       # of an enlarged photo; Pillow's own limit for reading, nearly
 
 
 def _network(weights, device):
@@ -601,7 +705,9 @@ def _network(weights, device):
 def _options(fidelity, upscale, batch):
     "The numbers that `restore` takes, checked. Raises ValueError."
     fidelity = 0.0 if fidelity is None else fidelity
-    for name, value, low, high in (("fidelity", fidelity, 0, 1), ("upscale", upscale, 1, 16), ("batch", batch, 1, 1 << 20)):
+    ranges = (("fidelity", fidelity, 0, 1), ("upscale", upscale, 1, 16),
+              ("batch", batch, 1, 1 << 20))
+    for name, value, low, high in ranges:
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}, needs {low} to {high}")
     return dict(fidelity=fidelity, upscale=upscale, batch=int(batch))
@@ -609,28 +715,39 @@ def _options(fidelity, upscale, batch):
 
 # %%
 #| export
-def restore(image: "str | Path | Image.Image | np.ndarray", weights: "str | Path | torch.nn.Module" = "bundled", *, detector: Detector = detect, fidelity: "float | None" = None,
-            only_center: bool = False, aligned: bool = False, upscale: float = 1, device: "str | torch.device" = "auto", batch: int = 8) -> RestoreResult:
+def restore(image: "str | Path | Image.Image | np.ndarray",
+            weights: "str | Path | torch.nn.Module" = "bundled", *, detector: Detector = detect,
+            fidelity: "float | None" = None, only_center: bool = False, aligned: bool = False,
+            upscale: float = 1, device: "str | torch.device" = "auto",
+            batch: int = 8) -> RestoreResult:
     """Find the faces of a photo, restore each, blend them back.
 
-    image: a path, a PIL image, or uint8 H×W×3 RGB. weights: a name or path (`gfpgan_edu.weights.load_weights`), or a GFPGAN, or what `gfpgan_edu.inference.fuse` made of one.
-    fidelity: from 0, the network's face, to 1, the photo's own; None is the weights' own choice, today 0. only_center: only the face nearest to the middle of the photo.
-    aligned: the picture is one aligned face of any size; nothing is searched. upscale: enlarges the result, 1 to 16 times (Lanczos), with the faces at that size.
-    device: where the network runs (`pick_device`); "auto" leaves a network that is given where it is. batch: faces restored at a time.
-    Safe to call from several threads with one network. Raises PhotoError (unreadable, no picture), NoFace, WeightsError, and ValueError for the other arguments.
+    image: a path, a PIL image, or uint8 H×W×3 RGB. weights: a name or path
+    (`gfpgan_edu.weights.load_weights`), or a GFPGAN, or what `gfpgan_edu.inference.fuse` made of
+    one. fidelity: from 0, the network's face, to 1, the photo's own; None is the weights' own
+    choice, today 0. only_center: only the face nearest to the middle of the photo. aligned: the
+    picture is one aligned face of any size; nothing is searched. upscale: enlarges the result, 1 to
+    16 times (Lanczos), with the faces at that size. device: where the network runs (`pick_device`);
+    "auto" leaves a network that is given where it is. batch: faces restored at a time.
+
+    Safe to call from several threads with one network. Raises PhotoError (unreadable, no picture),
+    NoFace, WeightsError, and ValueError for the other arguments.
     """
     options = _options(fidelity, upscale, batch)
     image, name = _open(image)
     h, w = image.shape[:2]
-    if upscale > 1 and h * w * upscale**2 > MOST_PIXELS:
-        raise PhotoError(f"{name}: the result would have {h * w * upscale**2 / 1e6:.0f} million pixels; {MOST_PIXELS / 1e6:.0f} are the most")
+    pixels = h * w * upscale**2
+    if upscale > 1 and pixels > MOST_PIXELS:
+        raise PhotoError(f"{name}: the result would have {pixels / 1e6:.0f} million pixels; "
+                         f"{MOST_PIXELS / 1e6:.0f} are the most")
     if aligned and h != w:
         raise PhotoError(f"{name}: has {w}×{h} pixels; aligned faces are square")
     found = [Face((0.0, 0.0, w - 1.0, h - 1.0), 1.0, template(w))] if aligned else detector(image)
     if not found:
         raise NoFace(f"{name}: no face found")
     if only_center:
-        found = [min(found, key=lambda f: np.hypot(*(np.mean(f.landmarks, 0) - ((w - 1) / 2, (h - 1) / 2))))]
+        middle = (w - 1) / 2, (h - 1) / 2
+        found = [min(found, key=lambda f: np.hypot(*(np.mean(f.landmarks, 0) - middle)))]
     return _blend(image, found, _network(weights, device), **options, whole=aligned)
 
 
@@ -651,25 +768,32 @@ class Known(torch.nn.Module):
         return x + self.bump, []
 
 
-two = np.concatenate([photo[:300, 80:380], photo[:300, 380:80:-1]], axis=1)  # the astronaut and her mirror image
+# %%
+# the astronaut and her mirror image
+two = np.concatenate([photo[:300, 80:380], photo[:300, 380:80:-1]], axis=1)
 result = restore(two, Known(256))
 assert len(result.faces) == len(result.boxes) == len(result.landmarks) == 2 and result.notes == ()
 left, right = sorted((p[:, 0].mean() for p in result.landmarks))
-assert left < 300 < right and abs(left + right - 600) < 3                   # mirror images of one another
-assert_array_equal(result.image, two)                                       # two faces, nothing changed
+assert left < 300 < right and abs(left + right - 600) < 3       # mirror images of one another
+assert_array_equal(result.image, two)                           # two faces, nothing changed
 darker = Known(256, -0.5)
 changed = (restore(two, darker).image.astype(int) - two).min(2)
 middles = np.rint([p.mean(0) for p in result.landmarks]).astype(int)
-assert all(abs(changed[y, x] + 64) < 12 for x, y in middles), [changed[y, x] for x, y in middles]       # both faces, by a quarter of 255
-one = restore(two[:, 40:], darker, only_center=True)                        # now the mirror image is nearer to the middle
+# both faces, by a quarter of 255
+assert all(abs(changed[y, x] + 64) < 12 for x, y in middles), [changed[y, x] for x, y in middles]
+# now the mirror image is nearer to the middle
+one = restore(two[:, 40:], darker, only_center=True)
 assert len(one.faces) == 1 and one.landmarks[0][:, 0].mean() > 250
 half = (restore(two, darker, fidelity=0.5).image.astype(int) - two).min(2)
 assert all(abs(half[y, x] + 32) < 8 for x, y in middles)
 assert_array_equal(restore(two, darker, fidelity=1).image, two)
+
+# %%
 as_file = folder / "two.png"
 write_image(as_file, two)
+# a path, a string, a PIL image
 for image in (as_file, str(as_file), Image.fromarray(two)):
-    assert_array_equal(restore(image, Known(256)).image, result.image)      # a path, a string, a PIL image
+    assert_array_equal(restore(image, Known(256)).image, result.image)
 assert restore(crop256, Known(64, 0.1), aligned=True).image.shape == (256, 256, 3)
 test_fail(lambda: restore(photo[300:], net), exc=NoFace, contains="no face")
 test_fail(lambda: restore(np.zeros((1, 1, 3), np.uint8), net), exc=NoFace, contains="no face")
@@ -683,8 +807,10 @@ test_fail(lambda: restore(photo[:40], net, aligned=True), exc=PhotoError, contai
 
 # %%
 steps_of = np.linspace(0, 1, 6)
-results = {f: restore(damaged, net, detector=lambda image: [found], fidelity=float(f)).image for f in steps_of}
-table = np.array([(psnr(p), np.abs(p.astype(int) - damaged)[region].mean()) for p in results.values()])
+its_face = lambda image: [found]
+results = {f: restore(damaged, net, detector=its_face, fidelity=float(f)).image for f in steps_of}
+apart = lambda p: np.abs(p.astype(int) - damaged)[region].mean()
+table = np.array([(psnr(p), apart(p)) for p in results.values()])
 for f, (value, moved) in zip(steps_of, table):
     print(f"fidelity {f:.1f}: PSNR {value:.1f} dB, {moved:4.1f} grey levels from the damaged face")
 assert_array_equal(results[1.0], damaged)
@@ -694,7 +820,8 @@ assert (np.diff(table[:, 1]) < 0).all() and table[1:-1, 0].max() > table[0, 0]
 #| label: fig-photos-fidelity
 #| fig-cap: "The damaged astronaut restored with the bundled model at four values of fidelity; at 1 it is the damaged photo itself."
 #| fig-alt: "Four portraits from clean and strongly drawn on the left to noisy and blurred on the right."
-show([results[f][near] for f in steps_of[[0, 1, 3, 5]]], [f"fidelity {f:.1f}" for f in steps_of[[0, 1, 3, 5]]], height=1.4);
+four = steps_of[[0, 1, 3, 5]]
+show([results[f][near] for f in four], [f"fidelity {f:.1f}" for f in four], height=1.4);
 
 # %% [markdown]
 # From left to right in @fig-photos-fidelity contrast and drawing fall and the mild face of the damaged photo returns. PSNR is highest near the right end: on a photo that is damaged this mildly, with a model this small, most of what the network redraws is not what was there. On worse photos the best value lies further left.
@@ -709,15 +836,20 @@ edges = lambda p: np.abs(np.diff(p.astype(float), axis=1))[region[:, 1:] & regio
 for s in sizes:
     crop_s, m_s = align(photo, face.landmarks, s)
     image = np.clip(unalign(crop_s, m_s, (0, 0, 512, 512)), 0, 255)
-    kept.append((np.hypot(*m_s[:, 0]), np.abs(image - photo)[region].mean(), edges(image) / edges(photo)))
+    ratio, error = np.hypot(*m_s[:, 0]), np.abs(image - photo)[region].mean()
+    share = edges(image) / edges(photo)
+    kept.append((ratio, error, share))
     views.append(image[80:160, 185:265].astype(np.uint8))
-    print(f"model of {s:3} px: {kept[-1][0]:4.2f} of its pixels for one of the photo, error {kept[-1][1]:.1f} grey levels, {kept[-1][2]:.0%} of the edges held")
+    print(f"model of {s:3} px: {ratio:4.2f} of its pixels for one of the photo, "
+          f"error {error:.1f} grey levels, {share:.0%} of the edges held")
 ratios, errors_by_size, edges_kept = np.array(kept).T
-assert (np.diff(edges_kept[:4]) > 0).all() and edges_kept[0] < 0.5 and errors_by_size[0] > 3 * errors_by_size[-1]
+assert (np.diff(edges_kept[:4]) > 0).all() and edges_kept[0] < 0.5
+assert errors_by_size[0] > 3 * errors_by_size[-1]
 assert round(128 / ratios[2], -1) == 170
 note, = restore(photo, net).notes
 print(note)
-assert "170 px" in note.replace("171", "170").replace("169", "170") and f"{size} px" in note and "v1.4 (512 px) fit" in note
+assert "170 px" in note.replace("171", "170").replace("169", "170")
+assert f"{size} px" in note and "v1.4 (512 px) fit" in note
 
 # %%
 #| label: fig-photos-size
@@ -732,7 +864,8 @@ for ax, v, s in zip(left.subplots(1, 5), views, sizes):
 ax = right.subplots()
 ax.semilogx(ratios, 100 * edges_kept, "o-", c="#0072B2", base=2)
 ax.axvline(1, c="#444444", ls="--")
-ax.set(xlabel="model px / photo px", ylabel="edges held, %", ylim=(0, 105), xticks=(0.25, 0.5, 1, 2), xticklabels=("¼", "½", "1", "2"));
+ax.set(xlabel="model px / photo px", ylabel="edges held, %", ylim=(0, 105),
+       xticks=(0.25, 0.5, 1, 2), xticklabels=("¼", "½", "1", "2"));
 
 # %% [markdown]
 # In @fig-photos-size the 32 px face is past recognition: such a model cannot repair the lashes of a face of 170 px. `RestoreResult.notes` says so for every face that is larger than the model, and names weights that fit.
@@ -753,8 +886,10 @@ class Perfect(Known):
 its_face = lambda image: [SimpleNamespace(box=(0, 0, 1, 1), landmarks=points)]
 large = restore(tiny8, Perfect(256), detector=its_face, upscale=3).image
 lanczos, in_face = enlarge(tiny8, 3), region[:510, :510]
-error = {k: np.abs(p.astype(int) - truth)[in_face].mean() for k, p in {"Lanczos": lanczos, "perfect restorer": large}.items()}
-print("error inside the face, grey levels: " + ", ".join(f"{k} {v:.1f}" for k, v in error.items()))
+answers = {"Lanczos": lanczos, "perfect restorer": large}
+error = {k: np.abs(p.astype(int) - truth)[in_face].mean() for k, p in answers.items()}
+print("error inside the face, grey levels: "
+      + ", ".join(f"{k} {v:.1f}" for k, v in error.items()))
 assert large.shape == truth.shape and error["perfect restorer"] < error["Lanczos"] / 1.5
 assert_array_equal(large[300:], lanczos[300:])
 
@@ -762,7 +897,8 @@ assert_array_equal(large[300:], lanczos[300:])
 #| label: fig-photos-upscale
 #| fig-cap: "A photo of 170 px enlarged three times: by Lanczos interpolation alone, with the face of a perfect restorer, and the original."
 #| fig-alt: "Three portraits: blurred, with a sharp face in blurred hair, and sharp."
-show([p[30:190, 140:310] for p in (lanczos, large, truth)], ["Lanczos", "with the face", "original"], height=1.4);
+titles = ["Lanczos", "with the face", "original"]
+show([p[30:190, 140:310] for p in (lanczos, large, truth)], titles, height=1.4);
 
 
 # %% [markdown]
@@ -786,14 +922,17 @@ def overlap(a: tuple, b: tuple) -> float:
     return both / either if either > 0 else 0.0
 
 
-def follow(found: "list[list[Face]]", least: float = 0.3, patience: int = 5) -> "list[dict[int, Face]]":
-    "Faces of each frame -> tracks {frame: Face}: a face joins the track whose last box, at most `patience` frames old, it overlaps most, by `least` or more."
+def follow(found: "list[list[Face]]", least: float = 0.3,
+           patience: int = 5) -> "list[dict[int, Face]]":
+    """Faces of each frame -> tracks {frame: Face}: a face joins the track whose last box, at most
+    `patience` frames old, it overlaps most, by `least` or more."""
     tracks = []
     for t, faces in enumerate(found):
         last = {j: next(reversed(track)) for j, track in enumerate(tracks)}
-        pairs = sorted(((overlap(face.box, tracks[j][u].box), i, j) for i, face in enumerate(faces) for j, u in last.items() if t - u <= patience), reverse=True)
+        pairs = [(overlap(face.box, tracks[j][u].box), i, j) for i, face in enumerate(faces)
+                 for j, u in last.items() if t - u <= patience]
         left = set(range(len(faces)))
-        for share, i, j in pairs:
+        for share, i, j in sorted(pairs, reverse=True):
             if share >= least and i in left and t not in tracks[j]:
                 tracks[j][t] = faces[i]
                 left.remove(i)
@@ -802,31 +941,46 @@ def follow(found: "list[list[Face]]", least: float = 0.3, patience: int = 5) -> 
 
 
 def smooth(track: "dict[int, Face]", width: float = 2.0) -> "dict[int, Face]":
-    "A track with its landmarks averaged over time by a symmetric Gaussian window, `width` in frames (@eq-photos-smooth); 0 leaves them."
+    """A track with its landmarks averaged over time by a symmetric Gaussian window, `width` in
+    frames (@eq-photos-smooth); 0 leaves them."""
     out = {}
     for t, face in track.items():
         near = [k for k in range(1, int(3 * width) + 1) if t - k in track and t + k in track]
         window = [0, *near, *(-k for k in near)]
         weights = [np.exp(-k * k / (2 * width * width)) if k else 1.0 for k in window]
-        out[t] = replace(face, landmarks=np.average([track[t + k].landmarks for k in window], axis=0, weights=weights))
+        points = [track[t + k].landmarks for k in window]
+        out[t] = replace(face, landmarks=np.average(points, axis=0, weights=weights))
     return out
 
 
 # %%
-assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == 1 / 7 and overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0 == overlap((0, 0, 0, 0), (0, 0, 0, 0))
+assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == 1 / 7
+assert overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0 == overlap((0, 0, 0, 0), (0, 0, 0, 0))
 rng, five = np.random.default_rng(0), template(64)
-at_x = lambda x, noise=0.0: Face((x, 0.0, x + 60.0, 60.0), 1.0, five + [x, 0.0] + noise * rng.normal(size=(5, 2)))
-crossing = [[at_x(5.0 * t), at_x(300 - 5.0 * t)] for t in range(20)]        # two faces that come closer; the order of every other frame is changed
+
+
+def at_x(x, noise=0.0):
+    landmarks = five + [x, 0.0] + noise * rng.normal(size=(5, 2))
+    return Face((x, 0.0, x + 60.0, 60.0), 1.0, landmarks)
+
+
+# two faces that come closer; the order of every other frame is changed
+crossing = [[at_x(5.0 * t), at_x(300 - 5.0 * t)] for t in range(20)]
 tracks = follow([pair[::-1] if t % 2 else pair for t, pair in enumerate(crossing)])
-assert [len(track) for track in tracks] == [20, 20] and all(abs(f.box[0] - 5 * t) < 1e-9 for t, f in tracks[0].items())
-steady = {t: at_x(3.0 * t) for t in range(30) if t not in (7, 8, 20)}       # steady motion with gaps
+assert [len(track) for track in tracks] == [20, 20]
+assert all(abs(f.box[0] - 5 * t) < 1e-9 for t, f in tracks[0].items())
+# steady motion with gaps
+steady = {t: at_x(3.0 * t) for t in range(30) if t not in (7, 8, 20)}
 for t, f in smooth(steady).items():
     assert_allclose(f.landmarks, steady[t].landmarks, atol=1e-9)
 trembling = {t: at_x(3.0 * t, 1.0) for t in range(400)}
-rest = np.array([f.landmarks - at_x(3.0 * t).landmarks for t, f in list(smooth(trembling).items())[20:-20]]).std()
+smoothed = list(smooth(trembling).items())[20:-20]
+rest = np.array([f.landmarks - at_x(3.0 * t).landmarks for t, f in smoothed]).std()
 w = np.exp(-np.arange(-6, 7) ** 2 / 8)
-print(f"independent noise falls to {rest:.2f} of itself; by the weights it should be {np.sqrt((w**2).sum()) / w.sum():.2f}")
-assert abs(rest / (np.sqrt((w**2).sum()) / w.sum()) - 1) < 0.05
+by_weights = np.sqrt((w**2).sum()) / w.sum()
+print(f"independent noise falls to {rest:.2f} of itself; "
+      f"by the weights it should be {by_weights:.2f}")
+assert abs(rest / by_weights - 1) < 0.05
 
 
 # %% [markdown]
@@ -836,7 +990,8 @@ assert abs(rest / (np.sqrt((w**2).sum()) / w.sum()) - 1) < 0.05
 #| export
 @dataclass(frozen=True)
 class VideoResult:
-    "What `restore_video` did: names of the frames restored and of those copied because they have no face, (path, reason) of those that failed, and the smoothed tracks."
+    """What `restore_video` did: names of the frames restored and of those copied because they have
+    no face, (path, reason) of those that failed, and the smoothed tracks."""
 
     restored: list
     copied: list
@@ -845,12 +1000,20 @@ class VideoResult:
     notes: tuple = ()
 
 
-def restore_video(frames: "str | Path", out: "str | Path", weights: "str | Path | torch.nn.Module" = "bundled", *, detector: Detector = detect, width: float = 2.0, fidelity: "float | None" = None,
-                  upscale: float = 1, device: "str | torch.device" = "auto", batch: int = 8, progress: bool = False) -> VideoResult:
-    """Restore a folder of frames (pictures, in the order of the numbers in their names) into the folder `out`, under the same names, with landmarks smoothed over time.
+# %%
+#| export
+def restore_video(frames: "str | Path", out: "str | Path",
+                  weights: "str | Path | torch.nn.Module" = "bundled", *,
+                  detector: Detector = detect, width: float = 2.0,
+                  fidelity: "float | None" = None, upscale: float = 1,
+                  device: "str | torch.device" = "auto", batch: int = 8,
+                  progress: bool = False) -> VideoResult:
+    """Restore a folder of frames (pictures, in the order of the numbers in their names) into the
+    folder `out`, under the same names, with landmarks smoothed over time.
 
-    width: of the smoothing window in frames (`smooth`); 0: none. The other arguments as in `restore`. Results that are there already are replaced.
-    Raises PhotoError where there are no frames or `out` is their own folder; a frame that fails is in `VideoResult.failures`.
+    width: of the smoothing window in frames (`smooth`); 0: none. The other arguments as in
+    `restore`. Results that are there already are replaced. Raises PhotoError where there are no
+    frames or `out` is their own folder; a frame that fails is in `VideoResult.failures`.
     """
     frames, out, options = Path(frames), Path(out), _options(fidelity, upscale, batch)
     paths = _frames_in(frames)
@@ -864,11 +1027,15 @@ def restore_video(frames: "str | Path", out: "str | Path", weights: "str | Path 
     for t, path in enumerate(tqdm(paths, "restoring", disable=not progress)):
         if path not in failures:
             faces = [track[t] for track in tracks if t in track]
-            result = _attempt(lambda: _frame(path, out / path.name, faces, net, options), path, failures)
+            work = lambda: _frame(path, out / path.name, faces, net, options)
+            result = _attempt(work, path, failures)
             if path not in failures:
                 (restored if faces else copied).append(path.name)
                 notes |= dict.fromkeys(result.notes if faces else ())
-    said = (f"{len(copied)} of {len(paths)} frames without a face, copied: {', '.join(copied[:3])}{' …' * (len(copied) > 3)}",) if copied else ()
+    said = []
+    if copied:
+        names = ", ".join(copied[:3]) + " …" * (len(copied) > 3)
+        said.append(f"{len(copied)} of {len(paths)} frames without a face, copied: {names}")
     return VideoResult(restored, copied, list(failures.items()), tracks, (*said, *list(notes)[:1]))
 
 
@@ -876,7 +1043,10 @@ def restore_video(frames: "str | Path", out: "str | Path", weights: "str | Path 
 #| export
 def _frames_in(folder):
     "Pictures of a folder in the order of the numbers in their names. Raises PhotoError."
-    number = lambda p: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", p.name)]
+    def number(p):
+        parts = re.split(r"([0-9]+)", p.name)
+        return [int(part) if part.isdigit() else part for part in parts]
+
     try:
         paths = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=number)
     except OSError as e:
@@ -895,7 +1065,8 @@ def _attempt(work, path, failures):
 
 
 def _frame(path, target, faces, net, options):
-    "Restore one frame, or enlarge it alike where it has no face, and write it -> RestoreResult, or None."
+    """Restore one frame, or enlarge it alike where it has no face, and write it -> RestoreResult,
+    or None."""
     image = read_image(path)
     result = _blend(image, faces, net, **options) if faces else None
     write_image(target, result.image if faces else enlarge(image, options["upscale"]))
@@ -912,21 +1083,37 @@ def motion(t):
     return np.array([[k, 0.0, -k * 125.3 - 0.7 * t], [0.0, k, -k * 15.8 + 0.4 * t]])
 
 
+def stilled(pictures):
+    "The frames seen from the photo, the motion undone."
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return [cv2.warpAffine(p.astype(np.float32), motion(t), (512, 512), flags=flags)
+            for t, p in enumerate(pictures)]
+
+
 def flicker(pictures):
     "Mean absolute difference of consecutive frames in the face, in grey levels, the motion undone."
-    still = [cv2.warpAffine(p.astype(np.float32), motion(t), (512, 512), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) for t, p in enumerate(pictures)]
-    return np.mean([np.abs(b - a)[region].mean() for a, b in zip(still, still[1:])])
+    steady = stilled(pictures)
+    return np.mean([np.abs(b - a)[region].mean() for a, b in zip(steady, steady[1:])])
 
 
-clip, film = folder / "clip", [cv2.warpAffine(photo, motion(t), (200, 200), flags=cv2.INTER_CUBIC) for t in range(14)]
-film = [degrade(frame, DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=t)) for t, frame in enumerate(film)]
+def still(t, face):
+    "The points in the photo, where they should stand still."
+    return (face.landmarks - motion(t)[:, 2]) @ np.linalg.inv(motion(t)[:, :2]).T
+
+
+# %%
+clip = folder / "clip"
+film = [cv2.warpAffine(photo, motion(t), (200, 200), flags=cv2.INTER_CUBIC) for t in range(14)]
+film = [degrade(frame, replace(damage, noise_seed=t)) for t, frame in enumerate(film)]
 for t, frame in enumerate(film):
-    write_image(clip / f"frame{t}.png", frame)                              # frame10 comes after frame9
-videos = {width: restore_video(clip, folder / f"width{width}", net, width=width) for width in (0, 2)}
-assert all(len(v.restored) == 14 and len(v.tracks) == 1 and not v.copied and not v.failures for v in videos.values())
-still = lambda t, face: (face.landmarks - motion(t)[:, 2]) @ np.linalg.inv(motion(t)[:, :2]).T                # the points in the photo, where they should stand still
-tremble = {w: np.std([still(t, f) for t, f in v.tracks[0].items()], axis=0).mean() for w, v in videos.items()}
-shown = {"the frames": film} | {f"restored, width {w}": [read_image(folder / f"width{w}" / f"frame{t}.png") for t in range(14)] for w in videos}
+    write_image(clip / f"frame{t}.png", frame)              # frame10 comes after frame9
+videos = {w: restore_video(clip, folder / f"width{w}", net, width=w) for w in (0, 2)}
+for v in videos.values():
+    assert len(v.restored) == 14 and len(v.tracks) == 1 and not v.copied and not v.failures
+tremble = {w: np.std([still(t, f) for t, f in v.tracks[0].items()], axis=0).mean()
+           for w, v in videos.items()}
+read = lambda w: [read_image(folder / f"width{w}" / f"frame{t}.png") for t in range(14)]
+shown = {"the frames": film} | {f"restored, width {w}": read(w) for w in videos}
 fl = {k: flicker(v) for k, v in shown.items()}
 for w in videos:
     print(f"width {w}: points tremble by {tremble[w]:.2f} px")
@@ -937,10 +1124,12 @@ assert tremble[2] < 0.7 * tremble[0] and fl["restored, width 2"] < fl["restored,
 #| label: fig-photos-video
 #| fig-cap: "How much each pixel of the face changes from frame to frame with the motion undone (mean over the film, drawn twenty times as strong), and a point's way through the photo without and with smoothing."
 #| fig-alt: "Three grey maps of a face and a plot of two lines; the smoothed line is nearly straight, the other one jagged."
-fig, axes = plt.subplots(1, 4, figsize=(5.6, 1.4), layout="constrained", width_ratios=(1, 1, 1, 1.3))
+fig, axes = plt.subplots(1, 4, figsize=(5.6, 1.4), layout="constrained",
+                         width_ratios=(1, 1, 1, 1.3))
 for ax, (name, pictures) in zip(axes, shown.items()):
-    steady = [cv2.warpAffine(p.astype(np.float32), motion(t), (512, 512), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) for t, p in enumerate(pictures)]
-    ax.imshow(np.mean([np.abs(b - a).mean(2) for a, b in zip(steady, steady[1:])], 0)[70:160, 180:270] * 20, cmap="gray", vmin=0, vmax=255)
+    steady = stilled(pictures)
+    changes = np.mean([np.abs(b - a).mean(2) for a, b in zip(steady, steady[1:])], 0)
+    ax.imshow(changes[70:160, 180:270] * 20, cmap="gray", vmin=0, vmax=255)
     ax.set_title(name, fontsize=8)
     ax.axis("off")
 for (w, v), colour in zip(videos.items(), ("#D55E00", "#0072B2")):
@@ -950,15 +1139,19 @@ axes[3].title.set_fontsize(8)
 axes[3].legend(frameon=False, fontsize=6, loc="upper left");
 
 # %%
-(clip / "frame3.png").write_bytes(b"half a frame")                          # broken
-write_image(clip / "frame5.png", np.ascontiguousarray(film[5][::-1] // 4 * 0 + 90))                     # without a face
+(clip / "frame3.png").write_bytes(b"half a frame")              # broken
+write_image(clip / "frame5.png", np.full_like(film[5], 90))     # without a face
 rough = restore_video(clip, folder / "rough", net)
 (path, reason), = rough.failures
 print(f"{path.name}: {reason.split(': ')[-1]}; {rough.notes[0]}")
-assert path.name == "frame3.png" and rough.copied == ["frame5.png"] and len(rough.restored) == 12 and len(rough.tracks) == 1
-assert_array_equal(read_image(folder / "rough" / "frame5.png"), read_image(clip / "frame5.png"))
+assert path.name == "frame3.png" and rough.copied == ["frame5.png"]
+assert len(rough.restored) == 12 and len(rough.tracks) == 1
+copy = read_image(folder / "rough" / "frame5.png")
+assert_array_equal(copy, read_image(clip / "frame5.png"))
 test_fail(lambda: restore_video(clip, clip, net), exc=PhotoError, contains="overwrite")
-test_fail(lambda: restore_video(folder / "nowhere", folder / "rough", net), exc=PhotoError, contains="no such file")
+nowhere = folder / "nowhere"
+test_fail(lambda: restore_video(nowhere, folder / "rough", net), exc=PhotoError,
+          contains="no such file")
 temporary.cleanup()
 
 # %% [markdown]
@@ -974,14 +1167,17 @@ print(f"PSNR inside the face: damaged {psnr(damaged):.1f} dB, restored {psnr(res
 assert psnr(result.image) < psnr(damaged)
 changed = (result.image != damaged).any(2)
 x0, y0, x1, y1 = footprint(align(damaged, result.landmarks[0], size)[1], size)
-assert changed.any() and not changed[:, :max(x0, 0)].any() and not changed[:, x1:].any() and not changed[y1:].any()
+assert changed.any() and not changed[:, :max(x0, 0)].any()
+assert not changed[:, x1:].any() and not changed[y1:].any()
 
 # %%
 #| label: fig-photos-together
 #| fig-cap: "The photo after restoration with the bundled model, and the face enlarged: damaged, restored, original."
 #| fig-alt: "A portrait with a clean face in a noisy photo, and three enlarged faces: noisy and blurred, cleaned, and sharp."
 near = np.s_[68:158, 180:270]
-show([result.image[:230:2, 110:340:2], *(p[near] for p in (damaged, result.image, photo))], ["the restored photo", "damaged", "restored", "original"], height=1.45);
+faces = [p[near] for p in (damaged, result.image, photo)]
+titles = ["the restored photo", "damaged", "restored", "original"]
+show([result.image[:230:2, 110:340:2], *faces], titles, height=1.45);
 
 # %% [markdown]
 # In @fig-photos-together the suit and the wall behind are as noisy as before: GFP-GAN restores faces, and the background is somebody else's job.

@@ -69,15 +69,23 @@ from gfpgan_edu.photos import restore
 #| fig-cap: "The browser and the server are on one machine. Requests pass the guard; everything that could leave the machine meets the gate."
 #| fig-alt: "Four boxes in a frame named 127.0.0.1: browser, guard, page, restore; below them a box of files. An arrow from the page out of the frame is crossed out by a box named gate."
 fig, ax = plt.subplots(figsize=(7, 2.5), layout="constrained")
-ax.add_patch(FancyBboxPatch((-0.3, -0.35), 8.1, 3.1, boxstyle="round,pad=0.1", fc="white", ec="#444444", ls="--"))
+frame = dict(boxstyle="round,pad=0.1", fc="white", ec="#444444", ls="--")
+ax.add_patch(FancyBboxPatch((-0.3, -0.35), 8.1, 3.1, **frame))
 ax.text(-0.2, 2.55, "this machine, 127.0.0.1", fontsize=8)
-boxes = {"browser": (0, 1.3, "#eeeeee"), "Guard": (2, 1.3, "#56B4E9"), "page\n(gradio)": (4, 1.3, "#eeeeee"), "restore_upload": (6, 1.3, "#56B4E9"), "Files": (4, 0, "#56B4E9"),
-         "only_this_\nmachine": (6, 0, "#56B4E9"), "the internet": (8.6, 0, "#eeeeee")}
+grey, blue = "#eeeeee", "#56B4E9"
+boxes = {"browser": (0, 1.3, grey), "Guard": (2, 1.3, blue), "page\n(gradio)": (4, 1.3, grey),
+         "restore_upload": (6, 1.3, blue), "Files": (4, 0, blue),
+         "only_this_\nmachine": (6, 0, blue), "the internet": (8.6, 0, grey)}
 for name, (x, y, colour) in boxes.items():
-    ax.add_patch(FancyBboxPatch((x, y), 1.4, 0.8, boxstyle="round,pad=0.05", fc=colour, ec="#444444"))
+    box = FancyBboxPatch((x, y), 1.4, 0.8, boxstyle="round,pad=0.05", fc=colour, ec="#444444")
+    ax.add_patch(box)
     ax.text(x + 0.7, y + 0.4, name, ha="center", va="center", fontsize=8)
-for a, b in [((1.5, 1.7), (1.95, 1.7)), ((3.5, 1.7), (3.95, 1.7)), ((5.5, 1.7), (5.95, 1.7)), ((4.7, 1.25), (4.7, 0.85)), ((5.2, 1.2), (5.95, 0.7))]:
-    ax.annotate("", b, a, arrowprops=dict(arrowstyle="-|>" if b[1] == 0.7 else "<|-|>", color="#444444", shrinkA=0, shrinkB=0))
+arrows = [((1.5, 1.7), (1.95, 1.7)), ((3.5, 1.7), (3.95, 1.7)), ((5.5, 1.7), (5.95, 1.7)),
+          ((4.7, 1.25), (4.7, 0.85)), ((5.2, 1.2), (5.95, 0.7))]
+for a, b in arrows:
+    style = "-|>" if b[1] == 0.7 else "<|-|>"
+    ax.annotate("", b, a,
+                arrowprops=dict(arrowstyle=style, color="#444444", shrinkA=0, shrinkB=0))
 ax.plot([7.5, 8.5], [0.4, 0.4], c="#D55E00", ls=":")
 ax.text(8.2, 0.4, "×", c="#D55E00", fontsize=22, ha="center", va="center")
 ax.set(xlim=(-0.5, 10.2), ylim=(-0.5, 2.9))
@@ -112,8 +120,11 @@ def _load(weights):
 # %%
 #| export
 def network(weights="bundled"):
-    "The restorer of this name or path, loaded once and shared by all visitors. Raises WeightsError."
-    with _loading:                                                          # two first visitors load it once, too
+    """The restorer of this name or path, loaded once and shared by all visitors.
+
+    Raises WeightsError.
+    """
+    with _loading:                                       # two first visitors load it once, too
         return _load(str(weights))
 
 
@@ -123,11 +134,14 @@ def on_this_machine():
     "Names of the weights that need no download."
     from gfpgan_edu.weights import RELEASES, cache_dir
 
-    return ["bundled", *(name for name, r in RELEASES.items() if (cache_dir() / r.url.rsplit("/", 1)[1]).is_file())]
+    here = [name for name, r in RELEASES.items()
+            if (cache_dir() / r.url.rsplit("/", 1)[1]).is_file()]
+    return ["bundled", *here]
 
 
 # %%
-assert network("bundled") is network() and not any(p.requires_grad and p.grad is not None for p in network().parameters())
+assert network("bundled") is network()
+assert not any(p.requires_grad and p.grad is not None for p in network().parameters())
 with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, GFPGAN_EDU_CACHE=cache):
     assert on_this_machine() == ["bundled"]
     Path(cache, "GFPGANv1.4.pth").touch()
@@ -141,7 +155,7 @@ with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, GFPGAN_EDU_C
 #| export
 @dataclass(frozen=True)
 class Restored:
-    "What the page shows of one photo: the picture as it came, the result, and sentences for the user."
+    "What the page shows of one photo: the picture as it came, the result, sentences for the user."
 
     before: Picture
     after: Picture
@@ -151,36 +165,44 @@ class Restored:
 # %%
 #| export
 def restore_upload(path, weights="bundled", fidelity=None, max_mb=20):
-    """Read an uploaded file and restore its faces -> Restored. fidelity: 0 (the network's face) … 1 (the photo's own), None as the weights say.
+    """Read an uploaded file and restore its faces -> Restored.
 
-    Raises PhotoError (too large, not a picture, no face), whose message names the file without its folder, and WeightsError.
+    fidelity: 0 (the network's face) … 1 (the photo's own), None as the weights say. Raises
+    PhotoError (too large, not a picture, no face), whose message names the file without its
+    folder, and WeightsError.
     """
     from gfpgan_edu.photos import restore
 
     path, start = Path(path), time.perf_counter()
     try:
         if path.is_file() and path.stat().st_size > max_mb * 2**20:
-            raise PhotoError(f"{path}: has {path.stat().st_size / 2**20:.1f} MB, at most {max_mb:g} are taken")
+            mb = path.stat().st_size / 2**20
+            raise PhotoError(f"{path}: has {mb:.1f} MB, at most {max_mb:g} are taken")
         before = read_picture(path)
         result = restore(before.pixels, network(weights), fidelity=fidelity)
-    except PhotoError as e:                                                 # the upload's folder means nothing to its owner
-        raise PhotoError(f"{path.name}: " + str(e).removeprefix(f"{path}: ").removeprefix("image: ")) from e
-    done = f"{len(result.faces)} face{'s' * (len(result.faces) != 1)} restored in {time.perf_counter() - start:.1f} s"
-    return Restored(before, replace(before, pixels=result.image), "\n".join([done, *before.notes, *result.notes]))
+    except PhotoError as e:                         # the upload's folder means nothing to its owner
+        why = str(e).removeprefix(f"{path}: ").removeprefix("image: ")
+        raise PhotoError(f"{path.name}: {why}") from e
+    n, seconds = len(result.faces), time.perf_counter() - start
+    done = f"{n} face{'s' * (n != 1)} restored in {seconds:.1f} s"
+    message = "\n".join([done, *before.notes, *result.notes])
+    return Restored(before, replace(before, pixels=result.image), message)
 
 
 # %%
 temporary = tempfile.TemporaryDirectory()
 folder = Path(temporary.name)
-photo = degrade(astronaut(), DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1))[:240, 100:340]
+params = DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1)
+photo = degrade(astronaut(), params)[:240, 100:340]
 exif = Image.Exif()
 exif[0x0110] = "a camera"
 Image.fromarray(photo).save(folder / "portrait.png", exif=exif)
 restored = restore_upload(folder / "portrait.png")
 assert_array_equal(restored.before.pixels, photo)
-assert_array_equal(restored.after.pixels, restore(photo).image)            # the page adds nothing of its own
+# the page adds nothing of its own
+assert_array_equal(restored.after.pixels, restore(photo).image)
 assert restored.message.startswith("1 face restored in ")
-print("\n".join(restored.message.splitlines()[1:]))                         # the first line tells seconds
+print("\n".join(restored.message.splitlines()[1:]))      # the first line tells seconds
 kept = restore_upload(folder / "portrait.png", fidelity=1).after.pixels.astype(int)
 assert np.abs(kept - photo).mean() < np.abs(restored.after.pixels.astype(int) - photo).mean() / 4
 
@@ -202,16 +224,23 @@ for name, limit in {"letter.jpg": 20, "wall.png": 20, "portrait.png": 0.01, "gon
 
 # %%
 #| export
-KEPT = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")          # kinds of files that are written as they came
+# kinds of files that are written as they came
+KEPT = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 # %%
 #| export
 def preview(picture, side=1600):
-    "The picture for the screen: at most `side` px wide and high, opaque, without EXIF (it tells when and where); the colour profile stays."
+    """The picture for the screen: at most `side` px wide and high, opaque.
+
+    It comes without EXIF, which tells when and where; the colour profile stays.
+    """
     h, w = picture.pixels.shape[:2]
     k = min(1, side / max(h, w))
-    small = picture.pixels if k == 1 else cv2.resize(picture.pixels, (max(1, round(w * k)), max(1, round(h * k))), interpolation=cv2.INTER_AREA)
+    small = picture.pixels
+    if k < 1:
+        size = max(1, round(w * k)), max(1, round(h * k))
+        small = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
     return replace(picture, pixels=small, alpha=None, exif=None)
 
 
@@ -220,15 +249,18 @@ def preview(picture, side=1600):
 def write_results(restored, folder, name):
     "Files of one result in a new folder of their own: (before, after, download)."
     out, name = Path(tempfile.mkdtemp(dir=folder)), Path(name)
-    paths = out / "before.png", out / "after.png", out / f"{name.stem}-restored{name.suffix if name.suffix.lower() in KEPT else '.png'}"
-    for path, picture in zip(paths, (preview(restored.before), preview(restored.after), restored.after)):
+    suffix = name.suffix if name.suffix.lower() in KEPT else ".png"
+    paths = out / "before.png", out / "after.png", out / f"{name.stem}-restored{suffix}"
+    pictures = preview(restored.before), preview(restored.after), restored.after
+    for path, picture in zip(paths, pictures):
         write_picture(path, picture)
     return paths
 
 
 # %%
 before, after, download = write_results(restored, folder, "portrait.png")
-assert download.name == "portrait-restored.png" and write_results(restored, folder, "portrait.gif")[2].name == "portrait-restored.png"
+assert download.name == "portrait-restored.png"
+assert write_results(restored, folder, "portrait.gif")[2].name == "portrait-restored.png"
 assert_array_equal(read_picture(before).pixels, photo)                      # exactly
 assert_array_equal(read_picture(download).pixels, restored.after.pixels)
 assert read_picture(before).exif is None and Image.open(download).getexif()[0x0110] == "a camera"
@@ -242,7 +274,8 @@ assert large.pixels.shape == (120, 1600, 3) and (large.pixels == 7).all()
 pair = [read_picture(p).pixels for p in (before, after)]
 difference = np.abs(pair[1].astype(int) - pair[0]).mean(2)
 assert (difference[:20] == 0).all() and difference[70:150, 90:170].mean() > 3
-show([*pair, np.clip(difference * 6, 0, 255)], ["before", "after", "difference, 6 times"], vmin=0, vmax=255, height=1.9);
+pictures = [*pair, np.clip(difference * 6, 0, 255)]
+show(pictures, ["before", "after", "difference, 6 times"], vmin=0, vmax=255, height=1.9);
 
 
 # %% [markdown]
@@ -253,7 +286,10 @@ show([*pair, np.clip(difference * 6, 0, 255)], ["before", "after", "difference, 
 # %%
 #| export
 def answer(path, folder, weights="bundled", fidelity=None, max_mb=20):
-    "What the page says of an upload: ((before, after, download), message), or (None, the reason) where nothing could be restored."
+    """What the page says of an upload: ((before, after, download), message).
+
+    Where nothing could be restored: (None, the reason).
+    """
     from gfpgan_edu.weights import WeightsError
 
     try:
@@ -261,7 +297,8 @@ def answer(path, folder, weights="bundled", fidelity=None, max_mb=20):
         return write_results(restored, folder, Path(path).name), restored.message
     except (PhotoError, WeightsError) as e:                                 # written for people
         return None, str(e)
-    except Exception as e:                                                  # unforeseen: the whole story to the terminal, one sentence to the page
+    except Exception as e:
+        # unforeseen: the whole story to the terminal, one sentence to the page
         traceback.print_exc()
         return None, f"Sorry, that went wrong ({type(e).__name__}: {e})."
 
@@ -270,8 +307,10 @@ def answer(path, folder, weights="bundled", fidelity=None, max_mb=20):
 made, said = answer(folder / "portrait.png", folder)
 assert len(made) == 3 and all(p.exists() for p in made) and said.startswith("1 face")
 assert answer(folder / "wall.png", folder) == (None, "wall.png: no face found")
-with patch("gfpgan_edu.photos.restore", side_effect=MemoryError("no room")), patch("traceback.print_exc") as told:
-    assert answer(folder / "portrait.png", folder) == (None, "Sorry, that went wrong (MemoryError: no room).")
+no_room = patch("gfpgan_edu.photos.restore", side_effect=MemoryError("no room"))
+with no_room, patch("traceback.print_exc") as told:
+    sorry = "Sorry, that went wrong (MemoryError: no room)."
+    assert answer(folder / "portrait.png", folder) == (None, sorry)
     told.assert_called_once()
 
 
@@ -283,16 +322,24 @@ with patch("gfpgan_edu.photos.restore", side_effect=MemoryError("no room")), pat
 # %%
 #| export
 class Files:
-    "Where uploads and results lie: each file as long as a visitor holds it, all of them until `close` at the latest."
+    """Where uploads and results lie.
+
+    Each file is there as long as a visitor holds it, and until `close` at the latest.
+    """
 
     def __init__(self):
-        self._temporary = tempfile.TemporaryDirectory(prefix="gfpgan_edu-web-", ignore_cleanup_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix="gfpgan_edu-web-",
+                                                      ignore_cleanup_errors=True)
         self.folder, self.close = Path(self._temporary.name).resolve(), self._temporary.cleanup
         self._held, self._lock = {}, threading.Lock()
 
     def hold(self, visitor, *paths):
-        "From now on the visitor holds these files and no others; what nobody holds any more is removed."
-        paths = {p for p in map(Path, paths) if p.resolve().is_relative_to(self.folder)}           # never anything outside
+        """From now on the visitor holds these files and no others.
+
+        What nobody holds any more is removed.
+        """
+        # never anything outside
+        paths = {p for p in map(Path, paths) if p.resolve().is_relative_to(self.folder)}
         with self._lock:
             dropped = self._held.pop(visitor, set())
             if paths:
@@ -304,7 +351,10 @@ class Files:
                 self._remove(path)
 
     def sweep(self, seconds=3600):
-        "Remove what was not used for so long: broken-off uploads, results that came when their visitor had left."
+        """Remove what was not used for so long.
+
+        That is broken-off uploads, and results that came when their visitor had left.
+        """
         for path in [p for p in self.folder.rglob("*") if not p.is_dir()]:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > seconds:
@@ -313,7 +363,7 @@ class Files:
     def _remove(self, path):
         path.unlink(missing_ok=True)
         if path.parent != self.folder:
-            with suppress(OSError):                                         # not empty: somebody else's file is in it
+            with suppress(OSError):                     # not empty: somebody else's file is in it
                 path.parent.rmdir()
 
 
@@ -325,16 +375,16 @@ for p in (a, b, c):
     p.touch()
 files.hold("Ann", a, b)
 files.hold("Bob", b)
-files.hold("Ann", c)                                                        # another photo: a goes, b is Bob's too
+files.hold("Ann", c)                                    # another photo: a goes, b is Bob's too
 assert (a.exists(), b.exists(), c.exists(), a.parent.exists()) == (False, True, True, False)
-files.hold("Ann")                                                           # she leaves
+files.hold("Ann")                                       # she leaves
 files.hold("Bob")
 assert list(files.folder.iterdir()) == []
 mine = folder / "mine.jpg"
 mine.touch()
 files.hold("Eve", mine)
 files.hold("Eve")
-assert mine.exists()                                                        # never a file that is not the page's
+assert mine.exists()                                    # never a file that is not the page's
 old, new = files.folder / "old.part", files.folder / "new.part"
 for p, age in ((old, 4000), (new, 0)):
     p.touch()
@@ -353,18 +403,25 @@ assert not files.folder.exists()
 
 # %%
 #| export
-HOSTS = (b"127.0.0.1", b"localhost")          # names by which a browser on this machine asks for the page
-HEADERS = {                                   # of every answer: load nothing from elsewhere, keep nothing
-    b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; form-action 'self'",
-    b"cross-origin-resource-policy": b"same-origin", b"referrer-policy": b"no-referrer", b"x-content-type-options": b"nosniff",
-    b"cache-control": b"no-store",                                          # no photo in the browser's cache on the disk
+# names by which a browser on this machine asks for the page
+HOSTS = (b"127.0.0.1", b"localhost")
+# of every answer: load nothing from elsewhere, keep nothing
+HEADERS = {
+    b"content-security-policy": b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+                                b"frame-ancestors 'none'; form-action 'self'",
+    b"cross-origin-resource-policy": b"same-origin", b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-store",                  # no photo in the browser's cache on the disk
 }
 
 
 # %%
 #| export
 class Guard:
-    "ASGI middleware: answers its own page only, asked for by this machine's name, and forbids the browser to load anything from elsewhere or to keep it."
+    """ASGI middleware: answers its own page only, asked for by this machine's name.
+
+    It forbids the browser to load anything from elsewhere or to keep it.
+    """
 
     def __init__(self, app):
         self.app = app
@@ -378,11 +435,14 @@ class Guard:
 
         headers = dict(scope.get("headers", ()))
         host = headers.get(b"host", b"")
-        ours = host.rsplit(b":", 1)[0] in HOSTS and headers.get(b"origin", b"http://" + host) == b"http://" + host
+        own = b"http://" + host
+        ours = host.rsplit(b":", 1)[0] in HOSTS and headers.get(b"origin", own) == own
         if scope["type"] != "http" or ours:
             return await self.app(scope, receive, guarded)
-        await guarded({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await guarded({"type": "http.response.body", "body": b"This page answers at 127.0.0.1, and no other pages.\n"})
+        plain = [(b"content-type", b"text/plain")]
+        body = b"This page answers at 127.0.0.1, and no other pages.\n"
+        await guarded({"type": "http.response.start", "status": 403, "headers": plain})
+        await guarded({"type": "http.response.body", "body": body})
 
 
 # %% [markdown]
@@ -391,7 +451,8 @@ class Guard:
 # %%
 async def hello(scope, receive, send):
     "A page of one word that wants to be cached."
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"Cache-Control", b"max-age=9"), (b"x-page", b"1")]})
+    headers = [(b"Cache-Control", b"max-age=9"), (b"x-page", b"1")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"hello"})
 
 
@@ -402,16 +463,24 @@ async def ask(**headers):
     async def send(message):
         sent.append(message)
 
-    await Guard(hello)({"type": "http", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}, None, send)
+    pairs = [(k.encode(), v.encode()) for k, v in headers.items()]
+    await Guard(hello)({"type": "http", "headers": pairs}, None, send)
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
 us = "127.0.0.1:7860"
 status, headers, body = await ask(host=us, origin=f"http://{us}")
-assert (status, body) == (200, b"hello") and headers[b"x-page"] == b"1" and headers[b"cache-control"] == b"no-store" and b"Cache-Control" not in headers
+assert (status, body) == (200, b"hello") and headers[b"x-page"] == b"1"
+assert headers[b"cache-control"] == b"no-store" and b"Cache-Control" not in headers
 assert (await ask(host="localhost:7860"))[0] == 200
-for name, stranger in {"DNS rebinding": dict(host="evil.example:7860"), "a longer name": dict(host="127.0.0.1.evil.example"), "a form elsewhere": dict(host=us, origin="https://evil.example"),
-                       "another port": dict(host=us, origin="http://127.0.0.1:8000"), "a sandbox": dict(host=us, origin="null"), "no name": dict()}.items():
+strangers = {
+    "DNS rebinding": dict(host="evil.example:7860"),
+    "a longer name": dict(host="127.0.0.1.evil.example"),
+    "a form elsewhere": dict(host=us, origin="https://evil.example"),
+    "another port": dict(host=us, origin="http://127.0.0.1:8000"),
+    "a sandbox": dict(host=us, origin="null"),
+    "no name": dict()}
+for name, stranger in strangers.items():
     status, headers, body = await ask(**stranger)
     assert status == 403 and b"hello" not in body and b"content-security-policy" in headers, name
     print(f"{name}: {status}")
@@ -425,24 +494,29 @@ for name, stranger in {"DNS rebinding": dict(host="evil.example:7860"), "a longe
 
 # %%
 #| export
-OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}      # hosts to which this process may connect
-_NAMES, _ADDRESSES = {"socket.getaddrinfo", "socket.gethostbyname"}, {"socket.connect", "socket.sendto", "socket.sendmsg"}
+# hosts to which this process may connect
+OURSELVES = {None, "", "127.0.0.1", "::1", "localhost"}
+_NAMES = {"socket.getaddrinfo", "socket.gethostbyname"}
+_ADDRESSES = {"socket.connect", "socket.sendto", "socket.sendmsg"}
 _closed = threading.Event()
 
 
 # %%
 #| export
-def _gate(event, args, closed=_closed):                                     # its own name for it: the hook outlives the module
+def _gate(event, args, closed=_closed):         # its own name for it: the hook outlives the module
     "Audit hook: Python calls it before each such event, and what it raises, the caller gets."
     if closed.is_set() and event in _NAMES | _ADDRESSES:
-        host = args[0] if event in _NAMES else args[1][0] if isinstance(args[1], tuple) else None     # no tuple: a socket of the file system
+        if event in _NAMES:
+            host = args[0]
+        else:                                   # no tuple: a socket of the file system
+            host = args[1][0] if isinstance(args[1], tuple) else None
         if (host.decode() if isinstance(host, bytes) else host) not in OURSELVES:
             raise PermissionError(13, f"the web page keeps to this computer, {host} is elsewhere")
 
 
 # %%
 #| export
-@lru_cache(maxsize=1)                                                       # audit hooks cannot be taken away again, one is enough
+@lru_cache(maxsize=1)           # audit hooks cannot be taken away again, one is enough
 def _install_gate():
     sys.addaudithook(_gate)
 
@@ -451,7 +525,10 @@ def _install_gate():
 #| export
 @contextmanager
 def only_this_machine():
-    "Within it, this process can open no connection to another computer and look up no name, whatever code tries to."
+    """Within it, this process can open no connection to another computer and look up no name.
+
+    That holds whatever code tries to.
+    """
     _install_gate()
     _closed.set()
     try:
@@ -461,15 +538,20 @@ def only_this_machine():
 
 
 # %%
-refused = lambda host: test_fail(lambda: socket.create_connection((host, 80), timeout=1), exc=PermissionError, contains="elsewhere")
+def refused(host):
+    test_fail(lambda: socket.create_connection((host, 80), timeout=1),
+              exc=PermissionError, contains="elsewhere")
+
+
 with only_this_machine():
-    refused("192.0.2.1")                                                    # an address that is nobody's, reserved for documents
-    refused("gradio.app")                                                   # not even the name is looked up
+    refused("192.0.2.1")            # an address that is nobody's, reserved for documents
+    refused("gradio.app")           # not even the name is looked up
     test_fail(lambda: urllib.request.urlopen("http://gradio.app"), contains="elsewhere")
-    test_fail(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"hello", ("192.0.2.1", 53)), exc=PermissionError)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        test_fail(lambda: s.sendto(b"hello", ("192.0.2.1", 53)), exc=PermissionError)
     with socketserver.TCPServer(("127.0.0.1", 0), None) as home:
-        socket.create_connection(home.server_address).close()               # itself: allowed
-assert not _closed.is_set()                                                 # afterwards the process is free again
+        socket.create_connection(home.server_address).close()       # itself: allowed
+assert not _closed.is_set()         # afterwards the process is free again
 
 
 # %% [markdown]
@@ -483,9 +565,10 @@ def build(weights="bundled", max_mb=20):
     "The page as gr.Blocks, its files in `.files`. Raises WebError (no gradio), WeightsError."
     if find_spec("gradio") is None:
         raise WebError('the web page needs the package gradio: pip install "gfpgan_edu[web]"')
-    network(weights)                                                        # what cannot be loaded should be known before a visitor comes
+    network(weights)                # what cannot be loaded should be known before a visitor comes
     files = Files()
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files.folder))            # read when gradio is imported, and later
+    # read when gradio is imported, and later
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files.folder))
     import gradio as gr
 
     names = list(dict.fromkeys([str(weights), *on_this_machine()]))
@@ -500,17 +583,23 @@ def build(weights="bundled", max_mb=20):
         files.hold(request.session_hash)
 
     with gr.Blocks(title="gfpgan_edu", analytics_enabled=False) as page:
-        gr.Markdown("# Restore the faces of a photo\nThe photo stays on this computer. What a restorer adds is likely, not true.")
+        gr.Markdown("# Restore the faces of a photo\nThe photo stays on this computer. "
+                    "What a restorer adds is likely, not true.")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 photo = gr.File(label=f"Photo, at most {max_mb:g} MB", elem_id="photo", height=160)
                 chosen = gr.Dropdown(names, value=str(weights), label="Weights", elem_id="weights")
-                fidelity = gr.Slider(0, 1, value=0, step=0.05, label="Fidelity", info="0: the network's face, 1: the photo's own", elem_id="fidelity")
+                fidelity = gr.Slider(0, 1, value=0, step=0.05, label="Fidelity",
+                                     info="0: the network's face, 1: the photo's own",
+                                     elem_id="fidelity")
                 message = gr.Textbox(label="Result", lines=3, interactive=False, elem_id="message")
                 download = gr.DownloadButton("Download", interactive=False, elem_id="download")
-            slider = gr.ImageSlider(label="Before and after", elem_id="slider", interactive=False, buttons=["fullscreen"], scale=2, max_height=700)
-        gr.on([photo.upload, photo.clear, chosen.input, fidelity.release], show, [photo, chosen, fidelity], [slider, download, message],
-              concurrency_limit=1, trigger_mode="always_last", api_name="restore")         # what comes during a run is done after it
+            slider = gr.ImageSlider(label="Before and after", elem_id="slider", interactive=False,
+                                    buttons=["fullscreen"], scale=2, max_height=700)
+        # always_last: what comes during a run is done after it
+        gr.on([photo.upload, photo.clear, chosen.input, fidelity.release], show,
+              [photo, chosen, fidelity], [slider, download, message],
+              concurrency_limit=1, trigger_mode="always_last", api_name="restore")
         page.unload(leave)
     page.files = files
     return page
@@ -519,9 +608,10 @@ def build(weights="bundled", max_mb=20):
 # %%
 #| export
 def launch(port=7860, weights="bundled", max_mb=20, open_browser=True):
-    """Serve the page at http://127.0.0.1:port until Ctrl-C (or SIGTERM), then remove its files. max_mb: the largest upload, in units of 2²⁰ bytes.
+    """Serve the page at http://127.0.0.1:port until Ctrl-C (or SIGTERM), then remove its files.
 
-    Raises WebError (no gradio, the port is taken), WeightsError.
+    max_mb: the largest upload, in units of 2²⁰ bytes. Raises WebError (no gradio, the port is
+    taken), WeightsError.
     """
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -533,13 +623,19 @@ def launch(port=7860, weights="bundled", max_mb=20, open_browser=True):
     import gradio as gr
     from starlette.middleware import Middleware
 
-    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler) if threading.current_thread() is threading.main_thread() else None
+    terminated = None
+    if threading.current_thread() is threading.main_thread():
+        terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with only_this_machine():
-            page.launch(server_name="127.0.0.1", server_port=port, share=False, prevent_thread_lock=True, quiet=True, max_file_size=int(max_mb * 2**20),
-                        run_history=False, enable_monitoring=False, mcp_server=False, pwa=False, ssr_mode=False, footer_links=[], strict_cors=True,
-                        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), app_kwargs={"middleware": [Middleware(Guard)]})
-            print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it and removes its files", flush=True)
+            theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+            page.launch(server_name="127.0.0.1", server_port=port, share=False,
+                        prevent_thread_lock=True, quiet=True, max_file_size=int(max_mb * 2**20),
+                        run_history=False, enable_monitoring=False, mcp_server=False, pwa=False,
+                        ssr_mode=False, footer_links=[], strict_cors=True, theme=theme,
+                        app_kwargs={"middleware": [Middleware(Guard)]})
+            print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it and removes its files",
+                  flush=True)
             if open_browser:
                 webbrowser.open(f"http://127.0.0.1:{port}")
             while True:
@@ -555,7 +651,7 @@ def launch(port=7860, weights="bundled", max_mb=20, open_browser=True):
 
 
 # %%
-with patch.dict(sys.modules, gradio=None):                                  # as on a machine without it
+with patch.dict(sys.modules, gradio=None):      # as on a machine without it
     for f in (build, lambda: launch(0, open_browser=False)):
         test_fail(f, exc=WebError, contains='pip install "gfpgan_edu[web]"')
 with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 
 import tyro
+from fastcore.basics import patch
 
 # %%
 import shutil
 import subprocess
 from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import entry_points
-from unittest.mock import patch
+from unittest import mock
 
 import torch
 from fastcore.test import test_fail
@@ -76,12 +77,17 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output");
 
 # %%
 #| export
-DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141   # exit codes
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}      # of the files that are taken from a folder
+# exit codes
+DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, UNHEARD = 0, 1, 2, 130, 141
+# of the files that are taken from a folder
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def reason(error, path=""):
-    "Why, in a few words and without the name of the file; the kind of error only where it is not one of those we expect."
+    """Why, in a few words and without the name of the file.
+
+    The kind of error is named only where it is not one of those we expect.
+    """
     if getattr(error, "strerror", None):
         return error.strerror.lower()
     text = str(error).removeprefix(f"{path}: ").removeprefix("image: ")
@@ -111,11 +117,15 @@ def make_writable(folder):
 def one_line(message):
     "Text that fits on one line: white space to single blanks, what cannot be printed as an escape."
     text = " ".join(part for part in str(message).splitlines() if part.strip())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+                   for c in text)
 
 
 def complain(message):
-    "One line on stderr, over a progress bar if there is one. Where nobody reads stdout any more, that is not for the user but for `main`."
+    """One line on stderr, over a progress bar if there is one.
+
+    Where nobody reads stdout any more, that is not for the user but for `main`.
+    """
     from tqdm import tqdm
 
     if isinstance(message, BrokenPipeError):
@@ -126,9 +136,12 @@ def complain(message):
 
 # %%
 assert one_line("first\nsecond\r\n\nthird") == "first second third"
-assert one_line("two  blanks.jpg") == "two  blanks.jpg"                     # a file name must stay what it is
-assert one_line("a\x1b[31mred\tb") == "a\\x1b[31mred\\tb"                   # no control codes reach the terminal
-assert one_line(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"            # a name that is not UTF-8
+# a file name must stay what it is
+assert one_line("two  blanks.jpg") == "two  blanks.jpg"
+# no control codes reach the terminal
+assert one_line("a\x1b[31mred\tb") == "a\\x1b[31mred\\tb"
+# a name that is not UTF-8
+assert one_line(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"
 
 
 # %%
@@ -141,9 +154,13 @@ class Terminal(io.StringIO):
 
 # %%
 def on_screen(stream):
-    "What stays to be read: on every line the text after the last carriage return, escapes taken out, blank lines dropped."
-    lines = (line.replace("\x1b[A", "").split("\r")[-1].strip() for line in stream.getvalue().split("\n"))
-    return [line for line in lines if line]
+    """What stays to be read: on every line the text after the last carriage return.
+
+    Escapes are taken out, blank lines dropped.
+    """
+    lines = stream.getvalue().replace("\x1b[A", "").split("\n")
+    shown = [line.split("\r")[-1].strip() for line in lines]
+    return [line for line in shown if line]
 
 
 # %%
@@ -158,10 +175,11 @@ def loop(say):
 # %%
 assert loop(complain)[:2] == ["gfpgan-edu: file 1 is broken", "gfpgan-edu: file 3 is broken"]
 garbled = loop(lambda m: print(m, file=sys.stderr))
-assert not any(line.startswith("file") for line in garbled)                 # a plain print ends up behind the bar
+# a plain print ends up behind the bar
+assert not any(line.startswith("file") for line in garbled)
 with redirect_stderr(io.StringIO()) as quiet:
     list(tqdm(range(4), disable=None))
-assert quiet.getvalue() == ""                                               # no bar where nobody watches
+assert quiet.getvalue() == ""           # no bar where nobody watches
 
 
 # %% [markdown]
@@ -175,17 +193,24 @@ assert quiet.getvalue() == ""                                               # no
 # %%
 #| export
 def photos_in(path, recursive=False, leave_out=()):
-    """The picture files of a folder (by suffix, sorted), or the one file named -> (paths, {subfolder that cannot be read: reason}).
+    """The picture files of a folder (by suffix, sorted), or the one file named.
 
-    `recursive`: subfolders too, through no links and without the folders `leave_out`. Raises OSError where there is nothing to read.
+    Returns (paths, {subfolder that cannot be read: reason}). `recursive`: subfolders too, through
+    no links and without the folders `leave_out`. Raises OSError where there is nothing to read.
     """
     path.stat()
     if not path.is_dir():
         return [path], {}
     os.scandir(path).close()
-    found, closed, skip = [], {}, {os.path.realpath(folder) for folder in leave_out}
-    for folder, subfolders, names in os.walk(path, onerror=lambda e: closed.update({Path(e.filename): reason(e)})):
-        subfolders[:] = [s for s in subfolders if recursive and os.path.realpath(os.path.join(folder, s)) not in skip]
+    found, closed = [], {}
+    skip = {os.path.realpath(folder) for folder in leave_out}
+
+    def cannot_be_read(error):
+        closed[Path(error.filename)] = reason(error)
+
+    for folder, subfolders, names in os.walk(path, onerror=cannot_be_read):
+        subfolders[:] = [s for s in subfolders
+                         if recursive and os.path.realpath(os.path.join(folder, s)) not in skip]
         found += [Path(folder, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     return sorted(found), closed
 
@@ -193,19 +218,25 @@ def photos_in(path, recursive=False, leave_out=()):
 # %%
 #| export
 def plan(sources, out, recursive=False, leave_out=()):
-    "Files and folders -> ([(picture, where its result goes)], {subfolder that cannot be read: reason}). Raises OSError or ValueError."
+    """Files and folders -> ([(picture, where its result goes)], {unreadable subfolder: reason}).
+
+    Raises OSError or ValueError.
+    """
     if not sources:
         raise ValueError("no photo is named")
     owners, closed = {}, {}
     for source in sources:
         paths, locked = photos_in(source, recursive, (out, *leave_out))
         if not paths and not locked:
-            raise ValueError(f"{source}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise ValueError(f"{source}: no pictures in this folder ({kinds})")
         closed |= locked
+        top = source if source.is_dir() else source.parent
         for path in paths:
-            target = out / path.relative_to(source if source.is_dir() else source.parent)
+            target = out / path.relative_to(top)
             if (other := owners.setdefault(target, path)) != path:
-                raise ValueError(f"{path}: its result would have the name of that of {other}; give them folders of their own")
+                raise ValueError(f"{path}: its result would have the name of that of {other}; "
+                                 "give them folders of their own")
     return [(path, target) for target, path in owners.items()], closed
 
 
@@ -215,13 +246,16 @@ with tempfile.TemporaryDirectory() as d:
     for name in ("b.jpg", "a.png", "a.jpg", "notes.txt", "deep/er/c.tif", "out/a.jpg"):
         (d / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (d / "in" / name).touch()
-    (d / "in/deep/up").symlink_to(d / "in", target_is_directory=True)       # a link to the folder above
-    (d / "in/self.jpg").symlink_to("self.jpg")                              # a link to itself
+    # a link to the folder above, and a link to itself
+    (d / "in/deep/up").symlink_to(d / "in", target_is_directory=True)
+    (d / "in/self.jpg").symlink_to("self.jpg")
     for recursive in (False, True):
         pairs, closed = plan([d / "in"], d / "in/out", recursive)
-        print(f"recursive={recursive}: {[target.relative_to(d / 'in/out').as_posix() for _, target in pairs]}")
+        targets = [target.relative_to(d / "in/out").as_posix() for _, target in pairs]
+        print(f"recursive={recursive}: {targets}")
         assert len(pairs) == 4 + recursive and not closed
-    test_fail(lambda: plan([d / "in", d / "in/out/a.jpg"], d / "x"), exc=ValueError, contains="would have the name")
+    test_fail(lambda: plan([d / "in", d / "in/out/a.jpg"], d / "x"),
+              exc=ValueError, contains="would have the name")
 
 
 # %% [markdown]
@@ -249,7 +283,10 @@ with tempfile.TemporaryDirectory() as d:
 #| export
 @dataclass
 class Account:
-    "What became of the pictures of a run: complaints and notes on stderr, with `json` one line each on stdout, and a summary at the end."
+    """What became of the pictures of a run.
+
+    Complaints and notes on stderr, with `json` one line each on stdout, and a summary at the end.
+    """
 
     total: int
     out: Path
@@ -275,19 +312,31 @@ class Account:
             tqdm.write(json.dumps(record), file=sys.stdout)
             sys.stdout.flush()
 
-    def end(self, code=None):
-        "Print the summary -> exit code."
-        c = {status: self.counts[status] for status in ("done", "done_before", "no_face", "failed")}
-        left = self.total - sum(c.values())
-        if code is None:
-            code = DONE if not (c["no_face"] or c["failed"] or left) else SOME_FAILED if c["done"] or c["done_before"] else NOTHING_DONE
-        self.print(status="summary", photos=self.total, **c, left=left, reasons=dict(self.reasons.most_common()), out=str(self.out), exit_code=code)
-        if not self.json:
-            words = [f"{n} {word}" for n, word in ((c["done_before"], "done before"), (c["no_face"], "without a face"), (c["failed"], "failed"), (left, "left")) if n]
-            print(one_line(f"{c['done']} of {self.total} {self.verb} into {self.out}{': ' * bool(words)}{', '.join(words)}"))
-            for why, n in self.reasons.most_common(10) if self.total > 1 else ():
-                print(f"  {n} × {why}")
-        return code
+
+# %% [markdown]
+# The counts of the summary decide the exit code; the most frequent reasons come with them. `@patch` makes the function a method of the class that its first argument names.
+
+# %%
+#| export
+@patch
+def end(self: Account, code=None):
+    "Print the summary -> exit code."
+    c = {status: self.counts[status] for status in ("done", "done_before", "no_face", "failed")}
+    left = self.total - sum(c.values())
+    if code is None:
+        done, lacking = c["done"] or c["done_before"], c["no_face"] or c["failed"] or left
+        code = DONE if not lacking else SOME_FAILED if done else NOTHING_DONE
+    self.print(status="summary", photos=self.total, **c, left=left,
+               reasons=dict(self.reasons.most_common()), out=str(self.out), exit_code=code)
+    if not self.json:
+        others = {"done before": c["done_before"], "without a face": c["no_face"],
+                  "failed": c["failed"], "left": left}
+        words = ", ".join(f"{n} {word}" for word, n in others.items() if n)
+        print(one_line(f"{c['done']} of {self.total} {self.verb} into {self.out}"
+                       f"{': ' * bool(words)}{words}"))
+        for why, n in self.reasons.most_common(10) if self.total > 1 else ():
+            print(f"  {n} × {why}")
+    return code
 
 
 # %% [markdown]
@@ -297,7 +346,10 @@ class Account:
 #| export
 @contextmanager
 def only_ours():
-    "Meanwhile nothing is heard of what libraries print past Python, as libtiff does about damaged files: a photo gets one line, and that is ours."
+    """Meanwhile nothing is heard of what libraries print past Python.
+
+    libtiff prints so about damaged files; a photo gets one line, and that is ours.
+    """
     try:
         kept = os.dup(2)
     except OSError:                                                         # there is no stderr
@@ -315,12 +367,16 @@ def only_ours():
 # %%
 #| export
 def each_picture(pairs, work, account):
-    "Call work(path, target) -> what there is to tell, for every pair; what fails is told, and the next picture is taken."
+    """Call work(path, target) -> what there is to tell, for every pair.
+
+    What fails is told, and the next picture is taken.
+    """
     from tqdm import tqdm
 
     from gfpgan_edu.photos import NoFace
 
-    for path, target in tqdm(pairs, unit="photo", disable=len(pairs) < 2 or None):      # None: a bar on a terminal only
+    # disable=None: a bar on a terminal only
+    for path, target in tqdm(pairs, unit="photo", disable=len(pairs) < 2 or None):
         try:
             if target.exists() and target.samefile(path):
                 raise ValueError("the result would overwrite the original")
@@ -328,10 +384,12 @@ def each_picture(pairs, work, account):
                 found = work(path, target)
         except NoFace as e:
             account.tell(path, "no_face", reason(e, path))
-        except Exception as e:                                              # unforeseen ones too; the other photos are done all the same
+        except Exception as e:       # unforeseen ones too; the other photos are done all the same
             account.tell(path, "failed", reason(e, path))
-            if {errno.ENOSPC, errno.EDQUOT, errno.EROFS} & {getattr(x, "errno", None) for x in (e, e.__cause__)}:
-                complain(f"{account.out}: no more can be written; the same command goes on when there is room")
+            numbers = {getattr(x, "errno", None) for x in (e, e.__cause__)}
+            if numbers & {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+                complain(f"{account.out}: no more can be written; "
+                         "the same command goes on when there is room")
                 break
         else:
             account.tell(path, "done", result=str(target), **found)
@@ -345,9 +403,11 @@ def breaks_at_2(path, target):
 
 
 account = Account(3, Path("out"))
+pairs = [(Path(f"{i}.png"), Path("out", f"{i}.png")) for i in (1, 2, 3)]
 with redirect_stderr(io.StringIO()) as err:
-    each_picture([(Path(f"{i}.png"), Path("out", f"{i}.png")) for i in (1, 2, 3)], breaks_at_2, account)
-assert account.counts == {"done": 2, "failed": 1} and account.reasons == {reason(ValueError("2.png: is empty"), "2.png"): 1} == {"is empty": 1}
+    each_picture(pairs, breaks_at_2, account)
+assert account.counts == {"done": 2, "failed": 1} and account.reasons == {"is empty": 1}
+assert reason(ValueError("2.png: is empty"), "2.png") == "is empty"
 assert err.getvalue().splitlines()[-1] == "gfpgan-edu: 2.png: is empty"
 
 
@@ -366,10 +426,12 @@ assert err.getvalue().splitlines()[-1] == "gfpgan-edu: 2.png: is empty"
 class OnPictures:
     "What `restore` and `degrade` have in common."
 
-    photos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO_OR_FOLDER", help_behavior_hint="(one or more)")]
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional,
+                      tyro.conf.arg(metavar="PHOTO_OR_FOLDER", help_behavior_hint="(one or more)")]
     "Picture files, or folders of them."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the results, made if missing; names stay the same, originals are never touched. A result that is there already counts as done."
+    ("Folder for the results, made if missing; names stay the same, originals are never touched. A "
+     "result that is there already counts as done.")
     recursive: bool = False
     "Search subfolders too; the results keep their tree."
     force: bool = False
@@ -377,39 +439,52 @@ class OnPictures:
     json: bool = False
     "Print one JSON object per photo and one for the summary, and nothing else on stdout."
 
-    def each(self, verb, start, *others):
-        "Check all places, `others` for further results too, then call start() -> work, and work on every picture that is not done yet -> exit code."
+
+# %% [markdown]
+# Both hand their work to `each`. It looks at all places before anything heavy is loaded, and at what is done already before it begins.
+
+# %%
+#| export
+@patch
+def each(self: OnPictures, verb, start, *others):
+    """Check all places, then work on every picture that is not done yet -> exit code.
+
+    `others`: folders for further results. start() -> work(path, target) for `each_picture`.
+    """
+    try:
+        pairs, closed = plan(self.photos, self.out, self.recursive, others)
+    except (OSError, ValueError) as e:
+        complain(told(e))
+        return NOTHING_DONE
+    for folder in (self.out, *others):
         try:
-            pairs, closed = plan(self.photos, self.out, self.recursive, others)
-        except (OSError, ValueError) as e:
-            complain(told(e))
+            make_writable(folder)
+            if any(folder.samefile(source if source.is_dir() else source.parent)
+                   for source in self.photos):
+                raise OSError(errno.EEXIST, "the results would overwrite the originals; "
+                                            "choose another folder")
+        except OSError as e:
+            complain(f"{folder}: cannot be used for the results ({reason(e)})")
             return NOTHING_DONE
-        for folder in (self.out, *others):
-            try:
-                make_writable(folder)
-                if any(folder.samefile(source if source.is_dir() else source.parent) for source in self.photos):
-                    raise OSError(errno.EEXIST, "the results would overwrite the originals; choose another folder")
-            except OSError as e:
-                complain(f"{folder}: cannot be used for the results ({reason(e)})")
-                return NOTHING_DONE
-        before = [not self.force and target.is_file() and os.path.realpath(target) != os.path.realpath(path) for path, target in pairs]
-        try:
-            work = None if all(before) else start()
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        account = Account(len(pairs) + len(closed), self.out, verb, self.json)
-        try:
-            for path, why in closed.items():
-                account.tell(path, "failed", why)
-            for (path, target), there in zip(pairs, before):
-                if there:
-                    account.tell(path, "done_before", result=str(target))
-            each_picture([pair for pair, there in zip(pairs, before) if not there], work, account)
-        except KeyboardInterrupt:
-            account.end(INTERRUPTED)
-            raise
-        return account.end()
+    before = [not self.force and target.is_file()
+              and os.path.realpath(target) != os.path.realpath(path) for path, target in pairs]
+    try:
+        work = None if all(before) else start()
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    account = Account(len(pairs) + len(closed), self.out, verb, self.json)
+    try:
+        for path, why in closed.items():
+            account.tell(path, "failed", why)
+        for (path, target), there in zip(pairs, before):
+            if there:
+                account.tell(path, "done_before", result=str(target))
+        each_picture([pair for pair, there in zip(pairs, before) if not there], work, account)
+    except KeyboardInterrupt:
+        account.end(INTERRUPTED)
+        raise
+    return account.end()
 
 
 # %% [markdown]
@@ -429,7 +504,10 @@ def fitted(alpha, image):
 
 
 def save_faces(folder, name, faces, force):
-    "The aligned pairs (before, after) of one photo as folder/NAME-1-before.png, folder/NAME-1-after.png, …; what is there stays unless `force`."
+    """Write the aligned pairs (before, after) of one photo.
+
+    As folder/NAME-1-before.png, folder/NAME-1-after.png, …; what is there stays unless `force`.
+    """
     from gfpgan_edu.pictures import write_image
 
     for i, pair in enumerate(faces, 1):
@@ -455,7 +533,8 @@ class Restore(OnPictures):
     weights: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = "bundled"
     "bundled, v1, v1.2, v1.3, v1.4 (downloaded once), or a .safetensors or .pth file."
     fidelity: Annotated[Optional[float], tyro.conf.arg(metavar="0..1")] = None
-    "How much of the degraded face is blended in: 0 the network's face, 1 the photo's; default: what the weights were made for."
+    ("How much of the degraded face is blended in: 0 the network's face, 1 the photo's; default: "
+     "what the weights were made for.")
     only_center: bool = False
     "Only the face nearest to the middle of the photo."
     aligned: bool = False
@@ -465,75 +544,113 @@ class Restore(OnPictures):
     save_faces: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
     "Folder for the aligned faces before and after: PHOTO-1-before.png, PHOTO-1-after.png, …"
     video: bool = False
-    "A folder holds the frames of one clip, in the order of their names: landmarks are smoothed over time, frames without a face are copied."
+    ("A folder holds the frames of one clip, in the order of their names: landmarks are smoothed "
+     "over time, frames without a face are copied.")
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps."
 
-    def run(self):
-        return self.clip() if self.video else self.each("restored", self.start, *([self.save_faces] if self.save_faces else []))
 
-    def start(self):
-        "Load the network -> work(path, target) for one photo."
-        from gfpgan_edu.photos import restore
-        from gfpgan_edu.pictures import read_picture, write_picture
+# %% [markdown]
+# Photos go through `each`, one call of `work` for each. The network is loaded in `start`, once.
 
-        options = dict(only_center=self.only_center, aligned=self.aligned, **self.options())
-        net = self.network()
+# %%
+#| export
+@patch
+def run(self: Restore):
+    if self.video:
+        return self.clip()
+    return self.each("restored", self.start, *([self.save_faces] if self.save_faces else []))
 
-        def work(path, target):
-            picture = read_picture(path)
-            result = restore(picture.pixels, net, **options)
-            if self.save_faces:                                             # before the photo: where its result is, its faces are too
-                save_faces(self.save_faces / target.parent.relative_to(self.out), target.name, result.faces, self.force)
-            write_picture(target, replace(picture, pixels=result.image, alpha=fitted(picture.alpha, result.image)))
-            return dict(notes=(*picture.notes, *result.notes), faces=len(result.faces), boxes=[[round(float(v), 1) for v in box] for box in result.boxes])
 
-        return work
+@patch
+def start(self: Restore):
+    "Load the network -> work(path, target) for one photo."
+    from gfpgan_edu.photos import restore
+    from gfpgan_edu.pictures import read_picture, write_picture
 
-    def options(self):
-        "What `restore` and `restore_video` both take, checked before the first photo."
-        from gfpgan_edu.photos import pick_device
+    options = dict(only_center=self.only_center, aligned=self.aligned, **self.options())
+    net = self.network()
 
-        if self.fidelity is not None and not 0 <= self.fidelity <= 1:
-            raise ValueError(f"--fidelity is {self.fidelity:g}, needs a number from 0 to 1")
-        if not 1 <= self.upscale <= 16:
-            raise ValueError(f"--upscale is {self.upscale:g}, needs a number from 1 to 16")
-        return dict(fidelity=self.fidelity, upscale=self.upscale, device=pick_device(self.device))
+    def work(path, target):
+        picture = read_picture(path)
+        result = restore(picture.pixels, net, **options)
+        if self.save_faces:          # before the photo: where its result is, its faces are too
+            folder = self.save_faces / target.parent.relative_to(self.out)
+            save_faces(folder, target.name, result.faces, self.force)
+        alpha = fitted(picture.alpha, result.image)
+        write_picture(target, replace(picture, pixels=result.image, alpha=alpha))
+        boxes = [[round(float(v), 1) for v in box] for box in result.boxes]
+        return dict(notes=(*picture.notes, *result.notes), faces=len(result.faces), boxes=boxes)
 
-    def network(self):
-        from gfpgan_edu.inference import fuse
-        from gfpgan_edu.weights import load_weights
+    return work
 
-        return fuse(load_weights(self.weights, progress=sys.stderr.isatty()), consume=True)
 
-    def clip(self):
-        "Restore the frames of one clip -> exit code. A frame without a face is copied and counts as done."
-        try:
-            frames, *others = self.photos or (None,)
-            if others or not frames or not frames.is_dir():
-                raise ValueError("--video takes one folder of frames")
-            if self.only_center or self.aligned or self.save_faces or self.recursive:
-                raise ValueError("--video goes without --only-center, --aligned, --save-faces and --recursive")
-            pairs, _ = plan(self.photos, self.out)
-            make_writable(self.out)
-            if (there := sum(target.exists() for _, target in pairs)) and not self.force:
-                raise ValueError(f"{self.out}: holds {there} of the {len(pairs)} frames already; --force replaces them")
-            options = self.options()
+# %% [markdown]
+# A photo and a clip take the same options and the same network.
 
-            from gfpgan_edu.photos import restore_video
+# %%
+#| export
+@patch
+def options(self: Restore):
+    "What `restore` and `restore_video` both take, checked before the first photo."
+    from gfpgan_edu.photos import pick_device
 
-            done = restore_video(frames, self.out, self.network(), progress=sys.stderr.isatty(), **options)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(told(e))
-            return NOTHING_DONE
-        account = Account(len(pairs), self.out, "restored", self.json)
-        for name in (*done.restored, *done.copied):
-            account.tell(frames / name, "done", result=str(self.out / name), copied=name in done.copied)
-        for path, why in done.failures:
-            account.tell(path, "failed", why.removeprefix(f"{path}: "))
-        for note in done.notes:
-            complain(f"{frames}: {note}")
-        return account.end()
+    if self.fidelity is not None and not 0 <= self.fidelity <= 1:
+        raise ValueError(f"--fidelity is {self.fidelity:g}, needs a number from 0 to 1")
+    if not 1 <= self.upscale <= 16:
+        raise ValueError(f"--upscale is {self.upscale:g}, needs a number from 1 to 16")
+    return dict(fidelity=self.fidelity, upscale=self.upscale, device=pick_device(self.device))
+
+
+@patch
+def network(self: Restore):
+    from gfpgan_edu.inference import fuse
+    from gfpgan_edu.weights import load_weights
+
+    return fuse(load_weights(self.weights, progress=sys.stderr.isatty()), consume=True)
+
+
+# %% [markdown]
+# A clip does not go through `each`: its frames are restored together.
+
+# %%
+#| export
+@patch
+def clip(self: Restore):
+    """Restore the frames of one clip -> exit code.
+
+    A frame without a face is copied and counts as done.
+    """
+    try:
+        frames, *others = self.photos or (None,)
+        if others or not frames or not frames.is_dir():
+            raise ValueError("--video takes one folder of frames")
+        if self.only_center or self.aligned or self.save_faces or self.recursive:
+            raise ValueError("--video goes without --only-center, --aligned, --save-faces "
+                             "and --recursive")
+        pairs, _ = plan(self.photos, self.out)
+        make_writable(self.out)
+        if (there := sum(target.exists() for _, target in pairs)) and not self.force:
+            raise ValueError(f"{self.out}: holds {there} of the {len(pairs)} frames already; "
+                             "--force replaces them")
+        options = self.options()
+
+        from gfpgan_edu.photos import restore_video
+
+        done = restore_video(frames, self.out, self.network(), progress=sys.stderr.isatty(),
+                             **options)
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(told(e))
+        return NOTHING_DONE
+    account = Account(len(pairs), self.out, "restored", self.json)
+    for name in (*done.restored, *done.copied):
+        result = str(self.out / name)
+        account.tell(frames / name, "done", result=result, copied=name in done.copied)
+    for path, why in done.failures:
+        account.tell(path, "failed", why.removeprefix(f"{path}: "))
+    for note in done.notes:
+        complain(f"{frames}: {note}")
+    return account.end()
 
 
 # %% [markdown]
@@ -543,7 +660,8 @@ class Restore(OnPictures):
 #| export
 @dataclass
 class Degrade(OnPictures):
-    """Damage photos as training does: blur, loss of pixels, noise, JPEG, colour. Each has a draw of its own, from the seed and its name.
+    """Damage photos as training does: blur, loss of pixels, noise, JPEG, colour. Each has a draw of
+    its own, from the seed and its name.
 
     Example: gfpgan-edu degrade faces --out damaged --ranges severe --seed 1
     """
@@ -553,11 +671,13 @@ class Degrade(OnPictures):
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     "Another seed, another draw; the same seed, the same pixels."
     size: Annotated[Optional[int], tyro.conf.arg(metavar="PX")] = None
-    "Side of the faces that blur and loss of pixels are scaled to; default: the shorter side of each picture."
+    ("Side of the faces that blur and loss of pixels are scaled to; default: the shorter side of "
+     "each picture.")
 
     def run(self):
         if self.seed < 0 or self.size is not None and self.size < 1:
-            complain(f"--seed {self.seed} --size {self.size}: needs a seed from 0 and a size from 1 up")
+            complain(f"--seed {self.seed} --size {self.size}: "
+                     "needs a seed from 0 and a size from 1 up")
             return NOTHING_DONE
         return self.each("degraded", self.start)
 
@@ -570,7 +690,8 @@ class Degrade(OnPictures):
         def work(path, target):
             picture = read_picture(path)
             ranges = PRESETS[self.ranges].at(self.size or min(picture.pixels.shape[:2]))
-            params = sample_params(np.random.default_rng([self.seed, *os.fsencode(target.relative_to(self.out))]), ranges)
+            name = os.fsencode(target.relative_to(self.out))
+            params = sample_params(np.random.default_rng([self.seed, *name]), ranges)
             write_picture(target, replace(picture, pixels=degrade(picture.pixels, params)))
             return dict(notes=picture.notes, params=json.loads(params.to_json()))
 
@@ -589,7 +710,8 @@ def check_target(path, suffixes, force):
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: its name must end in {' or '.join(suffixes)}")
     if path.is_dir() or path.exists() and not force:
-        raise ValueError(f"{path}: " + ("is a folder" if path.is_dir() else "exists; --force replaces it"))
+        why = "is a folder" if path.is_dir() else "exists; --force replaces it"
+        raise ValueError(f"{path}: {why}")
     try:
         make_writable(path.parent)
     except OSError as e:
@@ -624,15 +746,18 @@ class Weights:
     """
 
     action: Annotated[Literal["list", "fetch", "info", "convert"], tyro.conf.Positional]
-    "list the known names, fetch one into the cache, show what a .safetensors file holds, or convert one kind of file into the other."
+    ("list the known names, fetch one into the cache, show what a .safetensors file holds, or "
+     "convert one kind of file into the other.")
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME_OR_FILE")] = ""
     "A name (fetch), a file (info; without one, the bundled weights), or either (convert)."
     out: Annotated[Optional[Path], tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     "convert: the file to write, .safetensors (ours) or .pth (official)."
     family: Optional[Literal["v1", "bilinear", "clean"]] = None
-    "convert: the official class that a .pth belongs to; v1 and bilinear cannot be told apart by the file."
+    ("convert: the official class that a .pth belongs to; v1 and bilinear cannot be told apart by "
+     "the file.")
     clean: bool = False
-    "convert: multiply all scales into the weights, as the official clean files have them (bilinear networks only)."
+    ("convert: multiply all scales into the weights, as the official clean files have them "
+     "(bilinear networks only).")
     half: bool = False
     "convert: 16 bits a number in a .safetensors file, half the size."
     force: bool = False
@@ -641,7 +766,7 @@ class Weights:
     def run(self):
         try:
             getattr(self, self.action)()
-        except (ValueError, OSError) as e:                                  # WeightsError is a ValueError
+        except (ValueError, OSError) as e:      # WeightsError is a ValueError
             complain(e)
             return NOTHING_DONE
         return DONE
@@ -651,49 +776,73 @@ class Weights:
 
         print(f"bundled   inside the package, {w.BUNDLED}")
         for r in w.RELEASES.values():
-            print(f"{r.name:9} {r.family:6} {r.note}; {r.url}; SHA-256 {r.sha256 or 'not published'}")
+            sha256 = r.sha256 or "not published"
+            print(f"{r.name:9} {r.family:6} {r.note}; {r.url}; SHA-256 {sha256}")
         print(f"licence of the official files: {w.LICENCE}")
 
-    def fetch(self):
-        from gfpgan_edu import weights as w
 
-        if self.what not in w.RELEASES:
-            raise w.WeightsError(f"{self.what or 'no name given'}: known are {', '.join(w.RELEASES)}")
-        print(w.download(self.what, progress=sys.stderr.isatty()))
+# %% [markdown]
+# The action is the name of a method. `fetch` and `info` are as short as `list`.
 
-    def info(self):
-        from gfpgan_edu import weights as w
+# %%
+#| export
+@patch
+def fetch(self: Weights):
+    from gfpgan_edu import weights as w
 
-        for k, v in w.read_header(w.bundled_path() if self.what in ("", "bundled") else self.what).items():
-            print(f"{k}: {v}")
+    if self.what not in w.RELEASES:
+        known = ", ".join(w.RELEASES)
+        raise w.WeightsError(f"{self.what or 'no name given'}: known are {known}")
+    print(w.download(self.what, progress=sys.stderr.isatty()))
 
-    def convert(self):
-        if not self.what or self.out is None:
-            raise ValueError("convert needs two names, such as: gfpgan-edu weights convert v1.4 gfpgan14.safetensors")
-        check_target(self.out, (".safetensors", ".pth"), self.force)
-        official = self.out.suffix.lower() == ".pth"
-        if official and self.half:
-            raise ValueError("--half is for .safetensors files; the official code reads 32 bits")
-        import torch
 
-        from gfpgan_edu.weights import LICENCE, RELEASES, load_weights, save, to_clean
+@patch
+def info(self: Weights):
+    from gfpgan_edu import weights as w
 
-        net = load_weights(self.what, self.family, progress=sys.stderr.isatty())
-        net = to_clean(net) if self.clean else net
-        if official:
-            write_official(net, self.out)
-        else:
-            save(net, self.out, torch.float16 if self.half else None, source=Path(self.what).name, **(dict(licence=LICENCE) if self.what in RELEASES else {}))
-        print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
-        if official and net.config.prior_share < 1:
-            print(f"{self.out}: the official code will show the prior's picture alone; a share of {net.config.prior_share:g} has no place in its files")
+    path = w.bundled_path() if self.what in ("", "bundled") else self.what
+    for k, v in w.read_header(path).items():
+        print(f"{k}: {v}")
+
+
+# %% [markdown]
+# `convert` writes. The licence of official weights goes with them into our files.
+
+# %%
+#| export
+@patch
+def convert(self: Weights):
+    if not self.what or self.out is None:
+        raise ValueError("convert needs two names, such as: "
+                         "gfpgan-edu weights convert v1.4 gfpgan14.safetensors")
+    check_target(self.out, (".safetensors", ".pth"), self.force)
+    official = self.out.suffix.lower() == ".pth"
+    if official and self.half:
+        raise ValueError("--half is for .safetensors files; the official code reads 32 bits")
+    import torch
+
+    from gfpgan_edu.weights import LICENCE, RELEASES, load_weights, save, to_clean
+
+    net = load_weights(self.what, self.family, progress=sys.stderr.isatty())
+    net = to_clean(net) if self.clean else net
+    if official:
+        write_official(net, self.out)
+    else:
+        kind = torch.float16 if self.half else None
+        licence = dict(licence=LICENCE) if self.what in RELEASES else {}
+        save(net, self.out, kind, source=Path(self.what).name, **licence)
+    print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, {net.config}"))
+    if official and net.config.prior_share < 1:
+        print(f"{self.out}: the official code will show the prior's picture alone; "
+              f"a share of {net.config.prior_share:g} has no place in its files")
 
 
 # %%
 #| export
 @dataclass
 class Export:
-    """Write weights as an ONNX file, for programs without PyTorch: "face" (b, 3, size, size) in [-1, 1] -> "restored", of aligned faces.
+    """Write weights as an ONNX file, for programs without PyTorch: "face" (b, 3, size, size)
+    in [-1, 1] -> "restored", of aligned faces.
 
     Example: gfpgan-edu export v1.4 gfpgan.onnx
     """
@@ -713,11 +862,13 @@ class Export:
             from gfpgan_edu.weights import LICENCE, RELEASES, load_weights
 
             net = load_weights(self.weights, progress=sys.stderr.isatty())
-            export_onnx(net, self.out, weights=Path(self.weights).name, **(dict(licence=LICENCE) if self.weights in RELEASES else {}))
+            licence = dict(licence=LICENCE) if self.weights in RELEASES else {}
+            export_onnx(net, self.out, weights=Path(self.weights).name, **licence)
         except (ValueError, OSError, RuntimeError) as e:
             complain(e)
             return NOTHING_DONE
-        print(one_line(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB, faces of {net.config.size} px"))
+        size = self.out.stat().st_size / 1e6
+        print(one_line(f"{self.out}: {size:.1f} MB, faces of {net.config.size} px"))
         return DONE
 
 
@@ -739,7 +890,8 @@ class Prepare:
     photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     "Folder of pictures; its subfolders are searched too."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the faces and manifest.jsonl (where eyes and mouth are). A run that was broken off goes on where it was."
+    ("Folder for the faces and manifest.jsonl (where eyes and mouth are). A run that was broken "
+     "off goes on where it was.")
     size: int = 512
     "Side of the aligned faces in px."
     aligned: bool = False
@@ -755,7 +907,9 @@ class Prepare:
         from gfpgan_edu.faces import prepare
 
         try:
-            done = prepare(self.photos, self.out, self.size, aligned=self.aligned, largest=self.largest, min_face=self.min_face, compression=self.compression)
+            done = prepare(self.photos, self.out, self.size, aligned=self.aligned,
+                           largest=self.largest, min_face=self.min_face,
+                           compression=self.compression)
         except (ValueError, OSError) as e:
             complain(e)
             return NOTHING_DONE
@@ -763,129 +917,185 @@ class Prepare:
             complain(f"{path}: {reason}")
         for path in done.no_face:
             complain(f"{path}: no face that is large enough")
-        print(one_line(f"{done.written} faces written into {self.out}, {done.skipped} pictures done before, {len(done.no_face)} without a face, {len(done.unreadable)} unreadable"))
-        return SOME_FAILED if done.unreadable else DONE if done.written or done.skipped else NOTHING_DONE
+        print(one_line(
+            f"{done.written} faces written into {self.out}, {done.skipped} pictures done before, "
+            f"{len(done.no_face)} without a face, {len(done.unreadable)} unreadable"))
+        if done.unreadable:
+            return SOME_FAILED
+        return DONE if done.written or done.skipped else NOTHING_DONE
 
 
 # %%
 #| export
 @dataclass
 class Train:
-    """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the run goes on.
+    """Train GFP-GAN, or the StyleGAN2 prior it restores with; said again with the same --out, the
+    run goes on.
 
     Example: gfpgan-edu train --preset tiny --data faces --out runs/tiny --minutes 3
 
-    Several GPUs: torchrun --no-python --nproc-per-node 4 gfpgan-edu train --preset paper --data faces --out runs/paper --prior prior.pth
+    Several GPUs: torchrun --no-python --nproc-per-node 4 gfpgan-edu train --preset paper --data
+    faces --out runs/paper --prior prior.pth
 
-    Several machines: the same on each, with torchrun's --nnodes 2 --node-rank 0 (1, …) --rdzv-backend c10d --rdzv-endpoint HOST:29500,
+    Several machines: the same on each, with
+    torchrun's --nnodes 2 --node-rank 0 (1, …) --rdzv-backend c10d --rdzv-endpoint HOST:29500,
     and --out on a disk that all of them see (only the first process writes).
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     "Folder of aligned faces; `gfpgan-edu prepare` makes one."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder of the run: config.yaml, checkpoints, metrics.jsonl, tensorboard/, validation sheets, at the end ema.safetensors."
+    ("Folder of the run: config.yaml, checkpoints, metrics.jsonl, tensorboard/, validation sheets, "
+     "at the end ema.safetensors.")
     what: Annotated[Literal["restorer", "prior"], tyro.conf.Positional] = "restorer"
     "What to train."
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
-    "restorer: paper, official, faces128, faces64, faces32, tiny. prior: paper, faces128, faces64, faces32, tiny."
+    ("restorer: paper, official, faces128, faces64, faces32, tiny. prior: paper, faces128, "
+     "faces64, faces32, tiny.")
     config: Annotated[Optional[Path], tyro.conf.arg(metavar="YAML")] = None
     "A config file in the place of a preset, such as the config.yaml of another run."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    "Changes to it, such as run.batch=4 loss.pixel=1 model.size=256 run.precision=bf16; unknown keys are errors."
+    ("Changes to it, such as run.batch=4 loss.pixel=1 model.size=256 run.precision=bf16; unknown "
+     "keys are errors.")
     valid: Annotated[Optional[Path], tyro.conf.arg(metavar="DIR")] = None
     "Folder of faces for validation; without one, some of --data are held out."
     prior: Annotated[str, tyro.conf.arg(metavar="WHICH")] = ""
-    "Restorer: the prior to build on: bundled, an official .pth or a .safetensors, or random. The same as --set prior=…"
+    ("Restorer: the prior to build on: bundled, an official .pth or a .safetensors, or random. The "
+     "same as --set prior=…")
     init_from: Annotated[str, tyro.conf.arg(metavar="NAME_OR_FILE")] = ""
-    "Fine-tune: begin with these weights (of the same kind; names as in `gfpgan-edu weights list`); the model's config is theirs."
+    ("Fine-tune: begin with these weights (of the same kind; names as in `gfpgan-edu weights "
+     "list`); the model's config is theirs.")
     minutes: Annotated[Optional[float], tyro.conf.arg(metavar="M")] = None
     "Stop after this time with a checkpoint; saying the command again goes on."
     on_nonfinite: Optional[Literal["stop", "rollback"]] = None
-    "When a loss or gradient is not finite: stop, or return to the last checkpoint with half the learning rate, at most three times."
+    ("When a loss or gradient is not finite: stop, or return to the last checkpoint with half the "
+     "learning rate, at most three times.")
     compile: bool = False
     "torch.compile what needs no second derivative."
     device: Literal["auto", "cpu"] = "auto"
     "auto takes a GPU where there is one."
     dry_run: bool = False
-    "Print the config, run ten iterations on the data in a temporary folder, print memory, speed, waiting for data and the time the run would take, and stop. --out is not touched."
+    ("Print the config, run ten iterations on the data in a temporary folder, print memory, speed, "
+     "waiting for data and the time the run would take, and stop. --out is not touched.")
     show_config: bool = False
     "Only print the config."
 
-    def resolve(self):
-        "The config of the run and the weights to begin with (or None). Raises ValueError or OSError."
-        from gfpgan_edu import train_prior, train_restorer
-        from gfpgan_edu.engine import override, read_config
 
-        cls = train_restorer.RestorerConfig if self.what == "restorer" else train_prior.PriorConfig
-        presets = train_restorer.PRESETS if self.what == "restorer" else train_prior.PRESETS
-        file = self.config or (self.out / "config.yaml" if (self.out / "config.yaml").exists() and not self.preset else None)
-        if file is not None:
-            config = read_config(cls, file)
-        elif self.preset in presets:
-            config = presets[self.preset]()
-        else:
-            raise ValueError(f"--preset {self.preset or 'is missing'}: there are {', '.join(presets)} for the {self.what}")
-        net, changes = None, list(self.set)
-        if self.init_from:
-            from gfpgan_edu.weights import load_prior, load_weights
+# %% [markdown]
+# The config comes from a file, from the folder of the run or from a preset, in this order. Then come the model of the weights to begin with and the user's changes.
 
-            net = load_weights(self.init_from) if self.what == "restorer" else load_prior(self.init_from)
-            theirs = net.config if self.what == "prior" else net.config.to_dict()
-            changes = [f"{'model.' * (self.what == 'restorer')}{k}={v}" for k, v in theirs.items() if k != "equalized" or self.what == "restorer"] + changes
-        changes += [f"prior={self.prior}"] * bool(self.prior) + [f"run.on_nonfinite={self.on_nonfinite}"] * bool(self.on_nonfinite) + ["run.compile=true"] * self.compile
-        return override(config, changes), net
+# %%
+#| export
+@patch
+def resolve(self: Train):
+    """The config of the run and the weights to begin with (or None).
 
-    def run(self):
-        try:
-            config, net = self.resolve()
-            if self.show_config or self.dry_run:
-                return self.rehearse(config, net)
-            trainer = self.trainer(config, net, self.out)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        try:
-            ended = trainer.fit(self.minutes)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(str(e).strip().splitlines()[-1])                       # an error from a loading process brings its whole story
-            return SOME_FAILED if trainer.it else NOTHING_DONE
-        if trainer.main:
-            print(one_line(f"{ended} at iteration {trainer.it} of {config.run.iterations}; weights in {self.out / 'ema.safetensors'}"))
-        trainer.state.destroy_process_group()
-        return INTERRUPTED if ended == "interrupted" else DONE
+    Raises ValueError or OSError.
+    """
+    from gfpgan_edu import train_prior, train_restorer
+    from gfpgan_edu.engine import override, read_config
 
-    def rehearse(self, config, net):
-        "The config, and with --dry-run what ten iterations tell, as comments, so that the whole is still a config file."
-        import yaml
+    restorer = self.what == "restorer"
+    cls = train_restorer.RestorerConfig if restorer else train_prior.PriorConfig
+    presets = train_restorer.PRESETS if restorer else train_prior.PRESETS
+    saved = self.out / "config.yaml"
+    file = self.config or (saved if saved.exists() and not self.preset else None)
+    if file is not None:
+        config = read_config(cls, file)
+    elif self.preset in presets:
+        config = presets[self.preset]()
+    else:
+        raise ValueError(f"--preset {self.preset or 'is missing'}: "
+                         f"there are {', '.join(presets)} for the {self.what}")
+    net, changes = None, list(self.set)
+    if self.init_from:
+        from gfpgan_edu.weights import load_prior, load_weights
 
-        from gfpgan_edu.engine import checkpoints, plain
-        from gfpgan_edu.full_scale import rehearse
+        net = load_weights(self.init_from) if restorer else load_prior(self.init_from)
+        theirs = net.config.to_dict() if restorer else net.config
+        model = {k: v for k, v in theirs.items() if restorer or k != "equalized"}
+        changes = [f"{'model.' * restorer}{k}={v}" for k, v in model.items()] + changes
+    if self.prior:
+        changes.append(f"prior={self.prior}")
+    if self.on_nonfinite:
+        changes.append(f"run.on_nonfinite={self.on_nonfinite}")
+    if self.compile:
+        changes.append("run.compile=true")
+    return override(config, changes), net
 
-        text = yaml.safe_dump(plain(config), sort_keys=False)
-        if self.show_config:
-            print(text, end="")
-            return DONE
-        with tempfile.TemporaryDirectory(prefix="gfpgan-edu-") as folder:
-            trainer = self.trainer(config, net, Path(folder))
-            try:
-                told = rehearse(trainer)
-            except (ValueError, OSError, RuntimeError) as e:
-                raise RuntimeError(str(e).strip().splitlines()[-1]) from e      # an error from a loading process brings its whole story
-        if trainer.main:
-            begun = checkpoints(self.out)
-            print(text + "".join(f"# {line}\n" for line in told.lines(int(begun[-1].stem[6:]) if begun else 0)), end="")
-        trainer.state.destroy_process_group()
+
+# %% [markdown]
+# A run that cannot begin has done nothing. One that breaks off after its first iteration counts as half done.
+
+# %%
+#| export
+@patch
+def run(self: Train):
+    try:
+        config, net = self.resolve()
+        if self.show_config or self.dry_run:
+            return self.rehearse(config, net)
+        trainer = self.trainer(config, net, self.out)
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    try:
+        ended = trainer.fit(self.minutes)
+    except (ValueError, OSError, RuntimeError) as e:
+        # an error from a loading process brings its whole story
+        complain(str(e).strip().splitlines()[-1])
+        return SOME_FAILED if trainer.it else NOTHING_DONE
+    if trainer.main:
+        print(one_line(f"{ended} at iteration {trainer.it} of {config.run.iterations}; "
+                       f"weights in {self.out / 'ema.safetensors'}"))
+    trainer.state.destroy_process_group()
+    return INTERRUPTED if ended == "interrupted" else DONE
+
+
+@patch
+def trainer(self: Train, config, net, out):
+    from gfpgan_edu.train_prior import PriorTrainer
+    from gfpgan_edu.train_restorer import RestorerTrainer
+
+    device = None if self.device == "auto" else self.device
+    if self.what == "prior":
+        return PriorTrainer(config, self.data, out, device=device, init_from=net)
+    return RestorerTrainer(config, self.data, out, valid=self.valid, device=device, init_from=net)
+
+
+# %% [markdown]
+# A rehearsal trains for ten iterations in a folder that goes away, and prints what it saw.
+
+# %%
+#| export
+@patch
+def rehearse(self: Train, config, net):
+    """Print the config, and with --dry-run what ten iterations tell.
+
+    That is printed as comments, so that the whole is still a config file.
+    """
+    import yaml
+
+    from gfpgan_edu.engine import checkpoints, plain
+    from gfpgan_edu.full_scale import rehearse
+
+    text = yaml.safe_dump(plain(config), sort_keys=False)
+    if self.show_config:
+        print(text, end="")
         return DONE
-
-    def trainer(self, config, net, out):
-        from gfpgan_edu.train_prior import PriorTrainer
-        from gfpgan_edu.train_restorer import RestorerTrainer
-
-        device = None if self.device == "auto" else self.device
-        if self.what == "prior":
-            return PriorTrainer(config, self.data, out, device=device, init_from=net)
-        return RestorerTrainer(config, self.data, out, valid=self.valid, device=device, init_from=net)
+    with tempfile.TemporaryDirectory(prefix="gfpgan-edu-") as folder:
+        trainer = self.trainer(config, net, Path(folder))
+        try:
+            told = rehearse(trainer)
+        except (ValueError, OSError, RuntimeError) as e:
+            # an error from a loading process brings its whole story
+            raise RuntimeError(str(e).strip().splitlines()[-1]) from e
+    if trainer.main:
+        begun = checkpoints(self.out)
+        lines = told.lines(int(begun[-1].stem[6:]) if begun else 0)
+        print(text + "".join(f"# {line}\n" for line in lines), end="")
+    trainer.state.destroy_process_group()
+    return DONE
 
 
 # %%
@@ -915,7 +1125,8 @@ class Testset:
     """
 
     kind: Annotated[Literal["blind", "sr", "colour", "real"], tyro.conf.Positional]
-    "blind: damage as in training; sr: reduced bicubically; colour: each face grey and yellowed; real: photos without a truth."
+    ("blind: damage as in training; sr: reduced bicubically; colour: each face grey and yellowed; "
+     "real: photos without a truth.")
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     "Folder of clean aligned faces (real: of photos)."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -930,38 +1141,51 @@ class Testset:
     factor: int = 4
     "sr: how many times smaller."
     name: str = ""
-    "real: LFW-Test, CelebChild-Test, WebPhoto-Test or any other; known ones are checked against the paper's number of pictures."
+    ("real: LFW-Test, CelebChild-Test, WebPhoto-Test or any other; known ones are checked against "
+     "the paper's number of pictures.")
     align: bool = False
     "real: the photos are not aligned; cut every face out."
     limit: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
     "Only the first N pictures."
 
-    def run(self):
-        from gfpgan_edu import evaluation as e
 
-        try:
-            if self.kind == "blind":
-                made = e.build_blind(self.source, self.out, self.size, self.ranges, self.seed, self.draws, self.limit)
-            elif self.kind == "sr":
-                made = e.build_sr(self.source, self.out, self.size, self.factor, self.limit)
-            elif self.kind == "colour":
-                made = e.build_colour(self.source, self.out, self.size, self.ranges, self.seed, self.limit)
-            else:
-                made = e.wrap_real(self.source, self.out, self.name or self.source.name, self.size, self.align, self.limit)
-        except (ValueError, OSError, RuntimeError) as error:
-            complain(error)
-            return NOTHING_DONE
-        for path, reason in made.failed:
-            complain(f"{path}: {reason}")
-        print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{f'; {made.note}' * bool(made.note)}"))
-        return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
+# %% [markdown]
+# Each kind of set has its own builder in @sec-evaluation.
+
+# %%
+#| export
+@patch
+def run(self: Testset):
+    from gfpgan_edu import evaluation as e
+
+    try:
+        if self.kind == "blind":
+            made = e.build_blind(self.source, self.out, self.size, self.ranges, self.seed,
+                                 self.draws, self.limit)
+        elif self.kind == "sr":
+            made = e.build_sr(self.source, self.out, self.size, self.factor, self.limit)
+        elif self.kind == "colour":
+            made = e.build_colour(self.source, self.out, self.size, self.ranges, self.seed,
+                                  self.limit)
+        else:
+            name = self.name or self.source.name
+            made = e.wrap_real(self.source, self.out, name, self.size, self.align, self.limit)
+    except (ValueError, OSError, RuntimeError) as error:
+        complain(error)
+        return NOTHING_DONE
+    for path, reason in made.failed:
+        complain(f"{path}: {reason}")
+    note = f"; {made.note}" if made.note else ""
+    print(one_line(f"{made.n} pictures in {made.folder}, {len(made.failed)} left out{note}"))
+    return NOTHING_DONE if not made.n else SOME_FAILED if made.failed else DONE
 
 
 # %%
 #| export
 @dataclass
 class Baseline:
-    """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For photos take `restore`.
+    """Restore a folder of aligned faces by PULSE, mGANprior or a network, for the tables. For
+    photos take `restore`.
 
     Example: gfpgan-edu baseline pulse --lq celeba-test/lq --out results/pulse --prior bundled
     """
@@ -971,7 +1195,8 @@ class Baseline:
     lq: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     "Folder of aligned faces of the method's size."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder for the results; those already there are left, so a run that was broken off goes on. method.json says what it cost."
+    ("Folder for the results; those already there are left, so a run that was broken off goes on. "
+     "method.json says what it cost.")
     prior: Annotated[str, tyro.conf.arg(metavar="WHICH")] = ""
     "The StyleGAN2 that is searched: bundled (64 px), prior32, an official .pth or a .safetensors."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -979,25 +1204,32 @@ class Baseline:
     batch: int = 8
     device: Literal["auto", "cpu"] = "auto"
 
-    def run(self):
-        import yaml
 
-        from gfpgan_edu.evaluation import apply_method, method
+# %% [markdown]
+# The values of the settings are read as YAML, so that numbers are numbers.
 
-        try:
-            settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
-            if "device" in settings:
-                raise ValueError(f"{self.method} has no setting device; there is --device")
-            restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
-            failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        for path, reason in failed:
-            complain(f"{path}: {reason}")
-        done = len(list(self.out.glob("*.png")))
-        print(one_line(f"{done} restored faces in {self.out}, {len(failed)} failed"))
-        return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
+# %%
+#| export
+@patch
+def run(self: Baseline):
+    import yaml
+
+    from gfpgan_edu.evaluation import apply_method, method
+
+    try:
+        settings = {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in self.set)}
+        if "device" in settings:
+            raise ValueError(f"{self.method} has no setting device; there is --device")
+        restore, about = method(self.method, self.prior, device=_device(self.device), **settings)
+        failed = apply_method(restore, about, self.lq, self.out, self.batch, sys.stderr.isatty())
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    for path, reason in failed:
+        complain(f"{path}: {reason}")
+    done = len(list(self.out.glob("*.png")))
+    print(one_line(f"{done} restored faces in {self.out}, {len(failed)} failed"))
+    return NOTHING_DONE if not done else SOME_FAILED if failed else DONE
 
 
 # %%
@@ -1015,7 +1247,8 @@ def _device(wanted):
 class Evaluate:
     """Measure folders of restored faces, whatever made them, and print one table.
 
-    Example: gfpgan-edu evaluate --pred Input=celeba-test/lq results/pulse --gt celeba-test/gt --out table.md table.json
+    Example: gfpgan-edu evaluate --pred Input=celeba-test/lq results/pulse --gt
+    celeba-test/gt --out table.md table.json
     """
 
     pred: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]DIR")]
@@ -1030,16 +1263,20 @@ class Evaluate:
     "Files for the table: .json, .csv, .md."
     per_image: Annotated[Optional[Path], tyro.conf.arg(metavar="CSV")] = None
     "File for every number of every picture."
-    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
-    "Also lpips-alex chroma colourfulness deg:bundled deg:dlib perceptual:efficientnet-lite1 frechet:efficientnet-lite1."
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (
+        "psnr", "ssim", "lpips-vgg", "fid", "niqe", "deg")
+    ("Also lpips-alex chroma colourfulness deg:bundled deg:dlib perceptual:efficientnet-lite1 "
+     "frechet:efficientnet-lite1.")
     protocol: Literal["plain", "vqfr"] = "plain"
-    "vqfr: channel means and deviations matched before PSNR and SSIM, pairs below 1 degree left out of deg."
+    ("vqfr: channel means and deviations matched before PSNR and SSIM, pairs below 1 degree left "
+     "out of deg.")
     channel: Literal["rgb", "y"] = "rgb"
     "PSNR and SSIM on colours or on brightness."
     suffix: str = ""
     "Ending of the result names that the truths do not have, such as _00."
     niqe: str = ""
-    "File of NIQE's pristine parameters: niqe_pris_params.npz, modelparameters.mat, or one of fit_niqe."
+    ("File of NIQE's pristine parameters: niqe_pris_params.npz, modelparameters.mat, or one of "
+     "fit_niqe.")
     arcface: str = ""
     "The official arcface_resnet18.pth, for deg."
     inception: str = ""
@@ -1050,55 +1287,79 @@ class Evaluate:
     "Replace tables and statistics that are there."
     device: Literal["auto", "cpu"] = "auto"
 
-    def run(self):
-        from gfpgan_edu.evaluation import evaluate
-        from gfpgan_edu.metrics import Files, Protocol
 
-        try:
-            folders = dict((name, path) if eq else (Path(p).name or p, p) for p in self.pred for name, eq, path in [p.partition("=")])
-            if len(folders) < len(self.pred):
-                raise ValueError("two folders of --pred have the same name; write NAME=DIR")
-            if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
-                raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
-            for path in (*self.out, *filter(None, [self.per_image])):
-                check_target(path, (path.suffix.lower(),), self.force)
-            if self.save_reference and not self.force and any(self.save_reference.glob("*.npz")):
-                raise ValueError(f"{self.save_reference}: holds statistics already; --force replaces them")
-            protocol = replace(Protocol.vqfr() if self.protocol == "vqfr" else Protocol(), channel=self.channel)
-            table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, Files(self.niqe, self.arcface, self.inception), self.suffix, _device(self.device), sys.stderr.isatty(), self.save_reference, self.reference_size)
-            for path in self.out:
-                table.write(path)
-            if self.per_image:
-                table.write_images(self.per_image)
-        except (ValueError, OSError, RuntimeError) as e:
-            complain(e)
-            return NOTHING_DONE
-        return self.report(table)
+# %% [markdown]
+# What can be refused is refused before the first picture is measured.
 
-    def report(self, table):
-        print(table.markdown(), end="")
-        for why in table.missing.values():
-            complain(why)
-        for r in table.results:
-            for path, reason in r.failed:
-                complain(f"{path}: {reason}")
-            for stems, what in ((r.missing, "no result"), (r.extra, "no truth")):
-                for stem in stems[:10]:
-                    complain(f"{r.name}: {what} for {stem}")
-                if len(stems) > 10:
-                    complain(f"{r.name}: {what} for {len(stems) - 10} more")
-        if not any(r.images for r in table.results):
-            return NOTHING_DONE
-        return SOME_FAILED if any(r.failed or r.missing or r.extra for r in table.results) else DONE
+# %%
+#| export
+@patch
+def run(self: Evaluate):
+    from gfpgan_edu.evaluation import evaluate
+    from gfpgan_edu.metrics import Files, Protocol
+
+    try:
+        folders = {}
+        for p in self.pred:
+            name, eq, path = p.partition("=")
+            folders |= {name: path} if eq else {Path(p).name or p: p}
+        if len(folders) < len(self.pred):
+            raise ValueError("two folders of --pred have the same name; write NAME=DIR")
+        if odd := [p for p in self.out if p.suffix.lower() not in (".json", ".csv", ".md")]:
+            raise ValueError(f"{odd[0]}: a table is written as .json, .csv or .md")
+        for path in (*self.out, *filter(None, [self.per_image])):
+            check_target(path, (path.suffix.lower(),), self.force)
+        if self.save_reference and not self.force and any(self.save_reference.glob("*.npz")):
+            raise ValueError(f"{self.save_reference}: holds statistics already; "
+                             "--force replaces them")
+        protocol = Protocol.vqfr() if self.protocol == "vqfr" else Protocol()
+        protocol = replace(protocol, channel=self.channel)
+        files = Files(self.niqe, self.arcface, self.inception)
+        table = evaluate(folders, self.gt, self.reference, self.metrics, protocol, files,
+                         self.suffix, _device(self.device), sys.stderr.isatty(),
+                         self.save_reference, self.reference_size)
+        for path in self.out:
+            table.write(path)
+        if self.per_image:
+            table.write_images(self.per_image)
+    except (ValueError, OSError, RuntimeError) as e:
+        complain(e)
+        return NOTHING_DONE
+    return self.report(table)
+
+
+# %% [markdown]
+# The table goes to stdout. What is missing in it goes to stderr, ten names of each kind at most.
+
+# %%
+#| export
+@patch
+def report(self: Evaluate, table):
+    print(table.markdown(), end="")
+    for why in table.missing.values():
+        complain(why)
+    for r in table.results:
+        for path, reason in r.failed:
+            complain(f"{path}: {reason}")
+        for stems, what in ((r.missing, "no result"), (r.extra, "no truth")):
+            for stem in stems[:10]:
+                complain(f"{r.name}: {what} for {stem}")
+            if len(stems) > 10:
+                complain(f"{r.name}: {what} for {len(stems) - 10} more")
+    if not any(r.images for r in table.results):
+        return NOTHING_DONE
+    return SOME_FAILED if any(r.failed or r.missing or r.extra for r in table.results) else DONE
 
 
 # %%
 #| export
 @dataclass
 class Ablate:
-    """Train, restore and score the rows of Table 4 and Fig. 7 with equal budgets; said again with the same --out, it goes on.
+    """Train, restore and score the rows of Table 4 and Fig. 7 with equal budgets; said again with
+    the same --out, it goes on.
 
-    Example: gfpgan-edu ablate --data faces --valid other-faces --out runs/ablation --minutes-each 5 --seeds 2
+    Example: gfpgan-edu ablate --data faces --valid other-faces --out
+    runs/ablation --minutes-each 5 --seeds 2
     """
 
     data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -1106,7 +1367,8 @@ class Ablate:
     valid: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     "Folder of other aligned faces to measure on."
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    "Folder of the runs, with table.md, ablation.json, per_image.csv, fig6.png and fig7.png at the end."
+    ("Folder of the runs, with table.md, ablation.json, per_image.csv, fig6.png and fig7.png at "
+     "the end.")
     preset: Literal["faces32", "tiny", "faces128", "paper", "official"] = "faces32"
     "Config of the full model; the rows change it."
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -1120,35 +1382,53 @@ class Ablate:
     seeds: int = 2
     rows: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW")] = ()
     "Some of full a b c d no-parts D D+fm l1; default: all."
-    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ("psnr", "ssim", "lpips-vgg", "fid", "deg:bundled")
+    metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (
+        "psnr", "ssim", "lpips-vgg", "fid", "deg:bundled")
     "As in `evaluate`."
     limit: Annotated[Optional[int], tyro.conf.arg(metavar="N")] = None
     "Measure on the first N of --valid only."
     device: Literal["auto", "cpu"] = "auto"
 
-    def run(self):
-        from gfpgan_edu import evaluation as e
-        from gfpgan_edu.engine import override
-        from gfpgan_edu.pictures import write_image
-        from gfpgan_edu.train_restorer import PRESETS
 
-        try:
-            base, rows = override(PRESETS[self.preset](), list(self.set)), self.rows or tuple(e.ROWS)
-            if odd := [r for r in rows if r not in e.ROWS]:
-                raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
-            device = None if self.device == "auto" else self.device
-            folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each, self.iterations, self.valid, device, lambda s: print(one_line(s), flush=True), self.minutes)
-            if len(folders) < len(rows) * self.seeds:
-                print(f"stopped: {len(folders)} of {len(rows) * self.seeds} runs are finished; the same command goes on")
-                return DONE
-            result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics, limit=self.limit, device=_device(self.device), progress=sys.stderr.isatty())
-            for name, wanted in (("fig6", ("a", "b", "c", "d", "full")), ("fig7", ("no-parts", "D", "D+fm", "full"))):
-                write_image(self.out / f"{name}.png", e.ablation_grid(self.out, [r for r in wanted if r in rows]))
-        except (ValueError, OSError, RuntimeError) as error:
-            complain(error)
-            return NOTHING_DONE
-        print(e.ablation_table(result), end="")
-        return DONE
+# %% [markdown]
+# First all runs, then all scores: while a run is missing, there is no table.
+
+# %%
+#| export
+@patch
+def run(self: Ablate):
+    from gfpgan_edu import evaluation as e
+    from gfpgan_edu.engine import override
+    from gfpgan_edu.pictures import write_image
+    from gfpgan_edu.train_restorer import PRESETS
+
+    def say(line):
+        print(one_line(line), flush=True)
+
+    try:
+        base = override(PRESETS[self.preset](), list(self.set))
+        rows = self.rows or tuple(e.ROWS)
+        if odd := [r for r in rows if r not in e.ROWS]:
+            raise ValueError(f"there is no row {odd[0]}: there are {', '.join(e.ROWS)}")
+        device = None if self.device == "auto" else self.device
+        folders = e.train_rows(base, self.data, self.out, rows, self.seeds, self.minutes_each,
+                               self.iterations, self.valid, device, say, self.minutes)
+        if len(folders) < len(rows) * self.seeds:
+            print(f"stopped: {len(folders)} of {len(rows) * self.seeds} runs are finished; "
+                  "the same command goes on")
+            return DONE
+        result = e.score_rows(folders, base, self.valid, self.data, self.out, self.metrics,
+                              limit=self.limit, device=_device(self.device),
+                              progress=sys.stderr.isatty())
+        figures = {"fig6": ("a", "b", "c", "d", "full"), "fig7": ("no-parts", "D", "D+fm", "full")}
+        for name, wanted in figures.items():
+            grid = e.ablation_grid(self.out, [r for r in wanted if r in rows])
+            write_image(self.out / f"{name}.png", grid)
+    except (ValueError, OSError, RuntimeError) as error:
+        complain(error)
+        return NOTHING_DONE
+    print(e.ablation_table(result), end="")
+    return DONE
 
 
 # %% [markdown]
@@ -1187,7 +1467,8 @@ def look_at_packages():
     from packaging.requirements import Requirement
 
     yield judged("gfpgan_edu", True, version("gfpgan_edu"), "")
-    yield judged("python", sys.version_info >= (3, 10), python_version(), "install Python 3.10 or newer")
+    version_fits = sys.version_info >= (3, 10)
+    yield judged("python", version_fits, python_version(), "install Python 3.10 or newer")
     extras = {}
     for need in map(Requirement, requires("gfpgan_edu") or ()):
         try:
@@ -1198,10 +1479,15 @@ def look_at_packages():
         if need.marker:                                                     # extra == "onnx"
             extras.setdefault(str(need.marker).split('"')[1], []).append((need, have, fits))
         else:
-            yield judged(need.name, fits, f"{have or 'not installed'}{f' (needs {need.specifier})' * bool(need.specifier)}", f'pip install "{need}"')
+            found = have or "not installed"
+            if need.specifier:
+                found += f" (needs {need.specifier})"
+            yield judged(need.name, fits, found, f'pip install "{need}"')
     for extra, needs in sorted(extras.items()):
         lacking = [need.name for need, _, fits in needs if not fits]
-        yield judged(f"extra {extra}", not lacking, f"lacks {', '.join(lacking)}" if lacking else "complete", f'if wanted: pip install "gfpgan_edu[{extra}]"', "warn")
+        found = f"lacks {', '.join(lacking)}" if lacking else "complete"
+        todo = f'if wanted: pip install "gfpgan_edu[{extra}]"'
+        yield judged(f"extra {extra}", not lacking, found, todo, "warn")
 
 
 # %% [markdown]
@@ -1213,22 +1499,30 @@ def look_at_libraries():
     "Whether the compiled libraries load, and the programs besides them."
     import shutil
 
-    for name, does in ("torch", "the networks"), ("torchvision", "needed by the detector"), ("cv2", "OpenCV, and the libraries it needs (libGL)"):
+    libraries = {"torch": "the networks", "torchvision": "needed by the detector",
+                 "cv2": "OpenCV, and the libraries it needs (libGL)"}
+    for name, does in libraries.items():
         try:
             import_module(name)
             yield Finding(f"import {name}", "ok", does)
         except Exception as e:
-            lib = next((lib for lib in ("libGL", "libgthread", "libglib") if lib in str(e)), None)
-            todo = "sudo apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless" if lib else "install torch and torchvision together: https://pytorch.org/get-started/locally"
+            todo = "install torch and torchvision together: https://pytorch.org/get-started/locally"
+            if any(lib in str(e) for lib in ("libGL", "libgthread", "libglib")):
+                todo = ("sudo apt-get install libgl1 libglib2.0-0, "
+                        "or pip install opencv-python-headless")
             yield Finding(f"import {name}", "missing", str(e), todo)
     quarto = shutil.which("quarto")
-    yield judged("quarto", quarto, quarto or "not found", "only `make book` needs it: https://quarto.org/docs/download", "warn")
+    todo = "only `make book` needs it: https://quarto.org/docs/download"
+    yield judged("quarto", quarto, quarto or "not found", todo, "warn")
 
 
 # %%
 #| export
 def look_at_devices():
-    "The bundled network on every device: milliseconds for one face. And whether a graphics card lies idle."
+    """The bundled network on every device: milliseconds for one face.
+
+    And whether a graphics card lies idle.
+    """
     import shutil
     from time import perf_counter
 
@@ -1237,18 +1531,27 @@ def look_at_devices():
     from gfpgan_edu.inference import fuse
     from gfpgan_edu.weights import load_weights
 
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    devices = ["cpu"]
+    devices += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    n = torch.get_num_threads()
+    threads = f"{n} thread{'s' * (n > 1)}"
     for device in devices:
         net, times = fuse(load_weights(), consume=True).to(device), []
         for _ in range(5):
             begin = perf_counter()
             y = net(torch.zeros(1, 3, net.config.size, net.config.size, device=device))[0].cpu()
             times.append(perf_counter() - begin)
-        name = torch.cuda.get_device_name() if device == "cuda" else f"{(n := torch.get_num_threads())} thread{'s' * (n > 1)}" if device == "cpu" else "Apple"
-        yield judged(device, torch.isfinite(y).all(), f"{name}, {1000 * min(times):.1f} ms for a face of {net.config.size} px", "the network's output is not finite: install torch again")
+        name = {"cpu": threads, "mps": "Apple"}.get(device) or torch.cuda.get_device_name()
+        found = f"{name}, {1000 * min(times):.1f} ms for a face of {net.config.size} px"
+        yield judged(device, torch.isfinite(y).all(), found,
+                     "the network's output is not finite: install torch again")
     if "cuda" not in devices:
         idle = shutil.which("nvidia-smi") is not None
-        yield judged("cuda", not idle, "a driver is there, but torch cannot use it" if idle else "none, the CPU does the work", "https://pytorch.org/get-started/locally names the torch that fits the driver", "warn")
+        found = "none, the CPU does the work"
+        if idle:
+            found = "a driver is there, but torch cannot use it"
+        todo = "https://pytorch.org/get-started/locally names the torch that fits the driver"
+        yield judged("cuda", not idle, found, todo, "warn")
 
 
 # %% [markdown]
@@ -1264,26 +1567,30 @@ def look_at_weights():
     for name, want in SHA256.items():
         path = w.bundled_path().with_name(name)
         same = path.is_file() and w.sha256_of(path) == want
-        found = "bundled, SHA-256 agrees" if same else f"{path}: {'SHA-256 differs' if path.is_file() else 'no such file'}"
+        ill = "SHA-256 differs" if path.is_file() else "no such file"
+        found = "bundled, SHA-256 agrees" if same else f"{path}: {ill}"
         yield judged(path.stem, same, found, "install the package again")
     cache = w.cache_dir()
     try:
         make_writable(cache)
         yield Finding("cache", "ok", str(cache))
     except OSError as e:
-        yield Finding("cache", "warn", f"{cache}: {reason(e)}", "downloads fail; name another folder in $GFPGAN_EDU_CACHE")
+        yield Finding("cache", "warn", f"{cache}: {reason(e)}",
+                      "downloads fail; name another folder in $GFPGAN_EDU_CACHE")
     known = w._remembered(cache / "hashes.json")
     for r in w.RELEASES.values():
+        fetch = f"gfpgan-edu weights fetch {r.name}"
         path = cache / r.url.rsplit("/", 1)[1]
         want = r.sha256 or known.get(r.url)
         if path.is_file():
             same = want is None or w.sha256_of(path) == want
-            found = f"{path}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {'differs' if not same else 'agrees' if want else 'not published'}"
-            yield judged(r.name, same, found, f"delete it, then: gfpgan-edu weights fetch {r.name}", "warn")
+            ours = "differs" if not same else "agrees" if want else "not published"
+            found = f"{path}: {path.stat().st_size / 1e6:.0f} MB, SHA-256 {ours}"
+            yield judged(r.name, same, found, f"delete it, then: {fetch}", "warn")
         elif path.with_name(f"{path.name}.part").is_file():
-            yield Finding(r.name, "warn", "download broken off", f"gfpgan-edu weights fetch {r.name} goes on with it")
+            yield Finding(r.name, "warn", "download broken off", f"{fetch} goes on with it")
         else:
-            yield Finding(r.name, "ok", "not downloaded", f"if wanted: gfpgan-edu weights fetch {r.name}")
+            yield Finding(r.name, "ok", "not downloaded", f"if wanted: {fetch}")
 
 
 # %%
@@ -1294,14 +1601,16 @@ def look_at_a_photo():
     from gfpgan_edu.photos import restore
 
     n = len(restore(astronaut()).faces)
-    yield judged("a photo", n == 1, f"{n} face restored", "detector or network do not work: look at the lines above")
+    yield judged("a photo", n == 1, f"{n} face restored",
+                 "detector or network do not work: look at the lines above")
 
 
 # %%
 #| export
 @dataclass
 class Doctor:
-    """Look at versions, devices, weights, cache and extras: one line each, with what to do. Exit code 2 where something needed is missing.
+    """Look at versions, devices, weights, cache and extras: one line each, with what to do. Exit
+    code 2 where something needed is missing.
 
     Example: gfpgan-edu doctor
     """
@@ -1311,21 +1620,25 @@ class Doctor:
 
     def run(self):
         missing = False
-        for look in (look_at_packages, look_at_libraries, look_at_devices, look_at_weights, look_at_a_photo):
+        for look in (look_at_packages, look_at_libraries, look_at_devices, look_at_weights,
+                     look_at_a_photo):
             try:
                 for finding in look():
                     missing |= finding.status == "missing"
                     self.print(finding)
-            except Exception as e:                                          # a check that fails is a finding
+            except Exception as e:                               # a check that fails is a finding
                 missing = True
-                self.print(Finding(look.__name__.removeprefix("look_at_").replace("_", " "), "missing", f"{type(e).__name__}: {e}"))
+                check = look.__name__.removeprefix("look_at_").replace("_", " ")
+                self.print(Finding(check, "missing", f"{type(e).__name__}: {e}"))
         return NOTHING_DONE if missing else DONE
 
     def print(self, finding):
         if self.json:
             print(json.dumps(asdict(finding)), flush=True)
         else:
-            print(one_line(f"{finding.status:8}{finding.check:20}{finding.found}{'; ' * bool(finding.todo)}{finding.todo}"), flush=True)
+            todo = f"; {finding.todo}" if finding.todo else ""
+            line = f"{finding.status:8}{finding.check:20}{finding.found}{todo}"
+            print(one_line(line), flush=True)
 
 
 # %% [markdown]
@@ -1342,7 +1655,8 @@ class Doctor:
 #| export
 @dataclass
 class Web:
-    """Open a local page: drop a photo, see it restored, download it. Needs pip install "gfpgan_edu[web]".
+    """Open a local page: drop a photo, see it restored, download it. Needs
+    pip install "gfpgan_edu[web]".
 
     Example: gfpgan-edu web --port 7860
     """
@@ -1360,7 +1674,8 @@ class Web:
         try:
             from gfpgan_edu.web import launch
 
-            launch(port=self.port, weights=self.weights, max_mb=self.max_mb, open_browser=self.open_browser)
+            launch(port=self.port, weights=self.weights, max_mb=self.max_mb,
+                   open_browser=self.open_browser)
         except (ImportError, ValueError, OSError, RuntimeError) as e:
             complain(e)
             return NOTHING_DONE
@@ -1393,32 +1708,47 @@ class Completion:
 # %%
 #| export
 # The word after gfpgan-edu, and the class that does what it says.
-COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export, "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior, "testset": Testset,
-            "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate, "doctor": Doctor, "completion": Completion}
+COMMANDS = {"restore": Restore, "degrade": Degrade, "weights": Weights, "export": Export,
+            "web": Web, "prepare": Prepare, "train": Train, "train-prior": TrainPrior,
+            "testset": Testset, "baseline": Baseline, "evaluate": Evaluate, "ablate": Ablate,
+            "doctor": Doctor, "completion": Completion}
 # What the help of the whole command says.
 ABOUT = """GFP-GAN: restore faces in photos, and train what restores them.
 
-Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished files are kept; 141 nobody read the output.
+Exit codes: 0 all done; 1 some files failed; 2 nothing done or bad usage; 130 interrupted, finished
+files are kept; 141 nobody read the output.
 
 Help of a command: gfpgan-edu restore --help"""
 
 
 def unbox(text):
-    "The box that tyro draws around an error -> one line: what is wrong, what may be meant, where there is help."
-    lines = [line[1:].rstrip("│ ") for line in text.splitlines()[1:]]       # without frame and title
-    kept = [line for line in lines if not line.startswith(" " * 9)]         # what stands further in is the help of an option
-    parts = [" ".join(part.split()) for part in re.split(r"^[ ─╯-]*$", "\n".join(kept), flags=re.M)]
-    return "; ".join(part.replace("For full", "for full") for part in parts if part and not part.startswith("Argument helptext")) or text
+    """The box that tyro draws around an error -> one line.
+
+    It tells what is wrong, what may be meant, where there is help.
+    """
+    # without frame and title
+    lines = [line[1:].rstrip("│ ") for line in text.splitlines()[1:]]
+    # what stands further in is the help of an option
+    kept = [line for line in lines if not line.startswith(" " * 9)]
+    blocks = re.split(r"^[ ─╯-]*$", "\n".join(kept), flags=re.M)
+    parts = [" ".join(block.split()) for block in blocks]
+    return "; ".join(part.replace("For full", "for full") for part in parts
+                     if part and not part.startswith("Argument helptext")) or text
 
 
 # %%
 #| export
 def parse(args=None):
-    "Words of the command line -> a command. Help ends with SystemExit(0), bad usage with one line and SystemExit(2)."
-    command = Union[tuple(Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items())]
+    """Words of the command line -> a command.
+
+    Help ends with SystemExit(0), bad usage with one line and SystemExit(2).
+    """
+    named = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in COMMANDS.items()]
+    command = Union[tuple(named)]
     with redirect_stderr(io.StringIO()) as box:
         try:
-            return tyro.cli(command, prog="gfpgan-edu", description=ABOUT, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(command, prog="gfpgan-edu", description=ABOUT, args=args,
+                            config=(tyro.conf.FlagCreatePairsOff,))
         except SystemExit as e:
             if not e.code:
                 raise
@@ -1433,7 +1763,7 @@ def main(args=None):
     try:
         try:
             code = parse(args).run()
-        except SystemExit as e:                                             # help, completion and bad usage
+        except SystemExit as e:                                     # help, completion and bad usage
             code = e.code or DONE
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -1443,7 +1773,8 @@ def main(args=None):
         complain("not enough memory")
         code = NOTHING_DONE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # nothing more is said at exit
+        # nothing more is said at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = UNHEARD
     sys.exit(code)
 
@@ -1461,18 +1792,24 @@ def quietly(*args):
             return e.code, out.getvalue(), err.getvalue().splitlines()
 
 
-assert parse(["restore", "a.jpg", "b.jpg", "--out", "b", "--weights", "v1.4"]) == Restore((Path("a.jpg"), Path("b.jpg")), Path("b"), weights="v1.4")
+command = parse(["restore", "a.jpg", "b.jpg", "--out", "b", "--weights", "v1.4"])
+assert command == Restore((Path("a.jpg"), Path("b.jpg")), Path("b"), weights="v1.4")
 assert parse(["weights", "fetch", "v1"]) == Weights("fetch", "v1")
-assert vars(parse(["train-prior", "--data", "a", "--out", "b"])) == vars(parse(["train", "prior", "--data", "a", "--out", "b"]))
-assert all(f"Example: gfpgan-edu {name} " in f"{one_line(command.__doc__)} " for name, command in COMMANDS.items() if name != "completion")
-for wrong in ("", "restore", "restore a.jpg", "restore a.jpg --out b --wieghts v1", "weights eat", "fly", "prepare a --out b --size big"):
+short, long = "train-prior --data a --out b", "train prior --data a --out b"
+assert vars(parse(short.split())) == vars(parse(long.split()))
+for name, command in COMMANDS.items():
+    if name != "completion":
+        assert f"Example: gfpgan-edu {name} " in f"{one_line(command.__doc__)} "
+for wrong in ("", "restore", "restore a.jpg", "restore a.jpg --out b --wieghts v1", "weights eat",
+              "fly", "prepare a --out b --size big"):
     code, out, err = quietly(*wrong.split())
     assert (code, out, len(err)) == (NOTHING_DONE, "", 1), wrong
     print(err[0].split("; for full")[0][:120])
-with patch.object(Weights, "run", side_effect=KeyboardInterrupt):
+with mock.patch.object(Weights, "run", side_effect=KeyboardInterrupt):
     assert quietly("weights", "list")[0] == INTERRUPTED
 command, = entry_points(group="console_scripts", name="gfpgan-edu")
-assert command.value == "gfpgan_edu.cli:main"                               # what `pip install` puts on the path
+# what `pip install` puts on the path
+assert command.value == "gfpgan_edu.cli:main"
 
 # %% [markdown]
 # ## Help at once
@@ -1491,8 +1828,11 @@ print("LOADED", *sorted({m.split(".")[0] for m in sys.modules}))
 """], env=ENV, capture_output=True, text=True)
 text, loaded = r.stdout.split("LOADED")
 print(text)
-assert "tyro" in loaded.split() and not {"torch", "torchvision", "numpy", "cv2", "PIL", "facenet_pytorch", "matplotlib"} & set(loaded.split())
-with subprocess.Popen([sys.executable, "-c", "from gfpgan_edu.cli import main; main(['--help'])"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+assert "tyro" in loaded.split()
+heavy = {"torch", "torchvision", "numpy", "cv2", "PIL", "facenet_pytorch", "matplotlib"}
+assert not heavy & set(loaded.split())
+unheard = [sys.executable, "-c", "from gfpgan_edu.cli import main; main(['--help'])"]
+with subprocess.Popen(unheard, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
     p.stdout.close()
     assert p.wait() == UNHEARD and p.stderr.read() == b""
 
@@ -1501,10 +1841,13 @@ with subprocess.Popen([sys.executable, "-c", "from gfpgan_edu.cli import main; m
 
 # %%
 script = quietly("completion", "bash")[1]
-ask = 'ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _tyro_gfpgan_edu; echo "$* -> ${COMPREPLY[@]}"; }; '
-r = subprocess.run(["bash", "-c", script + ask + "ask gfpgan-edu do; ask gfpgan-edu restore --o; ask gfpgan-edu degrade --ranges s"], capture_output=True, text=True)
+ask = ('ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '
+       '_tyro_gfpgan_edu; echo "$* -> ${COMPREPLY[@]}"; }; ')
+questions = "ask gfpgan-edu do; ask gfpgan-edu restore --o; ask gfpgan-edu degrade --ranges s"
+r = subprocess.run(["bash", "-c", script + ask + questions], capture_output=True, text=True)
 print(r.stdout, end="")
-assert [line.split("-> ")[1].split() for line in r.stdout.splitlines()] == [["doctor"], ["--out", "--only-center"], ["severe"]]
+answers = [line.split("-> ")[1].split() for line in r.stdout.splitlines()]
+assert answers == [["doctor"], ["--out", "--only-center"], ["severe"]]
 assert "#compdef gfpgan-edu" in quietly("completion", "zsh")[1]
 
 # %% [markdown]
@@ -1533,7 +1876,8 @@ def run(line, show=True):
 for i, face in enumerate(example_faces(4)):
     write_image(Path(folder.name, f"faces/{i}.png"), face)
 assert run("testset blind faces --out set --size 128 --ranges severe")[0] == DONE
-table = "evaluate --pred Input=set/lq Truth=set/gt --gt set/gt --metrics psnr ssim niqe --out table.json"
+table = ("evaluate --pred Input=set/lq Truth=set/gt --gt set/gt --metrics psnr ssim niqe "
+         "--out table.json")
 code, out, err = run(table)
 assert code == DONE and "| Truth | ∞ | 1.0000 ± 0.0000 | – |" in out and len(err) == 1
 
@@ -1546,7 +1890,9 @@ Path(folder.name, "set/lq/1.png").write_bytes(b"")
 assert run(table, show=False)[2] == ["gfpgan-edu: table.json: exists; --force replaces it"]
 code, out, err = run(f"{table} --force", show=False)
 print(*err, sep="\n")
-assert code == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in out and any("set/lq/1.png: is empty" in e for e in err) and any("Input: no result for 0" in e for e in err)
+assert code == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in out
+for why in ("set/lq/1.png: is empty", "Input: no result for 0"):
+    assert any(why in e for e in err)
 
 # %% [markdown]
 # ## Put together: a folder in which everything goes wrong
@@ -1555,7 +1901,8 @@ assert code == SOME_FAILED and "Input: N = 2, 1 failed, 1 missing" in out and an
 
 # %%
 holiday = Path(folder.name, "holiday")
-damaged = degrade(astronaut(), DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1))
+params = DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1)
+damaged = degrade(astronaut(), params)
 write_image(holiday / "astronaut.png", damaged)
 write_image(holiday / "half.jpg", damaged)
 (holiday / "half.jpg").write_bytes((holiday / "half.jpg").read_bytes()[:20_000])
@@ -1566,20 +1913,28 @@ before = {p.name: p.read_bytes() for p in holiday.iterdir()}
 
 # %%
 code, out, err = run("restore holiday --out restored --save-faces faces-of-holiday")
-assert code == SOME_FAILED and out.startswith("1 of 5 restored into restored: 1 without a face, 3 failed\n")
-for name, why in {"empty.png": "is empty", "half.jpg": "truncated", "letter.jpg": "not a picture", "suit.jpg": "no face found"}.items():
-    assert sum(e.startswith("gfpgan-edu: holiday") and name in e and why in e for e in err) == 1, name
-assert {p.name: p.read_bytes() for p in holiday.iterdir()} == before        # the originals, byte for byte
+assert code == SOME_FAILED
+assert out.startswith("1 of 5 restored into restored: 1 without a face, 3 failed\n")
+reasons = {"empty.png": "is empty", "half.jpg": "truncated", "letter.jpg": "not a picture",
+           "suit.jpg": "no face found"}
+for name, why in reasons.items():
+    lines = [e for e in err if e.startswith("gfpgan-edu: holiday") and name in e and why in e]
+    assert len(lines) == 1, name
+# the originals, byte for byte
+assert {p.name: p.read_bytes() for p in holiday.iterdir()} == before
 assert [p.name for p in Path(folder.name, "restored").iterdir()] == ["astronaut.png"]
-assert sorted(p.name for p in Path(folder.name, "faces-of-holiday").iterdir()) == ["astronaut.png-1-after.png", "astronaut.png-1-before.png"]
+faces = Path(folder.name, "faces-of-holiday")
+kept = sorted(p.name for p in faces.iterdir())
+assert kept == ["astronaut.png-1-after.png", "astronaut.png-1-before.png"]
 
 # %%
 #| label: fig-cli-result
 #| fig-cap: "The one good photo of the folder, before and after the command (a part of it), and the pair of faces that --save-faces keeps."
 #| fig-alt: "Two portraits, noisy, the right one with a cleaned face; then the face alone, noisy and cleaned."
 part = lambda p: read_image(p)[10:200:2, 125:325:2]
-pair = [read_image(Path(folder.name, f"faces-of-holiday/astronaut.png-1-{which}.png")) for which in ("before", "after")]
-show([part(holiday / "astronaut.png"), part(Path(folder.name, "restored", "astronaut.png")), *pair], ["the photo", "restored", "face before", "after"], height=1.7);
+pair = [read_image(faces / f"astronaut.png-1-{which}.png") for which in ("before", "after")]
+parts = [part(holiday / "astronaut.png"), part(Path(folder.name, "restored", "astronaut.png"))]
+show([*parts, *pair], ["the photo", "restored", "face before", "after"], height=1.7);
 
 # %% [markdown]
 # Every trap has its line, the good photo of @fig-cli-result is done, and the exit code is 1. Nothing partial lies about, neither from the traps nor from the good photo. If the power fails in the middle of a folder, what lies in `restored` can be trusted, and the same command goes on.
@@ -1593,20 +1948,27 @@ code, out, err = run("restore holiday --out restored --json", show=False)
 for r in records:
     print({k: r[k] for k in ("photo", "status", "reason")})
 print(summary)
-assert {r["photo"]: r["status"] for r in records}["holiday/astronaut.png"] == "done_before" and summary["done"] == summary["done_before"] == 1 and code == summary["exit_code"] == SOME_FAILED
+status = {r["photo"]: r["status"] for r in records}
+assert status["holiday/astronaut.png"] == "done_before"
+assert summary["done"] == summary["done_before"] == 1
+assert code == summary["exit_code"] == SOME_FAILED
 
 # %% [markdown]
 # `degrade` makes such damage for others. Run twice with one seed into two folders, it gives the same bytes; the draw in the JSON line gives them again through the function of @sec-degradation.
 
 # %%
 for out_folder in ("worn", "worn-again"):
-    code, out, err = run(f"degrade faces --out {out_folder} --ranges severe --seed 5 --json", show=False)
-same = [Path(folder.name, "worn", p.name).read_bytes() == p.read_bytes() for p in Path(folder.name, "worn-again").iterdir()]
+    code, out, err = run(f"degrade faces --out {out_folder} --ranges severe --seed 5 --json",
+                         show=False)
+worn, again = Path(folder.name, "worn"), Path(folder.name, "worn-again")
+same = [(worn / p.name).read_bytes() == p.read_bytes() for p in again.iterdir()]
 record = json.loads(out.splitlines()[0])
 params = DegradationParams.from_json(json.dumps(record["params"]))
-again = degrade(read_image(Path(folder.name, record["photo"])), params)
-assert code == DONE and same == [True] * 4 and (again == read_image(Path(folder.name, record["result"]))).all()
-print(f"{record['photo']}: blur of {params.sigma_x:.1f} px, {params.r:.1f} times fewer pixels, noise of {params.delta:.0f} grey levels, JPEG {params.q}")
+repeated = degrade(read_image(Path(folder.name, record["photo"])), params)
+assert code == DONE and same == [True] * 4
+assert (repeated == read_image(Path(folder.name, record["result"]))).all()
+print(f"{record['photo']}: blur of {params.sigma_x:.1f} px, {params.r:.1f} times fewer pixels, "
+      f"noise of {params.delta:.0f} grey levels, JPEG {params.q}")
 
 # %% [markdown]
 # ## Hostile cases
@@ -1618,8 +1980,13 @@ rows, good = [], example_faces(1)[0]
 
 
 # %%
-def trap(name, setting=None, words="in --out out", code=SOME_FAILED, results=1, says="", during=nullcontext()):
-    "Put one good face into `in`, set the trap, restore; check exit code, number of results, a line that must be there, and that nothing unfinished is left."
+def trap(name, setting=None, words="in --out out", code=SOME_FAILED, results=1, says="",
+         during=nullcontext()):
+    """Put one good face into `in`, set the trap, restore, and note what came of it.
+
+    Checked are the exit code, the number of results, a line that must be there, and that nothing
+    unfinished is left.
+    """
     place = Path(folder.name, name.replace(" ", "-"))
     write_image(place / "in/good.png", good)
     os.chdir(place)
@@ -1632,22 +1999,30 @@ def trap(name, setting=None, words="in --out out", code=SOME_FAILED, results=1, 
         os.chdir(home)
     made = [p for p in (place / "out").rglob("*") if p.is_file()]
     line = next((e.removeprefix("gfpgan-edu: ") for e in err if says and says in e), "")
-    assert got == code and len(made) == results and bool(line) == bool(says) and not any("Traceback" in e for e in err), (name, got, made, err)
+    assert got == code and len(made) == results, (name, got, made, err)
+    assert bool(line) == bool(says) and not any("Traceback" in e for e in err), (name, got, err)
     assert not [p for p in place.rglob("*") if p.suffix == ".part"]
-    rows.append(f"| {name} | {got} | {results} | {line.replace('|', '/')[:64]}{'…' if len(line) > 64 else '' if line else '–'} |")
+    shown = line.replace("|", "/")[:64] + "…" * (len(line) > 64) if line else "–"
+    rows.append(f"| {name} | {got} | {results} | {shown} |")
 
 
 # %%
 trap("an empty file", lambda: Path("in/x.png").touch(), says="is empty")
 trap("a text named png", lambda: Path("in/x.png").write_text("Dear Eileen"), says="not a picture")
-trap("blanks and letters of many scripts in a name", lambda: shutil.copy("in/good.png", "in/ein Gesicht 顔 ☺.png"), code=DONE, results=2)
-trap("a line break and an escape in a name", lambda: Path("in/two\nlines\x1b[31m.png").touch(), says="two lines\\x1b[31m.png")
-trap("one stem and two suffixes", lambda: write_image("in/good.jpg", good), code=DONE, results=2)
-trap("two photos of one name", lambda: write_image("in/sub/good.png", good), "in in/sub --out out", NOTHING_DONE, 0, "name of that of")
+trap("blanks and letters of many scripts in a name",
+     lambda: shutil.copy("in/good.png", "in/ein Gesicht 顔 ☺.png"), code=DONE, results=2)
+trap("a line break and an escape in a name",
+     lambda: Path("in/two\nlines\x1b[31m.png").touch(), says="two lines\\x1b[31m.png")
+trap("one stem and two suffixes",
+     lambda: write_image("in/good.jpg", good), code=DONE, results=2)
+trap("two photos of one name", lambda: write_image("in/sub/good.png", good),
+     "in in/sub --out out", NOTHING_DONE, 0, "name of that of")
 trap("a link to itself", lambda: Path("in/x.png").symlink_to("x.png"), says="symbolic links")
 trap("a link to nothing", lambda: Path("in/x.png").symlink_to("gone.png"), says="no such file")
-trap("a link to the folder above", lambda: Path("in/up").symlink_to(".."), "in --out out --recursive", DONE)
-trap("results below the originals, run again", lambda: write_image("in/out/good.png", good), "in --out in/out --recursive", DONE, 0)
+trap("a link to the folder above",
+     lambda: Path("in/up").symlink_to(".."), "in --out out --recursive", DONE)
+trap("results below the originals, run again",
+     lambda: write_image("in/out/good.png", good), "in --out in/out --recursive", DONE, 0)
 trap("results among the originals", None, "in --out in", NOTHING_DONE, 0, "overwrite the originals")
 if hasattr(os, "mkfifo"):
     trap("a pipe that nobody writes to", lambda: os.mkfifo("in/x.png"), says="is a pipe")
@@ -1676,12 +2051,19 @@ def interrupted_at(n):
     return restore
 
 
-locked, no_room = PermissionError(errno.EACCES, "Permission denied", "in/closed"), OSError(errno.ENOSPC, "No space left on device")
+locked = PermissionError(errno.EACCES, "Permission denied", "in/closed")
+no_room = OSError(errno.ENOSPC, "No space left on device")
 more = lambda: write_image("in/late.png", good)
-trap("a locked subfolder", lambda: write_image("in/closed/x.png", good), "in --out out --recursive", says="in/closed: permission denied", during=patch("os.scandir", stubborn(os.scandir, "closed", locked)))
-trap("a folder that may not be written", None, code=NOTHING_DONE, results=0, says="permission denied", during=patch("tempfile.TemporaryFile", side_effect=locked))
-trap("a full disk", more, code=NOTHING_DONE, results=0, says="goes on when there is room", during=patch.object(Image.Image, "save", side_effect=no_room))
-trap("Ctrl-C in the second photo", more, code=INTERRUPTED, says="interrupted", during=patch.object(photos, "restore", interrupted_at(2)))
+trap("a locked subfolder",
+     lambda: write_image("in/closed/x.png", good), "in --out out --recursive",
+     says="in/closed: permission denied",
+     during=mock.patch("os.scandir", stubborn(os.scandir, "closed", locked)))
+trap("a folder that may not be written", None, code=NOTHING_DONE, results=0,
+     says="permission denied", during=mock.patch("tempfile.TemporaryFile", side_effect=locked))
+trap("a full disk", more, code=NOTHING_DONE, results=0, says="goes on when there is room",
+     during=mock.patch.object(Image.Image, "save", side_effect=no_room))
+trap("Ctrl-C in the second photo", more, code=INTERRUPTED, says="interrupted",
+     during=mock.patch.object(photos, "restore", interrupted_at(2)))
 
 
 # %%
@@ -1698,16 +2080,27 @@ def with_nan(net):
     return net
 
 
+def store(content):
+    "Bytes as w.safetensors, all else as w.pth."
+    if isinstance(content, bytes):
+        Path("w.safetensors").write_bytes(content)
+    else:
+        torch.save(content, "w.pth")
+
+
 whole = weights.bundled_path().read_bytes()
+no_numbers = weights.to_official(with_nan(weights.load_weights()))
 bad_weights = {
-    "weights with a command in them": ("w.pth", lambda: torch.save(Evil(), "w.pth")),
-    "half of a weights file": ("w.safetensors", lambda: Path("w.safetensors").write_bytes(whole[:len(whole) // 2])),
-    "weights that claim a header of 10 GB": ("w.safetensors", lambda: Path("w.safetensors").write_bytes((10**10).to_bytes(8, "little") + b"{}")),
-    "weights of another network": ("w.pth", lambda: torch.save({"params_ema": {"a": torch.zeros(1)}}, "w.pth")),
-    "weights that are not numbers": ("w.pth", lambda: torch.save({"params_ema": weights.to_official(with_nan(weights.load_weights()))}, "w.pth"))}
-for name, (file, setting) in bad_weights.items():
-    trap(name, setting, f"in --out out --weights {file}", NOTHING_DONE, 0, file)
-assert not list(Path(folder.name).rglob("was-run"))                         # the command in the weights was not run
+    "weights with a command in them": Evil(),
+    "half of a weights file": whole[:len(whole) // 2],
+    "weights that claim a header of 10 GB": (10**10).to_bytes(8, "little") + b"{}",
+    "weights of another network": {"params_ema": {"a": torch.zeros(1)}},
+    "weights that are not numbers": {"params_ema": no_numbers}}
+for name, content in bad_weights.items():
+    file = "w.safetensors" if isinstance(content, bytes) else "w.pth"
+    trap(name, lambda: store(content), f"in --out out --weights {file}", NOTHING_DONE, 0, file)
+# the command in the weights was not run
+assert not list(Path(folder.name).rglob("was-run"))
 
 # %%
 #| label: tbl-cli-traps
@@ -1722,7 +2115,7 @@ Markdown("| trap | exit code | results | line on stderr |\n|---|---|---|---|\n" 
 # The output of `doctor` is that of the machine on which this page was made.
 
 # %% tags=["volatile"]
-with patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
+with mock.patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
     code, out, err = run("doctor")
 assert code == DONE and err == [] and "missing" not in out
 
@@ -1731,20 +2124,27 @@ assert code == DONE and err == [] and "missing" not in out
 
 # %%
 assert judged("eyes", True, "sharp", "wear glasses") == Finding("eyes", "ok", "sharp")
-assert judged("eyes", False, "dim", "wear glasses", "warn") == Finding("eyes", "warn", "dim", "wear glasses")
+dim = Finding("eyes", "warn", "dim", "wear glasses")
+assert judged("eyes", False, "dim", "wear glasses", "warn") == dim
 looks = look_at_packages, look_at_libraries, look_at_devices, look_at_weights, look_at_a_photo
-with patch.dict(os.environ, GFPGAN_EDU_CACHE=folder.name):
-    assert [next(look()).check for look in looks] == ["gfpgan_edu", "import torch", "cpu", Path(next(iter(bundled.SHA256))).stem, "a photo"]
+with mock.patch.dict(os.environ, GFPGAN_EDU_CACHE=folder.name):
+    first = [next(look()).check for look in looks]
+stem = Path(next(iter(bundled.SHA256))).stem
+assert first == ["gfpgan_edu", "import torch", "cpu", stem, "a photo"]
 
 # %% [markdown]
 # A doctor must also find the illness. Here the sum of the bundled weights is another one than the file's, and OpenCV lacks its library.
 
 # %%
-with patch.dict(bundled.SHA256, {"faces64.safetensors": "0" * 64}), patch("__main__.import_module", side_effect=ImportError("libGL.so.1: cannot open shared object file")), patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
+other_sum = mock.patch.dict(bundled.SHA256, {"faces64.safetensors": "0" * 64})
+no_library = ImportError("libGL.so.1: cannot open shared object file")
+imports = mock.patch("__main__.import_module", side_effect=no_library)
+with other_sum, imports, mock.patch.dict(os.environ, GFPGAN_EDU_CACHE="cache"):
     code, out, err = run("doctor", show=False)
 ill = [line for line in out.splitlines() if line.startswith("missing")]
-print(*(line.replace(str(weights.bundled_path().parent), "…") for line in ill), f"[exit code {code}]", sep="\n")
-assert code == NOTHING_DONE and [line.split()[1] for line in ill] == ["import"] * 3 + ["faces64"] and "libgl1" in ill[2]
+here, checks = str(weights.bundled_path().parent), [line.split()[1] for line in ill]
+print(*(line.replace(here, "…") for line in ill), f"[exit code {code}]", sep="\n")
+assert code == NOTHING_DONE and checks == ["import"] * 3 + ["faces64"] and "libgl1" in ill[2]
 
 # %% [markdown]
 # The last check: weights of the package as an official file, and back. Every number must be the same.
@@ -1752,12 +2152,15 @@ assert code == NOTHING_DONE and [line.split()[1] for line in ill] == ["import"] 
 # %%
 code, out, err = run("weights convert bundled official.pth")
 family = "bilinear" if weights.load_weights().config.resample == "bilinear" else "v1"
-assert code == DONE and run(f"weights convert official.pth ours.safetensors --family {family}", show=False)[0] == DONE
-ours, back = (net.state_dict() for net in (weights.load_weights(), weights.load(Path(folder.name, "ours.safetensors"))))
+words = f"weights convert official.pth ours.safetensors --family {family}"
+assert code == DONE and run(words, show=False)[0] == DONE
+ours = weights.load_weights().state_dict()
+back = weights.load(Path(folder.name, "ours.safetensors")).state_dict()
 assert ours.keys() == back.keys() and all((ours[k] == back[k]).all() for k in ours)
-assert run("weights convert bundled official.pth")[0] == NOTHING_DONE      # it is there
+assert run("weights convert bundled official.pth")[0] == NOTHING_DONE       # it is there
 code, out, err = run("weights list")
-assert code == DONE and all(name in out for name in ("bundled", "v1.2", "v1.3", "v1.4", "non-commercial"))
+assert code == DONE
+assert all(name in out for name in ("bundled", "v1.2", "v1.3", "v1.4", "non-commercial"))
 folder.cleanup()
 
 # %% [markdown]

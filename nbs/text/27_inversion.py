@@ -46,7 +46,8 @@ draw_map("latent", "stylegan2", "output");
 # %%
 torch.set_num_threads(1)
 seeded = lambda seed: torch.Generator().manual_seed(seed)
-net, prior, embed = load_weights("bundled").requires_grad_(False), load_prior("bundled").requires_grad_(False), load_embedder()
+net = load_weights("bundled").requires_grad_(False)
+prior, embed = load_prior("bundled").requires_grad_(False), load_embedder()
 with torch.no_grad():
     z = torch.randn(2, prior.config["style_dim"], generator=seeded(27))
     drawn = prior(z, truncation=0.7, w_mean=prior.mean_w(generator=seeded(0)))
@@ -59,7 +60,8 @@ x = to_tensor(np.stack([degrade(f, damage) for f in np.ascontiguousarray(to_imag
 def quality(y):
     "PSNR (dB) to the truth and identity angle (°) of the three pictures y, each (3,)."
     y = y.detach().clamp(-1, 1)
-    return (10 * torch.log10(4 / (y - truth).square().mean((1, 2, 3)))).numpy(), angle(embed(y), embed(truth)).numpy()
+    dB = 10 * torch.log10(4 / (y - truth).square().mean((1, 2, 3)))
+    return dB.numpy(), angle(embed(y), embed(truth)).numpy()
 
 
 with torch.no_grad():
@@ -68,7 +70,8 @@ two = lambda v: f"samples {v[:2].mean():.1f}, photo {v[2]:.1f}"
 for name, y in (("input", x), ("GFP-GAN", once)):
     q = quality(y)
     print(f"{name:8} PSNR: {two(q[0])}; angle: {two(q[1])}")
-shifted = quality(truth + 0.02)[0][2]                                                 # by hand: an error of 0.02 everywhere, but where it is clipped
+# by hand: an error of 0.02 everywhere, but where it is clipped
+shifted = quality(truth + 0.02)[0][2]
 assert abs(shifted - 20 * np.log10(2 / 0.02)) < 0.5 and quality(truth)[1].max() < 0.1
 assert (quality(once)[0] > quality(x)[0]).mean() > 0.5
 
@@ -91,11 +94,14 @@ def operations(run):
 
 
 c = operations(lambda: net(x[:1]))
-by_hand = operations(lambda: torch.nn.functional.conv2d(torch.zeros(2, 3, 8, 8), torch.zeros(5, 3, 3, 3), padding=1))
-assert by_hand == 2 * 2 * 5 * 8 * 8 * 3 * 3 * 3                                        # multiply and add, two pictures, five channels, 8 × 8 places, 27 products
+maps, kernels = torch.zeros(2, 3, 8, 8), torch.zeros(5, 3, 3, 3)
+by_hand = operations(lambda: torch.nn.functional.conv2d(maps, kernels, padding=1))
+# multiply and add, two pictures, five channels, 8 × 8 places, 27 products
+assert by_hand == 2 * 2 * 5 * 8 * 8 * 3 * 3 * 3
 with FlopCounterMode(display=False) as theirs:
     net(x[:1])
-assert c == theirs.get_total_flops() and operations(lambda: net(x[:3])) == 3 * c       # PyTorch's own counter; two more faces, two more passes
+assert c == theirs.get_total_flops()                            # PyTorch's own counter
+assert operations(lambda: net(x[:3])) == 3 * c                  # two more faces, two more passes
 print(f"one pass: {c / 1e9:.2f} billion operations")
 
 
@@ -108,10 +114,13 @@ def price(search):
     return a, one - a
 
 
-settings = {"PULSE": (pulse, dict(factor=4), 100), "mGANprior": (mganprior, dict(n=8, block=1, lr=0.1), 40)}
-prices = {name: price(lambda x, p, steps: f(x, p, steps=steps, **kw)) for name, (f, kw, _) in settings.items()}
+settings = {"PULSE": (pulse, dict(factor=4), 100),
+            "mGANprior": (mganprior, dict(n=8, block=1, lr=0.1), 40)}
+prices = {name: price(lambda x, p, steps: f(x, p, steps=steps, **kw))
+          for name, (f, kw, _) in settings.items()}
 for name, (a, b) in prices.items():
-    print(f"{name}: a step {a / c:.2f} passes, start and end {b / c:.2f}; 100 steps cost {(100 * a + b) / c:.0f} passes")
+    print(f"{name}: a step {a / c:.2f} passes, start and end {b / c:.2f}; "
+          f"100 steps cost {(100 * a + b) / c:.0f} passes")
 assert all(a > 0.5 * c for a, _ in prices.values())
 
 
@@ -125,8 +134,12 @@ assert all(a > 0.5 * c for a, _ in prices.values())
 
 # %%
 def watched(search, steps, **kw):
-    "Runs the search -> (result, quality of the picture after each step: PSNR (steps, 3), angle (steps, 3))."
-    seen, last = [], prior.synthesis.to_rgbs[-1]                                       # its output is the picture, in both searches
+    """Runs the search -> (result, PSNR (steps, 3), angle (steps, 3)).
+
+    The two tell the quality of the picture after each step.
+    """
+    # the output of this layer is the picture, in both searches
+    seen, last = [], prior.synthesis.to_rgbs[-1]
     hook = last.register_forward_hook(lambda m, args, out: seen.append(quality(out)))
     try:
         found = search(x, prior, steps=steps, **kw)
@@ -138,7 +151,7 @@ def watched(search, steps, **kw):
 runs = {name: watched(f, steps, **kw) for name, (f, kw, steps) in settings.items()}
 for name, (found, dB, degrees) in runs.items():
     assert len(dB) == settings[name][2] + 1 and found.losses[-1] < found.losses[0] / 3
-    assert_close(dB[-1], quality(found.image)[0])                                      # the last picture watched is the result
+    assert_close(dB[-1], quality(found.image)[0])       # the last picture watched is the result
     print(f"{name:9} after {len(dB) - 1:3} steps: PSNR: {two(dB[-1])}; angle: {two(degrees[-1])}")
 
 # %%
@@ -150,9 +163,11 @@ for k, (ax, label) in enumerate(zip(axes, ("PSNR to the truth (dB)", "identity a
     for (name, run), colour in zip(runs.items(), ("#0072B2", "#E69F00")):
         a, b = prices[name]
         at = (a * np.arange(1, len(run[1]) + 1) + b) / c
-        ax.plot(at, run[1 + k][:, :2].mean(1), color=colour, label=name), ax.plot(at, run[1 + k][:, 2], "--", color=colour, label=f"{name}, photo")
+        ax.plot(at, run[1 + k][:, :2].mean(1), color=colour, label=name)
+        ax.plot(at, run[1 + k][:, 2], "--", color=colour, label=f"{name}, photo")
     q = quality(once)[k]
-    ax.plot(1, q[:2].mean(), "D", color="#D55E00", label="GFP-GAN"), ax.plot(1, q[2], "D", mfc="white", color="#D55E00", label="GFP-GAN, photo")
+    ax.plot(1, q[:2].mean(), "D", color="#D55E00", label="GFP-GAN")
+    ax.plot(1, q[2], "D", mfc="white", color="#D55E00", label="GFP-GAN, photo")
     ax.set(xscale="log", xlabel="passes of GFP-GAN per face", ylabel=label)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8);
 
@@ -160,15 +175,19 @@ fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", nco
 #| label: fig-inversion-pictures
 #| fig-cap: "Truth, input, one pass of GFP-GAN, PULSE after 100 steps, mGANprior after 40."
 #| fig-alt: "Five rows of three small faces. Those of GFP-GAN resemble the truths, PULSE's are faces of somewhat different people, mGANprior's are blotched and unfinished."
-rows = {"truth": truth, "input": x, "GFP-GAN": once, **{name: found.image for name, (found, _, _) in runs.items()}}
-show([face for faces in rows.values() for face in faces], ["sample 1", "sample 2", "photo"], rows=rows, cols=3, height=1.1);
+rows = {"truth": truth, "input": x, "GFP-GAN": once,
+        **{name: found.image for name, (found, _, _) in runs.items()}}
+show([face for faces in rows.values() for face in faces], ["sample 1", "sample 2", "photo"],
+     rows=rows, cols=3, height=1.1);
 
 # %%
 best = {name: (run[1][:, 2].max(), run[2][:, 2].min()) for name, run in runs.items()}
 one, last = quality(once), [run[-1][:2].mean() for run in runs["PULSE"][1:]]
-print(f"photo: GFP-GAN {one[0][2]:.1f} dB, {one[1][2]:.0f}°; best of all steps:", {n: f"{d:.1f} dB, {g:.0f}°" for n, (d, g) in best.items()})
+print(f"photo: GFP-GAN {one[0][2]:.1f} dB, {one[1][2]:.0f}°; best of all steps:",
+      {n: f"{d:.1f} dB, {g:.0f}°" for n, (d, g) in best.items()})
 assert all(d < one[0][2] and g > one[1][2] for d, g in best.values())
-assert 0.5 < last[0] - one[0][:2].mean() < 2 and 2 < one[1][:2].mean() - last[1] < 10     # on its own samples PULSE ends nearer
+# on its own samples PULSE ends nearer
+assert 0.5 < last[0] - one[0][:2].mean() < 2 and 2 < one[1][:2].mean() - last[1] < 10
 
 # %% [markdown]
 # Two stories in @fig-inversion-curves. On its own samples PULSE comes nearer than one pass, by a decibel or two and some degrees, for nearly a hundred times the operations: a solution exists, it knows the factor, and it has time. On the photo no step of either search reaches the restorer. PULSE's dashed lines flatten, since the picture is not among those that the prior can draw, and codes have no way to say "this strand of hair, here". That is the paper's point about "low-dimension latent codes" in its introduction, and the reason for the maps of @sec-csft. In @fig-inversion-pictures PULSE draws faces, but partly of others; mGANprior, after as many steps as fit in here, draws mixtures that are hardly faces. The one pass is no miracle either: the smile of the photo has become a narrow mouth.
@@ -184,7 +203,8 @@ for f, y in wrong.items():
     q = quality(y)
     print(f"told {f}, true 4: PSNR: {two(q[0])}; angle: {two(q[1])}")
 mean = {f: quality(y)[0].mean() for f, y in wrong.items()}
-assert mean[8] < mean[4] - 0.5 and mean[8] < mean[2] < mean[4] and all(m < one[0].mean() for m in mean.values())
+assert mean[8] < mean[4] - 0.5 and mean[8] < mean[2] < mean[4]
+assert all(m < one[0].mean() for m in mean.values())
 test_fail(lambda: pulse(x, prior, factor=3, steps=1), exc=ValueError, contains="divides")
 
 
@@ -202,7 +222,7 @@ test_fail(lambda: pulse(x, prior, factor=3, steps=1), exc=ValueError, contains="
 
 # %%
 def refined(x, steps, lr, factor=4):
-    "Pictures after 0 … steps steps on the codes of the restorer (@eq-inversion-refine), and the misfits."
+    "Pictures after 0 … steps steps on the restorer's codes (@eq-inversion-refine), and misfits."
     with torch.no_grad():
         latent, spatial, pyramid = net.unet(x)
         maps = [head(f) for head, f in zip(net.heads, spatial)]
@@ -210,9 +230,11 @@ def refined(x, steps, lr, factor=4):
     w, pictures, misfit, target = w.clone().requires_grad_(True), [], [], shrink(x, factor)
     optimizer = torch.optim.Adam([w], lr)
     for _ in range(steps + 1):
-        y = torch.lerp(pyramid[-1], net.decoder.synthesis(w, modulate=lambda h, k: cs_sft(h, *maps[k])), net.config.prior_share)
+        face = net.decoder.synthesis(w, modulate=lambda h, k: cs_sft(h, *maps[k]))
+        y = torch.lerp(pyramid[-1], face, net.config.prior_share)
         loss = (shrink(y, factor) - target).square().mean((1, 2, 3))
-        pictures.append(y.detach()), misfit.append(loss.mean().item())
+        pictures.append(y.detach())
+        misfit.append(loss.mean().item())
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
@@ -220,11 +242,14 @@ def refined(x, steps, lr, factor=4):
 
 
 pictures, misfit = refined(x, 30, 0.03)
-assert_close(pictures[0], once, rtol=1e-4, atol=1e-4)                                   # step 0 is the forward pass, built from its parts
+# step 0 is the forward pass, built from its parts
+assert_close(pictures[0], once, rtol=1e-4, atol=1e-4)
 track = [quality(y) for y in pictures]
 for k in (0, 5, 10, 30):
-    print(f"step {k:2}: misfit to the input {misfit[k] / misfit[0]:.2f} of the start, PSNR {track[k][0].mean():.2f} dB, angle {track[k][1].mean():.1f}°")
-assert misfit[-1] < 0.5 * misfit[0] and track[-1][0].mean() < track[0][0].mean() and track[-1][1].mean() > track[0][1].mean()
+    print(f"step {k:2}: misfit to the input {misfit[k] / misfit[0]:.2f} of the start, "
+          f"PSNR {track[k][0].mean():.2f} dB, angle {track[k][1].mean():.1f}°")
+assert misfit[-1] < 0.5 * misfit[0]
+assert track[-1][0].mean() < track[0][0].mean() and track[-1][1].mean() > track[0][1].mean()
 
 # %% [markdown]
 # The misfit falls and the face gets *worse*: in PSNR from the first steps on, in the angle at the end. The input is noisy and blocky, also after reduction. The pass had already left out what it took for noise; each further step brings some of it back. To be nearer to the input is not to be nearer to the truth, and the network has learned the difference, as far as its training damage goes.

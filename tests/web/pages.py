@@ -127,6 +127,19 @@ def test_faults_are_seen(visit, tmp_path, trap):
     trap.seen.clear()
 
 
+def test_code_and_printed_text_need_no_scrolling_on_a_wide_screen(visit):
+    "100 characters (check_book.MAX_WIDTH) are what the page has room for."
+    boxes, wide = 0, {}
+    for name in preview.names():
+        page = visit(name.rsplit(".", 1)[0], (1440, 900))
+        found = page.evaluate("""() => [...document.querySelectorAll("main pre")].map(e => [e.scrollWidth - e.clientWidth, e.textContent.trim().slice(0, 60)])""")
+        boxes += len(found)
+        if over := [text for pixels, text in found if pixels > 1]:
+            wide[name] = over
+        page.context.close()
+    assert wide == {} and boxes > 1000
+
+
 def test_wide_things_scroll_in_their_own_box(visit):
     page = visit("nbs/28_official", PHONE)
     for what in ("table", "div.sourceCode", ":is(p, span):has(> math[display=block])"):

@@ -93,7 +93,9 @@ def markdown(path, folder):
         text = path.read_text(encoding="utf-8")
     text = re.sub(r"(\$\$.*?\$\$)[ ]*\{#(eq-[\w-]+)\}", r"[\1]{#\2}", text, flags=re.S)
     text = re.sub(r"^: (.*?)[ ]*\{#(tbl-[\w-]+)[^}]*\}", r"[]{#\2}\n\n: \1", text, flags=re.M)
-    text = re.sub(r"(^|[\s(\[–—-])@((?:sec|fig|eq|tbl)-[\w-]*\w)", r"\1[\2](#\2)", text, flags=re.I | re.M)
+    pieces = re.split(r"^(```.*?^```)$", text, flags=re.S | re.M)                          # code is left as it is
+    pieces[::2] = [re.sub(r"(^|[\s(\[–—-])@((?:sec|fig|eq|tbl)-[\w-]*\w)", r"\1[\2](#\2)", p, flags=re.I | re.M) for p in pieces[::2]]
+    text = "".join(pieces)
     return re.sub(r"::: *\{\.callout-(\w+)", r"::: {.callout .callout-style-default .callout-\1", text)
 
 

@@ -28,7 +28,7 @@ face = example_faces(1, 128)[0].astype(float)
 
 
 def risks(candidates):
-    "Mean squared errors of the first candidate and of the mean, each candidate being the truth equally often."
+    "Mean squared errors of the first candidate and of the mean, all candidates equally likely."
     risk = lambda answer: ((candidates - answer) ** 2).mean()
     return risk(candidates[0]), risk(candidates.mean(0))
 
@@ -65,7 +65,9 @@ for k in (1, 2, 4, 8, 12):
         continue
     restored.append(restore(small).faces[0][1])
     angles[k] = angle(original, vector(restored[-1])).item()
-    print(f"1/{k}: face {found[0].box[2] - found[0].box[0]:2.0f} px wide, {angles[k]:2.0f}° from the original (nearest of 8 strangers: {strangers:.0f}°)")
+    x0, _, x1, _ = found[0].box
+    print(f"1/{k}: face {x1 - x0:2.0f} px wide, {angles[k]:2.0f}° from the original "
+          f"(nearest of 8 strangers: {strangers:.0f}°)")
 assert max(angles) == 8 and angles[1] < angles[4] < angles[8] and angles[2] < strangers
 
 # %%
@@ -90,7 +92,8 @@ def blueness(face):
 
 natural, blue = whole.faces[0], restore(photo[..., ::-1]).faces[0]
 for name, (before, after) in {"natural": natural, "blue": blue}.items():
-    print(f"{name:8} blue minus red: {blueness(before):4.0f} in the input, {blueness(after):4.0f} in the output")
+    print(f"{name:8} blue minus red: {blueness(before):4.0f} in the input, "
+          f"{blueness(after):4.0f} in the output")
 assert blueness(blue[0]) > 0 and blueness(blue[1]) < 0.85 * blueness(blue[0])
 assert abs(blueness(natural[1]) - blueness(natural[0])) < 5
 

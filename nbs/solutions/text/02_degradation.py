@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from fastcore.test import test_fail
 
-from gfpgan_edu.degradation import SEVERE, DegradationParams, add_noise, blur, degrade, degrade_batch, jpeg, resize, sample_params, to_uint8
+from gfpgan_edu.degradation import (SEVERE, DegradationParams, add_noise, blur, degrade,
+                                    degrade_batch, jpeg, resize, sample_params, to_uint8)
 from gfpgan_edu.examples import example_faces, show
 
 face = example_faces(1, 128)[0]
@@ -29,7 +30,8 @@ small, delta = add_noise(flat(0.5), 10, seed=1), 10
 for r, factor in {2: 5 / 8, 3: (1 + 2 * 5 / 9) / 3, 8: 2 / 3}.items():
     large = resize(small, 240 * r, 240 * r)[2 * r:-2 * r, 2 * r:-2 * r]
     measured = (large - 0.5).std() * 255 / delta
-    print(f"r = {r}: measured {measured:.3f}, derived {factor:.3f}, the noise is {1 / factor:.2f} times weaker")
+    print(f"r = {r}: measured {measured:.3f}, derived {factor:.3f}, "
+          f"the noise is {1 / factor:.2f} times weaker")
     np.testing.assert_allclose(measured, factor, rtol=0.02)
 
 
@@ -42,14 +44,19 @@ for r, factor in {2: 5 / 8, 3: (1 + 2 * 5 / 9) / 3, 8: 2 / 3}.items():
 
 # %%
 def add_sensor_noise(x, delta, seed):
-    "x + n with n of variance delta² (0.2 + 1.6 x), clipped to [0, 1]; x float32 H×W×3 in [0, 1], delta in grey levels of 255."
+    """x + n with n of variance delta² (0.2 + 1.6 x), clipped to [0, 1].
+
+    x: float32 H×W×3 in [0, 1]; delta: grey levels of 255.
+    """
     noise = np.random.default_rng(seed).standard_normal(x.shape, np.float32)
     return np.clip(x + noise * np.sqrt(0.2 + 1.6 * x) * np.float32(delta / 255), 0, 1)
 
 
-spread = {value: (add_sensor_noise(flat(value), 10, seed=1) - value).std() * 255 for value in (0.25, 0.5, 0.75)}
+noisy = {value: add_sensor_noise(flat(value), 10, seed=1) for value in (0.25, 0.5, 0.75)}
+spread = {value: (v - value).std() * 255 for value, v in noisy.items()}
 print({value: f"{s:.1f}" for value, s in spread.items()}, "grey levels of noise")
-np.testing.assert_allclose([spread[0.75] / spread[0.25], spread[0.5]], [np.sqrt(1.4 / 0.6), 10], rtol=0.02)
+np.testing.assert_allclose([spread[0.75] / spread[0.25], spread[0.5]], [np.sqrt(1.4 / 0.6), 10],
+                           rtol=0.02)
 # equal at mid grey, to the last bit or nearly
 same = add_noise(flat(0.5), 10, seed=1)
 np.testing.assert_allclose(add_sensor_noise(flat(0.5), 10, seed=1), same, atol=1e-6)
@@ -72,7 +79,9 @@ show([p[eyes] for p in (x, add_noise(x, 20, 0), add_sensor_noise(x, 20, 0))],
 def degrade_early(img, p):
     "`degrade` without colour, the noise added at full size: (y * k_σ + n_δ) ↓r."
     h, w = img.shape[:2]
-    x = blur(np.divide(img, 255, dtype=np.float32), p.sigma_x, p.sigma_y, p.theta, p.kernel_size) if p.sigma_x else np.float32(img / 255)
+    x = np.divide(img, 255, dtype=np.float32)
+    if p.sigma_x:
+        x = blur(x, p.sigma_x, p.sigma_y, p.theta, p.kernel_size)
     x = add_noise(x, p.delta, p.noise_seed)
     x = resize(x, int(w // p.r), int(h // p.r))
     if p.q is not None:
@@ -82,13 +91,16 @@ def degrade_early(img, p):
 
 def given(p, shape):
     "The noise that `add_noise` draws, for `degrade_batch`."
-    return torch.from_numpy(np.random.default_rng(p.noise_seed).standard_normal((*shape[2:], 3), np.float32)).permute(2, 0, 1)[None]
+    noise = np.random.default_rng(p.noise_seed).standard_normal((*shape[2:], 3), np.float32)
+    return torch.from_numpy(noise).permute(2, 0, 1)[None]
 
 
 # %%
-records = [replace(sample_params(np.random.default_rng(i), SEVERE.at(128)), q=None, shift=None, gray=False, jitter=()) for i in range(8)]
+draws = [sample_params(np.random.default_rng(i), SEVERE.at(128)) for i in range(8)]
+records = [replace(d, q=None, shift=None, gray=False, jitter=()) for d in draws]
 batch = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 127.5 - 1
-reference = ((degrade_batch(batch.expand(8, -1, -1, -1), records, given) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+reference = (degrade_batch(batch.expand(8, -1, -1, -1), records, given) + 1) * 127.5
+reference = reference.round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def agrees(f):
@@ -102,7 +114,8 @@ def nothing_asked_nothing_done(f):
 
 def pure_and_same_shape(f):
     p = records[0]
-    assert (f(face, p) == f(face[:, ::-1][:, ::-1], p)).all() and f(face[:, :77], p).shape == (128, 77, 3)
+    assert (f(face, p) == f(face[:, ::-1][:, ::-1], p)).all()
+    assert f(face[:, :77], p).shape == (128, 77, 3)
 
 
 for check in (agrees, nothing_asked_nothing_done, pure_and_same_shape):
@@ -111,11 +124,17 @@ test_fail(lambda: agrees(degrade_early), exc=AssertionError, contains="grey leve
 nothing_asked_nothing_done(degrade_early)
 pure_and_same_shape(degrade_early)
 
+
 # %% [markdown]
 # Only the comparison with an independent implementation turns red; limits, purity and shapes stay green, since they never look at the order. What is lost is seen on flat grey: the standard deviation of the grain after the reduction, in shares of $\delta$.
 
 # %%
-grain = lambda f, r: (f((flat(0.5) * 255).astype(np.uint8), DegradationParams(r=r, delta=20, noise_seed=3)).astype(float)).std() / 20
+def grain(f, r):
+    "Standard deviation of the noise that f leaves on a grey picture, as a share of delta."
+    img = (flat(0.5) * 255).astype(np.uint8)
+    return f(img, DegradationParams(r=r, delta=20, noise_seed=3)).astype(float).std() / 20
+
+
 late, early = ({r: grain(f, r) for r in (1, 2, 3, 4, 8)} for f in (degrade, degrade_early))
 print("late  ", {r: f"{g:.2f}" for r, g in late.items()})
 print("early ", {r: f"{g:.2f}" for r, g in early.items()})

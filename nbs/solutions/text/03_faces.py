@@ -33,13 +33,17 @@ def copies(shorter, smallest=20, gamma=0.709):
 
 
 seen = []
-hook = faces._mtcnn().pnet.register_forward_hook(lambda m, i, o: seen.append(i[0].shape[-1] * i[0].shape[-2]))
-detect(np.zeros((300, 400, 3), np.uint8))                                      # with its rim: 600 × 450
+hook = faces._mtcnn().pnet.register_forward_hook(
+    lambda m, i, o: seen.append(i[0].shape[-1] * i[0].shape[-2]))
+# with its rim: 600 × 450
+detect(np.zeros((300, 400, 3), np.uint8))
 hook.remove()
 assert len(seen) == copies(450)
 first = (1 - 0.709**2) / (1 - 0.709 ** (2 * copies(450)))
-print(f"4000 × 3000: {copies(3000)} copies; 1600 × 1200: {copies(1200)}, with its rim {copies(1800)}")
-print(f"first copy: {first:.3f} of the work as derived, {seen[0] / sum(seen):.3f} counted at 400 × 300")
+print(f"4000 × 3000: {copies(3000)} copies; 1600 × 1200: {copies(1200)}, "
+      f"with its rim {copies(1800)}")
+print(f"first copy: {first:.3f} of the work as derived, "
+      f"{seen[0] / sum(seen):.3f} counted at 400 × 300")
 assert abs(first - seen[0] / sum(seen)) < 0.01
 
 # squares drawn and counted, against (b - t)/(b + t)
@@ -60,13 +64,14 @@ print(f"squares of {b} px, {t} px apart: overlap {overlap:.2f}")
 
 # %%
 def detect_twice(image):
-    "A `Detector`: faces of the photo and of its mirror image; points of those found in both are averaged."
+    "A `Detector`: faces of the photo and of its mirror image; points found in both are averaged."
     w, found = image.shape[1], detect(image)
     for f in detect(np.ascontiguousarray(image[:, ::-1])):
         x0, y0, x1, y1 = f.box
         points = (f.landmarks * (-1, 1) + (w - 1, 0))[[1, 0, 2, 4, 3]]
         back = Face((w - 1 - x1, y0, w - 1 - x0, y1), f.score, points)
-        near = [i for i, g in enumerate(found) if np.hypot(*(g.landmarks.mean(0) - points.mean(0))) < (x1 - x0) / 3]
+        near = [i for i, g in enumerate(found)
+                if np.hypot(*(g.landmarks.mean(0) - points.mean(0))) < (x1 - x0) / 3]
         if near:
             g = found[near[0]]
             found[near[0]] = Face(g.box, max(g.score, f.score), (g.landmarks + points) / 2)
@@ -77,10 +82,11 @@ def detect_twice(image):
 
 # %%
 def damaged(d, seed):
-    "As in the chapter: the head, shifted a little, with damage d, and the place of its corner in the photo."
+    "As in the chapter: the head, shifted a little, with damage d, and where its corner was."
     dx, dy = np.random.default_rng(seed).integers(0, 16, 2)
     crop = np.ascontiguousarray(photo[10 + dy:240 + dy, 100 + dx:340 + dx])
-    return degrade(crop, DegradationParams(0.6 * d, 0.6 * d, r=d, delta=10, q=60, noise_seed=seed)), (100 + dx, 10 + dy)
+    params = DegradationParams(0.6 * d, 0.6 * d, r=d, delta=10, q=60, noise_seed=seed)
+    return degrade(crop, params), (100 + dx, 10 + dy)
 
 
 def error(found, corner):
@@ -93,7 +99,10 @@ for d in (4, 8, 10):
     once.append([error(detect(crop), corner) for crop, corner in draws])
     twice.append([error(detect_twice(crop), corner) for crop, corner in draws])
     count = [int(np.isfinite(e[-1]).sum()) for e in (once, twice)]
-    print(f"d = {d}: found in {count[0]} of 4 by one look, {count[1]} by two" + (f"; error {np.nanmean(once[-1]):.3f} and {np.nanmean(twice[-1]):.3f}" if count[0] else ""))
+    errors = ""
+    if count[0]:
+        errors = f"; error {np.nanmean(once[-1]):.3f} and {np.nanmean(twice[-1]):.3f}"
+    print(f"d = {d}: found in {count[0]} of 4 by one look, {count[1]} by two{errors}")
 both = np.isfinite(once)
 gain = np.mean(np.array(twice)[both]) / np.mean(np.array(once)[both])
 print(f"error over the faces found by one look: {gain:.2f} of what it was")
@@ -123,18 +132,23 @@ class Careless(FaceFolder):
         item, (flipped, _) = super().__getitem__(key), self.draw(*key)
         self.kept = self.kept or [{p: list(v) for p, v in zip(PARTS, c)} for c in self.components]
         parts = self.kept[key[1]]
-        return item | {"boxes": torch.from_numpy(boxes_from_components(mirror_in_place(parts) if flipped else parts, self.size))}
+        parts = mirror_in_place(parts) if flipped else parts
+        boxes = torch.from_numpy(boxes_from_components(parts, self.size))
+        return item | {"boxes": boxes}
 
 
 # %%
 folder = tempfile.TemporaryDirectory()
 cv2.imwrite(f"{folder.name}/1.png", align(photo, face.landmarks, 64)[0])
 good, bad = (c(folder.name, 64, boxes="template", degraded=False) for c in (FaceFolder, Careless))
-bad.components[:, 0, 0] = good.components[:, 0, 0] = 120                       # a face that is not symmetric
-epochs = [e for e in range(12) if good.draw(e, 0)[0]][:1]                      # the first mirrored one
+# a face that is not symmetric
+bad.components[:, 0, 0] = good.components[:, 0, 0] = 120
+# the first mirrored one
+epochs = [e for e in range(12) if good.draw(e, 0)[0]][:1]
 same = lambda data, e: torch.equal(data[e, 0]["boxes"], good[e, 0]["boxes"])
 first, second = same(bad, epochs[0]), same(bad, epochs[0])
-print(f"mirrored epoch {epochs[0]} asked once: {'right' if first else 'wrong'}, twice: {'right' if second else 'wrong'}")
+print(f"mirrored epoch {epochs[0]} asked once: {'right' if first else 'wrong'}, "
+      f"twice: {'right' if second else 'wrong'}")
 assert first and not second and same(good, epochs[0])
 folder.cleanup()
 
@@ -149,7 +163,8 @@ points = detect(small)[0].landmarks
 (_, m), (_, shifted) = align(small, points, 512), align(small, points + 1, 512)
 moved = np.abs((shifted - m)[:, 2])
 scale = np.hypot(m[0, 0], m[1, 0])
-print(f"scale {scale:.1f}; the aligned face moves by {moved[0]:.1f} px sideways and {moved[1]:.1f} px upwards")
+print(f"scale {scale:.1f}; the aligned face moves by {moved[0]:.1f} px sideways "
+      f"and {moved[1]:.1f} px upwards")
 np.testing.assert_allclose(np.hypot(*moved), scale * np.sqrt(2), rtol=1e-6)
 
 # %% [markdown]

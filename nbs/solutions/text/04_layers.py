@@ -34,10 +34,12 @@ def sizes(gain, depth=45, width=512):
 
 exact = math.sqrt(2 / (1 + SLOPE**2))
 growth, factor = sizes(SQRT2)[-1] / sizes(exact)[-1], 1.04 ** (45 / 2)
-print(f"exact gain {exact:.3f}; after 45 layers √2 is larger by {growth:.1f}, predicted {factor:.1f}")
+print(f"exact gain {exact:.3f}; after 45 layers √2 is larger by {growth:.1f}, "
+      f"predicted {factor:.1f}")
 assert 0.7 < growth / factor < 1.4 and 0.7 < sizes(exact)[-1] < 1.4
 # closer: wide, fewer layers
-np.testing.assert_allclose((sizes(SQRT2, 10, 2048) / sizes(exact, 10, 2048))[-1], 1.04**5, rtol=0.06)
+ratio = sizes(SQRT2, 10, 2048) / sizes(exact, 10, 2048)
+np.testing.assert_allclose(ratio[-1], 1.04**5, rtol=0.06)
 
 
 # %% [markdown]
@@ -61,27 +63,32 @@ class Longer(Resample):
 
 
 longer, x = Longer(), torch.randn(1, 2, 32, 32)
-assert longer.down(x).shape == (1, 2, 16, 16) and longer.up(x).shape == (1, 2, 64, 64) and longer.smooth(x, pad=3).shape[-1] == 33
+assert longer.down(x).shape == (1, 2, 16, 16)
+assert longer.up(x).shape == (1, 2, 64, 64)
+assert longer.smooth(x, pad=3).shape[-1] == 33
 assert_close(longer.down(x), upfirdn(x, longer.kernel, down=2, pad=(2, 2)), atol=1e-6, rtol=1e-5)
 assert_close(longer.up(x), 4 * upfirdn(x, longer.kernel, up=2, pad=(3, 2)), atol=1e-6, rtol=1e-5)
 # cycles per pixel, along one axis
 for f in (1 / 16, 1 / 8, 3 / 16, 3 / 8):
     wave = torch.exp(2j * math.pi * f * torch.arange(64)).expand(1, 1, 64, 64)
     parts = [longer.down(part.contiguous())[..., 4:-4, 4:-4] for part in (wave.real, wave.imag)]
-    assert_close(torch.complex(*parts).abs().mean().item(), math.cos(math.pi * f) ** 5, atol=1e-4, rtol=1e-4)
+    amplitude = torch.complex(*parts).abs().mean().item()
+    assert_close(amplitude, math.cos(math.pi * f) ** 5, atol=1e-4, rtol=1e-4)
 
 # %%
 noise = torch.randn(1, 1, 1, 4096, dtype=torch.float64)
 spectrum, freq = torch.fft.rfft(noise), torch.fft.rfftfreq(4096)
-low, high = (torch.fft.irfft(spectrum * m).expand(1, 1, 16, 4096) for m in (freq < 0.25, freq >= 0.25))
+low, high = (torch.fft.irfft(spectrum * m).expand(1, 1, 16, 4096)
+             for m in (freq < 0.25, freq >= 0.25))
 power = lambda y: y[..., 3:-3, 3:-3].square().mean().item()
 grid = (np.arange(4000) + 0.5) / 8000
 for name, net, order in (("1, 3, 3, 1", Resample("fir"), 3), ("1, 5, 10, 10, 5, 1", longer, 5)):
     kept, leaked = (power(net.double().down(part)) / power(part) for part in (low, high))
     response = np.cos(np.pi * grid) ** (2 * order)
-    print(f"{name:18} keeps {kept:4.0%} of the power that fits, lets {leaked:4.1%} of the rest alias")
-    np.testing.assert_allclose([kept, leaked], [response[grid < 0.25].mean(), response[grid > 0.25].mean()],
-                               rtol=0.1, atol=0.003)
+    print(f"{name:18} keeps {kept:4.0%} of the power that fits, "
+          f"lets {leaked:4.1%} of the rest alias")
+    want = [response[grid < 0.25].mean(), response[grid > 0.25].mean()]
+    np.testing.assert_allclose([kept, leaked], want, rtol=0.1, atol=0.003)
 
 
 # %% [markdown]
@@ -109,7 +116,7 @@ def baked_agrees(layer):
 
 
 broken = NoBiasGain(2, 4, gain=SQRT2, activate=True)
-baked_agrees(broken)                                                          # green: all biases are 0
+baked_agrees(broken)  # green: all biases are 0
 torch.nn.init.normal_(broken.bias)
 test_fail(lambda: baked_agrees(broken), exc=AssertionError, contains="not close")
 whole = EqualizedConv2d(2, 4, gain=SQRT2, activate=True)

@@ -32,7 +32,8 @@ def field(levels):
 def measured(levels, size=256):
     "Width of the input that one number at the bottom depends on, by the gradient."
     torch.manual_seed(0)
-    net = nn.Sequential(*(DownBlock(3, 3) for _ in range(levels)), EqualizedConv2d(3, 3, activate=True)).double()
+    net = nn.Sequential(*(DownBlock(3, 3) for _ in range(levels)),
+                        EqualizedConv2d(3, 3, activate=True)).double()
     x = torch.randn(1, 3, 32, size, dtype=torch.float64, requires_grad=True)
     y = net(x)
     y[0, :, y.shape[2] // 2, y.shape[3] // 2].sum().backward()
@@ -72,12 +73,14 @@ class LateHeads(UNet):
 
 # %% tags=["volatile"]
 rng, faces = np.random.default_rng(0), example_faces(8, 32)
-y, x = to_tensor(faces), to_tensor(np.stack([degrade(f, sample_params(rng, SEVERE.at(32))) for f in faces]))
+damaged = np.stack([degrade(f, sample_params(rng, SEVERE.at(32))) for f in faces])
+y, x = to_tensor(faces), to_tensor(damaged)
 targets = [F.avg_pool2d(y, 4), F.avg_pool2d(y, 2), y]
 
 
 def learn(cls, steps=60):
-    "Mean absolute error of the 8, 16 and 32 px pictures at each step, overfitting one batch as in the chapter."
+    """Mean absolute error of the 8, 16 and 32 px pictures at each step, overfitting one batch as
+    in the chapter."""
     torch.manual_seed(0)
     net, history = cls({s: 24 for s in (4, 8, 16, 32)}), []
     opt = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.9, 0.99))
@@ -94,7 +97,8 @@ def learn(cls, steps=60):
 before, after = learn(UNet)[-5:].mean(0), learn(LateHeads)[-5:].mean(0)
 for size, a, b in zip((8, 16, 32), before, after):
     print(f"{size:2} px: {a:.3f}, heads behind the skip {b:.3f}")
-assert after[0] < 0.8 * before[0] and after[1] < 0.9 * before[1] and abs(after[2] / before[2] - 1) < 0.15
+assert after[0] < 0.8 * before[0] and after[1] < 0.9 * before[1]
+assert abs(after[2] / before[2] - 1) < 0.15
 
 
 # %% [markdown]
@@ -115,22 +119,25 @@ class Loud(DownBlock):
 def equals_its_definition(cls):
     "Bilinear `DownBlock` against one in plain PyTorch, √2 in the activations and 1/√2 in the sum."
     torch.manual_seed(0)
-    block, x = cls(6, 10, resample="bilinear").double(), torch.randn(2, 6, 16, 16, dtype=torch.float64)
+    block = cls(6, 10, resample="bilinear").double()
+    x = torch.randn(2, 6, 16, 16, dtype=torch.float64)
     scaled = lambda conv: conv.weight / conv.weight[0].numel() ** 0.5
     act = lambda h: F.leaky_relu(h, 0.2) * 2**0.5
     h = act(F.conv2d(F.avg_pool2d(act(F.conv2d(x, scaled(block.conv1), padding=1)), 2),
                      scaled(block.conv2), padding=1))
-    torch.testing.assert_close(block(x), (h + F.conv2d(F.avg_pool2d(x, 2), scaled(block.skip))) / 2**0.5)
+    want = (h + F.conv2d(F.avg_pool2d(x, 2), scaled(block.skip))) / 2**0.5
+    torch.testing.assert_close(block(x), want)
 
 
 # %%
 def growth(cls, n=7, width=128, seed=0):
-    "Mean squares after n blocks on pictures that are flat: each block gets the middle of the one before."
+    "Mean squares after n blocks on flat pictures: each block gets the middle of the one before."
     torch.manual_seed(seed)
     h, out = torch.randn(16, width), []
     with torch.no_grad():
         for _ in range(n):
-            h = cls(width, width, resample="bilinear")(h[:, :, None, None].expand(-1, -1, 8, 8))[:, :, 2, 2]
+            flat = h[:, :, None, None].expand(-1, -1, 8, 8)
+            h = cls(width, width, resample="bilinear")(flat)[:, :, 2, 2]
             out.append(h.square().mean().item())
     return out
 
@@ -142,8 +149,10 @@ def keeps_the_size(cls):
 for check in (equals_its_definition, keeps_the_size):
     check(DownBlock)
     test_fail(lambda: check(Loud), exc=AssertionError)
-usual, loud = (np.mean([growth(cls, seed=seed) for seed in range(5)], 0) for cls in (DownBlock, Loud))
-print("mean squares:", " ".join(f"{v:.1f}" for v in usual), "and with √2:", " ".join(f"{v:.1f}" for v in loud))
+usual, loud = (np.mean([growth(cls, seed=seed) for seed in range(5)], 0)
+               for cls in (DownBlock, Loud))
+print("mean squares:", " ".join(f"{v:.1f}" for v in usual),
+      "and with √2:", " ".join(f"{v:.1f}" for v in loud))
 assert 8 < loud[-1] < 40 and usual[-1] < 3
 
 # %% [markdown]

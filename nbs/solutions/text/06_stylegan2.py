@@ -30,7 +30,7 @@ def variance(resample, up, seed=0):
     return y[..., 4:-4, 4:-4].var().item()
 
 
-measured = {name: variance(*args) for name, args in {"not up": ("fir", False), "up, fir": ("fir", True)}.items()}
+measured = {"not up": variance("fir", False), "up, fir": variance("fir", True)}
 print({name: f"{v:.2f}" for name, v in measured.items()}, f"derived for fir: {(10 / 16) ** 2:.2f}")
 assert abs(measured["not up"] - 1) < 0.03 and abs(measured["up, fir"] - (10 / 16) ** 2) < 0.02
 
@@ -44,16 +44,18 @@ assert abs(measured["not up"] - 1) < 0.03 and abs(measured["up, fir"] - (10 / 16
 # %%
 large, small = Synthesis(widths(64, narrow=1 / 16), 16), Synthesis(widths(32, narrow=1 / 16), 16)
 for conv in large.convs:
-    torch.nn.init.normal_(conv.noise_strength)                                   # zeros would hide the noise
+    torch.nn.init.normal_(conv.noise_strength)  # zeros would hide the noise
 state = large.state_dict()
 small.load_state_dict({k: state[k] for k in small.state_dict()})
 w, inputs = torch.randn(2, large.n_codes, 16), []
-hooks = [rgb.register_forward_pre_hook(lambda m, args: inputs.append(args)) for rgb in large.to_rgbs]
+hooks = [rgb.register_forward_pre_hook(lambda m, args: inputs.append(args))
+         for rgb in large.to_rgbs]
 with torch.no_grad():
     picture = large(w)
     for hook in hooks:
         hook.remove()
-    shares = [rgb.conv(h, code) + rgb.bias[:, None, None] for rgb, (h, code, *_) in zip(large.to_rgbs, inputs)]
+    shares = [rgb.conv(h, code) + rgb.bias[:, None, None]
+              for rgb, (h, code, *_) in zip(large.to_rgbs, inputs)]
     total, up = shares[0], large.to_rgbs[1].resample.up
     for share in shares[1:4]:
         total = up(total) + share
@@ -83,12 +85,13 @@ def sizes(demodulate, scale):
     return out
 
 
-cases = {"demodulated": sizes(True, 1), "demodulated, code × 2": sizes(True, 2), "without": sizes(False, 1),
-         "without, code × 2": sizes(False, 2)}
+cases = {"demodulated": sizes(True, 1), "demodulated, code × 2": sizes(True, 2),
+         "without": sizes(False, 1), "without, code × 2": sizes(False, 2)}
 for name, v in cases.items():
     print(f"{name:22} from {v[0]:.1f} to {v[-1]:.2g} in {len(v)} layers")
 assert 0.2 < cases["demodulated, code × 2"][-1] / cases["demodulated"][-1] < 5
-assert cases["without, code × 2"][-1] > 50 * cases["without"][-1] and cases["without, code × 2"][-1] > 1000 * cases["demodulated"][-1]
+loudest = cases["without, code × 2"][-1]
+assert loudest > 50 * cases["without"][-1] and loudest > 1000 * cases["demodulated"][-1]
 
 # %%
 #| fig-alt: "Curves of the standard deviation over the convolutions, on a logarithmic axis."

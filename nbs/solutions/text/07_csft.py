@@ -46,7 +46,8 @@ full = {s: cost(n // 2, n, s) for s, n in prior.items() if s > 4}
 assert all(half[s] == counted(prior[s] // 2, prior[s] // 2, s)
            and full[s] == counted(prior[s] // 2, prior[s], s) for s in half)
 share = (half[256] + half[512]) / sum(half.values())
-print(f"512 px: {half[512] / 1e9:.2f} G for half, {full[512] / 1e9:.2f} G for full; 256 and 512 px have {share:.1%} of all")
+print(f"512 px: {half[512] / 1e9:.2f} G for half, {full[512] / 1e9:.2f} G for full; "
+      f"256 and 512 px have {share:.1%} of all")
 assert share == 2 / (5 + 1 / 4 + 1 / 16)
 
 # %% [markdown]
@@ -60,12 +61,14 @@ assert share == 2 / (5 + 1 / 4 + 1 / 16)
 # %%
 torch.manual_seed(4)
 net = load_prior("bundled").requires_grad_(False)
-size, width = net.config["size"], widths(net.config["size"], net.config["channel_multiplier"], net.config["narrow"])
+size = net.config["size"]
+width = widths(size, net.config["channel_multiplier"], net.config["narrow"])
 unet = UNet({s: c // 2 for s, c in width.items()})
 heads = nn.ModuleList(ConditionHead(c // 2, c // 2) for s, c in width.items() if s > 4)
 for head in heads:
     nn.init.zeros_(head.scale[1].weight), nn.init.zeros_(head.shift[1].weight)
-face, w = to_tensor(example_faces(1, size)), net.codes(net.mapping(torch.randn(1, net.config["style_dim"])))
+face = to_tensor(example_faces(1, size))
+w = net.codes(net.mapping(torch.randn(1, net.config["style_dim"])))
 
 
 def restore():
@@ -79,10 +82,12 @@ opt = torch.optim.Adam([*heads.parameters(), *unet.parameters()], lr=1e-3)
 for step in (1, 2):
     opt.zero_grad()
     (restore() - face).square().mean().backward()
-    moved = {name: sum(b[i].weight.grad.abs().sum().item() for h in heads for b in (h.scale, h.shift))
+    moved = {name: sum(b[i].weight.grad.abs().sum().item()
+                       for h in heads for b in (h.scale, h.shift))
              for i, name in enumerate(("first", "last"))}
     opt.step()
-    print(f"step {step}: first layers {'get a gradient' if moved['first'] else 'get none'}, last layers {'get one' if moved['last'] else 'get none'}")
+    print(f"step {step}: first layers {'get a gradient' if moved['first'] else 'get none'}, "
+          f"last layers {'get one' if moved['last'] else 'get none'}")
     assert (moved["first"] > 0) == (step == 2) and moved["last"] > 0
 assert unet.first.weight.grad.any()
 
@@ -103,14 +108,16 @@ def swapped(f, alpha, beta):
 torch.manual_seed(0)
 f, alpha, beta = torch.randn(2, 8, 4, 4), torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
 ones, zeros = torch.ones_like(alpha), torch.zeros_like(beta)
+element = alpha[1, 2, 2, 3] * f[1, 6, 2, 3] + beta[1, 2, 2, 3]
+whole = sft(f, torch.cat([ones, alpha], 1), torch.cat([zeros, beta], 1))
 checks = {
     "scale 1, shift 0 changes nothing": lambda t: assert_close(t(f, ones, zeros), f),
-    "first half kept bit for bit": lambda t: assert_close(t(f, alpha, beta)[:, :4], f[:, :4], rtol=0, atol=0),
-    "one element by hand": lambda t: assert_close(t(f, alpha, beta)[1, 6, 2, 3],
-                                                  alpha[1, 2, 2, 3] * f[1, 6, 2, 3] + beta[1, 2, 2, 3]),
-    "Eq. 4 is Eq. 3 with half of it fixed": lambda t: assert_close(t(f, alpha, beta),
-                                                                   sft(f, torch.cat([ones, alpha], 1), torch.cat([zeros, beta], 1))),
-    "wrong shapes are refused": lambda t: test_fail(lambda: t(f, alpha[:, :2], beta), exc=ValueError),
+    "first half kept bit for bit":
+        lambda t: assert_close(t(f, alpha, beta)[:, :4], f[:, :4], rtol=0, atol=0),
+    "one element by hand": lambda t: assert_close(t(f, alpha, beta)[1, 6, 2, 3], element),
+    "Eq. 4 is Eq. 3 with half of it fixed": lambda t: assert_close(t(f, alpha, beta), whole),
+    "wrong shapes are refused":
+        lambda t: test_fail(lambda: t(f, alpha[:, :2], beta), exc=ValueError),
 }
 red = []
 for name, check in checks.items():

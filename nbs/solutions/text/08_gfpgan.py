@@ -25,7 +25,8 @@ torch.set_num_threads(1)
 
 # %%
 def new_block(p, c, d=512):
-    "Parameters that one more level adds: codes, U-Net down and up, picture head, condition head, two style layers, RGB layer."
+    """Parameters that one more level adds: codes, U-Net down and up, picture head, condition head,
+    two style layers, RGB layer."""
     P, C = 2 * p, 2 * c
     conv = lambda cin, cout, k=3: cin * cout * k * k + cout
     codes = 2 * d * (256 * 16 + 1)
@@ -42,8 +43,10 @@ def new_block(p, c, d=512):
 with torch.device("meta"):
     nets = {s: GFPGAN(GFPGANConfig(size=s)) for s in (512, 1024)}
 count = {s: sum(p.numel() for p in net.parameters()) for s, net in nets.items()}
-print(f"512 px: {count[512]:,}; derived for 1024: {count[512] + new_block(16, 8):,}; counted: {count[1024]:,}")
-assert count[1024] == count[512] + new_block(16, 8) and nets[1024].decoder.synthesis.n_codes == 18 and widths(1024)[1024] == 16
+derived = count[512] + new_block(16, 8)
+print(f"512 px: {count[512]:,}; derived for 1024: {derived:,}; counted: {count[1024]:,}")
+assert count[1024] == derived
+assert nets[1024].decoder.synthesis.n_codes == 18 and widths(1024)[1024] == 16
 
 
 # %% [markdown]
@@ -62,7 +65,7 @@ class LateMaps(Synthesis):
         for k, to_rgb in enumerate(self.to_rgbs[1:]):
             i = 2 * k + 1
             h = self.convs[i + 1](self.convs[i](h, w[:, i], n(i)), w[:, i + 1], n(i + 1))
-            h = modulate(h, k)                                                # the only line that moved
+            h = modulate(h, k)  # the only line that moved
             image = to_rgb(h, w[:, i + 2], image)
         return image
 
@@ -74,7 +77,7 @@ targets = [F.avg_pool2d(face, 64 // s) for s in (8, 16, 32, 64)]
 
 
 def memorise(synthesis=Synthesis, steps=45):
-    "The tiny net learns one face by heart, as in the chapter -> (error over the last ten steps, net)."
+    "The tiny net learns one face by heart, as in the chapter -> (error of the last 10 steps, net)."
     torch.manual_seed(0)
     net, errors = GFPGAN(GFPGANConfig.tiny()), []
     net.decoder.synthesis.__class__ = synthesis
@@ -83,15 +86,18 @@ def memorise(synthesis=Synthesis, steps=45):
     for _ in range(steps):
         image, pyramid = net(degraded)
         errors.append(F.l1_loss(image, face))
-        optimizer.zero_grad(), (errors[-1] + sum(F.l1_loss(p, t) for p, t in zip(pyramid, targets))).backward()
+        loss = errors[-1] + sum(F.l1_loss(p, t) for p, t in zip(pyramid, targets))
+        optimizer.zero_grad(), loss.backward()
         optimizer.step(), schedule.step()
     return torch.stack(errors[-10:]).mean().item(), net
 
 
 # %% tags=["volatile"]
 (early, net), (late, other) = memorise(), memorise(LateMaps)
-print(f"error after 45 steps: maps after the first convolution {early:.3f}, after the second {late:.3f}; the input's {F.l1_loss(degraded, face):.3f}")
-assert all(a.shape == b.shape for a, b in zip(net.state_dict().values(), other.state_dict().values()))
+print(f"error after 45 steps: maps after the first convolution {early:.3f}, "
+      f"after the second {late:.3f}; the input's {F.l1_loss(degraded, face):.3f}")
+assert all(a.shape == b.shape
+           for a, b in zip(net.state_dict().values(), other.state_dict().values()))
 assert late < 2 * early
 
 
@@ -111,8 +117,9 @@ class WrongCode(Synthesis):
         image = self.to_rgbs[0](h, w[:, 1])
         for k, to_rgb in enumerate(self.to_rgbs[1:]):
             i = 2 * k + 1
-            h = self.convs[i + 1](modulate(self.convs[i](h, w[:, i], n(i)), k), w[:, i + 1], n(i + 1))
-            image = to_rgb(h, w[:, i + 1], image)                             # the wrong code
+            h = modulate(self.convs[i](h, w[:, i], n(i)), k)
+            h = self.convs[i + 1](h, w[:, i + 1], n(i + 1))
+            image = to_rgb(h, w[:, i + 1], image)  # the wrong code
         return image
 
 
@@ -121,9 +128,11 @@ with torch.no_grad():
     net.decoder.synthesis.__class__ = WrongCode
     wrong = net(degraded)[0]
 assert wrong.shape == right.shape
-test_fail(lambda: assert_close(wrong, right, rtol=1e-4, atol=1e-4), exc=AssertionError, contains="not close")
+test_fail(lambda: assert_close(wrong, right, rtol=1e-4, atol=1e-4), exc=AssertionError,
+          contains="not close")
 trained, habit = memorise(WrongCode)
-print(f"same weights, wrong code: up to {(wrong - right).abs().max():.1f} apart; trained with it: error {trained:.3f} beside {early:.3f}")
+print(f"same weights, wrong code: up to {(wrong - right).abs().max():.1f} apart; "
+      f"trained with it: error {trained:.3f} beside {early:.3f}")
 assert trained < 2 * early and (wrong - right).abs().max() > 0.01
 with torch.no_grad():
     show([face[0], right[0], wrong[0], habit(degraded)[0][0]],

@@ -28,8 +28,10 @@ numbers = {k: v.numel() for k, v in net.state_dict().items()}
 noise = sum(n for k, n in numbers.items() if ".noise" in k and not k.endswith("strength"))
 mapping = sum(n for k, n in numbers.items() if k.startswith("decoder.mapping"))
 total = sum(numbers.values())
-print(f"{total:,} numbers: {4 * total / 1e6:.0f} MB in 32 bits, {2 * total / 1e6:.0f} MB in 16; noise maps {noise / total:.2%}; mapping network {mapping / total:.2%}")
-assert total - noise == sum(p.numel() for p in net.parameters()) and noise == 16 + 2 * sum(s * s for s in (8, 16, 32, 64, 128, 256, 512))
+print(f"{total:,} numbers: {4 * total / 1e6:.0f} MB in 32 bits, {2 * total / 1e6:.0f} MB in 16; "
+      f"noise maps {noise / total:.2%}; mapping network {mapping / total:.2%}")
+assert total - noise == sum(p.numel() for p in net.parameters())
+assert noise == 16 + 2 * sum(s * s for s in (8, 16, 32, 64, 128, 256, 512))
 
 tiny = GFPGAN(GFPGANConfig.tiny()).eval()
 x = torch.rand(1, 3, 64, 64) * 2 - 1
@@ -52,7 +54,9 @@ def blend(a, b, t):
     if a.config != b.config:
         raise ValueError("networks of different configs have nothing to blend")
     net, other = GFPGAN(a.config), b.state_dict()
-    net.load_state_dict({k: v.lerp(other[k], t) if v.is_floating_point() else v for k, v in a.state_dict().items()})
+    mixed = {k: v.lerp(other[k], t) if v.is_floating_point() else v
+             for k, v in a.state_dict().items()}
+    net.load_state_dict(mixed)
     return net.eval()
 
 
@@ -66,7 +70,9 @@ def snapshots(seed, at=(30, 60)):
     net, out = GFPGAN(GFPGANConfig.tiny(32)), []
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3, betas=(0.9, 0.99))
     for step in range(1, max(at) + 1):
-        optimizer.zero_grad(), F.l1_loss(net(small)[0], face).backward(), optimizer.step()
+        optimizer.zero_grad()
+        F.l1_loss(net(small)[0], face).backward()
+        optimizer.step()
         if step in at:
             out.append(blend(net, net, 0.0))
     return out
@@ -74,16 +80,19 @@ def snapshots(seed, at=(30, 60)):
 
 first, second = snapshots(0)
 stranger = snapshots(1)[1]
+shares = (0, 0.25, 0.5, 0.75, 1)
 with torch.no_grad():
-    same, other = ([blend(a, second, t)(small)[0] for t in (0, 0.25, 0.5, 0.75, 1)] for a in (first, stranger))
+    same, other = ([blend(a, second, t)(small)[0] for t in shares] for a in (first, stranger))
+loss = lambda p: F.l1_loss(p, face)
 for name, pictures in (("one training", same), ("two seeds", other)):
-    print(f"{name:13}", *(f"{F.l1_loss(p, face):.3f}" for p in pictures))
-assert all(F.l1_loss(p, face) < 1.2 * F.l1_loss(same[0], face) for p in same) and F.l1_loss(other[2], face) > 2 * F.l1_loss(other[0], face)
+    print(f"{name:13}", *(f"{loss(p):.3f}" for p in pictures))
+assert all(loss(p) < 1.2 * loss(same[0]) for p in same) and loss(other[2]) > 2 * loss(other[0])
 test_fail(lambda: blend(first, tiny, 0.5), exc=ValueError, contains="configs")
 
 # %%
 #| fig-alt: "Two rows of five faces, between two sets of weights; the upper row stays a face all the way."
-show([p[0] for p in (*same, *other)], [f"t = {t}" for t in (0, 0.25, 0.5, 0.75, 1)], rows=("one training", "two seeds"), cols=5, height=1.2);
+show([p[0] for p in (*same, *other)], [f"t = {t}" for t in shares],
+     rows=("one training", "two seeds"), cols=5, height=1.2);
 
 
 # %% [markdown]
@@ -99,7 +108,8 @@ def to_clean(net, skip=None):
     for name, m in net.named_modules():
         if isinstance(m, (EqualizedConv2d, EqualizedLinear, ModulatedConv2d)):
             state[f"{name}.weight"] = m.weight.detach() * m.weight_gain
-        if skip != "bias" and isinstance(m, (EqualizedConv2d, EqualizedLinear, StyleConv)) and m.bias is not None:
+        scaled = isinstance(m, (EqualizedConv2d, EqualizedLinear, StyleConv))
+        if skip != "bias" and scaled and m.bias is not None:
             state[f"{name}.bias"] = m.bias.detach() * m.bias_gain
         if skip != "noise" and isinstance(m, StyleConv):
             state[f"{name}.noise_strength"] = m.noise_strength.detach() * m.bias_gain
@@ -119,8 +129,10 @@ moved = blend(fresh, fresh, 0)
 for p in moved.parameters():
     p.data += 0.2 * torch.randn_like(p)
 for skip in (None, "bias", "noise"):
-    print(f"without {skip or 'nothing':7}: fresh {'green' if same_output(fresh, skip) else 'red'}, moved {'green' if same_output(moved, skip) else 'red'}")
-assert same_output(fresh, None) and same_output(moved, None) and not same_output(moved, "bias") and not same_output(moved, "noise")
+    colours = ["green" if same_output(net, skip) else "red" for net in (fresh, moved)]
+    print(f"without {skip or 'nothing':7}: fresh {colours[0]}, moved {colours[1]}")
+assert same_output(fresh, None) and same_output(moved, None)
+assert not same_output(moved, "bias") and not same_output(moved, "noise")
 assert same_output(fresh, "bias") and same_output(fresh, "noise")
 
 # %% [markdown]

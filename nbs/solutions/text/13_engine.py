@@ -27,9 +27,11 @@ run = Run()
 epochs = run.iterations * run.batch / 70_000
 age = run.ema_images * math.log2(100) / run.batch
 print(f"{epochs:.0f} epochs; one percent after {age:.0f} iterations")
-assert Stream(70_000, run.batch).at(run.iterations * run.batch - 1)[0] == math.floor(epochs - 1e-9) == 137
+last_epoch, _ = Stream(70_000, run.batch).at(run.iterations * run.batch - 1)
+assert last_epoch == math.floor(epochs - 1e-9) == 137
 
-old, zero = torch.nn.Linear(1, 1).double(), torch.nn.Linear(1, 1).double()    # how much of old weights is left, counted
+# how much of old weights is left, counted
+old, zero = torch.nn.Linear(1, 1).double(), torch.nn.Linear(1, 1).double()
 torch.nn.init.ones_(old.weight), torch.nn.init.zeros_(zero.weight)
 left = []
 while not left or left[-1] > 0.01:
@@ -57,7 +59,8 @@ class Config:
 
 def perceptron(cin, cout, width=64):
     act = torch.nn.LeakyReLU(0.2)
-    return torch.nn.Sequential(torch.nn.Linear(cin, width), act, torch.nn.Linear(width, width), act, torch.nn.Linear(width, cout))
+    return torch.nn.Sequential(torch.nn.Linear(cin, width), act, torch.nn.Linear(width, width), act,
+                               torch.nn.Linear(width, cout))
 
 
 # %%
@@ -83,7 +86,8 @@ class Ring(Players):
 config = Config()
 torch.manual_seed(0)
 nets = dict(g=perceptron(8, 2), d=perceptron(2, 1), up=perceptron(2, 1))
-t = Ring(config, nets, {k: adam(n, config.lr, (0.0, 0.99)) for k, n in nets.items()}, [], "g", stepwise(()), device="cpu")
+optimizers = {k: adam(n, config.lr, (0.0, 0.99)) for k, n in nets.items()}
+t = Ring(config, nets, optimizers, [], "g", stepwise(()), device="cpu")
 t.phases = [Phase("g", t.g_terms), Phase("d", t.d_terms), Phase("up", t.up_terms)]
 start, rng = {k: n[0].weight.clone() for k, n in nets.items()}, torch.Generator().manual_seed(1)
 for t.it in range(1, 601):
@@ -92,8 +96,9 @@ for t.it in range(1, 601):
 with torch.no_grad():
     points = t.ema(torch.randn(600, 8, generator=torch.Generator().manual_seed(2)))
 distance = (points.norm(dim=1) - 1).abs().mean().item()
-print(f"terms: {', '.join(k for k in t.logs if 'grad' not in k)}; mean distance from the circle {distance:.2f}")
-assert all((n[0].weight - start[k]).abs().max() > 0.01 for k, n in nets.items())             # all three learn
+terms = ", ".join(k for k in t.logs if "grad" not in k)
+print(f"terms: {terms}; mean distance from the circle {distance:.2f}")
+assert all((n[0].weight - start[k]).abs().max() > 0.01 for k, n in nets.items())  # all three learn
 assert distance < 0.3 and {"g", "g_up", "d", "up"} <= t.logs.keys()
 
 # %%
@@ -101,7 +106,8 @@ assert distance < 0.3 and {"g", "g_up", "d", "up"} <= t.logs.keys()
 fig, ax = plt.subplots(figsize=(2.6, 2.6), layout="constrained")
 ax.scatter(*points.T, s=4, color="#0072B2")
 ax.scatter(*MODES.T, s=90, facecolors="none", edgecolors="#D55E00")
-ax.axhline(0, color="#444444", lw=0.8, ls="--"), ax.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal");
+ax.axhline(0, color="#444444", lw=0.8, ls="--")
+ax.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal");
 
 
 # %% [markdown]
@@ -129,7 +135,8 @@ def goes_on(cls):
 
 def two_processes(cls):
     whole = take(cls, 5)
-    assert [a + b for a, b in zip(take(cls, 5, rank=0, world=2), take(cls, 5, rank=1, world=2))] == [b[::2] + b[1::2] for b in whole]
+    shares = zip(take(cls, 5, rank=0, world=2), take(cls, 5, rank=1, world=2))
+    assert [a + b for a, b in shares] == [b[::2] + b[1::2] for b in whole]
 
 
 # %%

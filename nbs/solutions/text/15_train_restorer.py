@@ -45,11 +45,15 @@ assert n == 15
 # %%
 faces = example_faces(24, 128)
 rng = np.random.default_rng(0)
-y = to_tensor(np.stack([f.reshape(32, 4, 32, 4, 3).mean((1, 3)).round().astype(np.uint8) for f in faces]))
-x = to_tensor(np.stack([degrade(((f + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), sample_params(rng, SEVERE.at(32))) for f in y]))
+small = [f.reshape(32, 4, 32, 4, 3).mean((1, 3)).round().astype(np.uint8) for f in faces]
+y = to_tensor(np.stack(small))
+pictures = [((f + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for f in y]
+x = to_tensor(np.stack([degrade(f, sample_params(rng, SEVERE.at(32))) for f in pictures]))
 boxes = torch.from_numpy(component_boxes(template(32), 32)).expand(len(y), 3, 4)
-config = replace(PRESETS["tiny"](), model=GFPGANConfig.tiny(32), run=replace(PRESETS["tiny"]().run, ema_images=60.0))
-without = replace(config, loss=replace(config.loss, adversarial=0.0, component=0.0, feature_style=0.0))
+config = PRESETS["tiny"]()
+config = replace(config, model=GFPGANConfig.tiny(32), run=replace(config.run, ema_images=60.0))
+no_judges = replace(config.loss, adversarial=0.0, component=0.0, feature_style=0.0)
+without = replace(config, loss=no_judges)
 
 
 def fit(config, cls=RestorerTrainer, iterations=40):
@@ -65,13 +69,15 @@ def fit(config, cls=RestorerTrainer, iterations=40):
 trained = {"all terms": fit(config), "no judges": fit(without)}
 sharp = lambda p: (p[..., 1:] - p[..., :-1]).abs().mean().item()
 for name, (t, out) in trained.items():
-    print(f"{name:12} players {', '.join(t.nets)}: PSNR {psnr(out, y[21:]):.1f} dB, sharpness {sharp(out):.2f} (truth {sharp(y[21:]):.2f}, input {sharp(x[21:]):.2f})")
-(_, a), (_, b) = trained.values()
-assert set(trained["no judges"][0].nets) == {"g"} and abs(psnr(a, y[21:]) - psnr(b, y[21:])) < 2 and not torch.equal(a, b)
+    print(f"{name:12} players {', '.join(t.nets)}: PSNR {psnr(out, y[21:]):.1f} dB, "
+          f"sharpness {sharp(out):.2f} (truth {sharp(y[21:]):.2f}, input {sharp(x[21:]):.2f})")
+(_, a), (t, b) = trained.values()
+assert set(t.nets) == {"g"} and abs(psnr(a, y[21:]) - psnr(b, y[21:])) < 2 and not torch.equal(a, b)
 
 # %%
 #| fig-alt: "Four rows of three small faces: inputs, restored with all terms, without judges, truths."
-show([*x[21:], *a, *b, *y[21:]], sum(([n] + [""] * 2 for n in ("input", "all terms", "no judges", "truth")), []), cols=3, height=0.9);
+titles = sum(([n] + [""] * 2 for n in ("input", "all terms", "no judges", "truth")), [])
+show([*x[21:], *a, *b, *y[21:]], titles, cols=3, height=0.9);
 
 
 # %% [markdown]
@@ -90,7 +96,7 @@ class Attached(RestorerTrainer):
         return out
 
     def d_terms(self, b):
-        return super().d_terms({**b, "out": self.attached})                   # as if it had not been detached
+        return super().d_terms({**b, "out": self.attached})            # as if it were not detached
 
 
 # %%
@@ -100,14 +106,16 @@ def turns_are_separate(cls):
     batch = {"lq": x[:2], "gt": y[:2], "boxes": boxes[:2]}
     t.g_terms(batch)
     given = []
-    t.nets["d"].register_forward_pre_hook(lambda m, args: given.append(args[0].requires_grad))
+    note = lambda m, args: given.append(args[0].requires_grad)
+    t.nets["d"].register_forward_pre_hook(note)
     t.d_terms(batch)
     assert not any(given), "the judge's turn reaches into the generator"
 
 
 turns_are_separate(RestorerTrainer)
 test_fail(lambda: turns_are_separate(Attached), exc=AssertionError, contains="reaches into")
-test_fail(lambda: fit(config, Attached, iterations=1), exc=RuntimeError, contains="backward through the graph a second time")
+test_fail(lambda: fit(config, Attached, iterations=1), exc=RuntimeError,
+          contains="backward through the graph a second time")
 
 # %% [markdown]
 # No assertion of the chapter gets a chance: the first cell that takes a whole iteration, the one that counts the calls of each player's turn, ends in PyTorch's error "Trying to backward through the graph a second time". That is the lucky case. With `retain_graph=True`, which the message recommends, it would run, at twice the cost; only `requires_grad_(False)` on the other players keeps the generator's weights from the judges' gradients.

@@ -30,13 +30,17 @@ def days(cost, card="V100", gpus=4, batch=3, precision="fp32"):
     "Days for the whole run, the exchange of gradients included, as in the chapter."
     c = CARDS[card]
     step = step_seconds(cost, c.fp32 if precision == "fp32" else c.half, c.bandwidth)
-    return (step + 2 * (gpus - 1) / gpus * 4 * (51.3e6 + 28.9e6) / c.link) * PICTURES / (batch * gpus) / 86400
+    exchange = 2 * (gpus - 1) / gpus * 4 * (51.3e6 + 28.9e6) / c.link
+    return (step + exchange) * PICTURES / (batch * gpus) / 86400
 
 
 official = replace(PRESETS["official"](), features="random", embedder="random", run=Run(batch=3))
-with_style, without = (step_cost(c) for c in (official, replace(official, loss=replace(official.loss, style=0.0))))
+unstyled = replace(official, loss=replace(official.loss, style=0.0))
+with_style, without = step_cost(official), step_cost(unstyled)
 added = days(with_style) - days(without)
-print(f"four V100: {days(without):.1f} days without the style term, {added:.2f} more with it; operations + {with_style.total.flops / without.total.flops - 1:.1%}")
+more = with_style.total.flops / without.total.flops - 1
+print(f"four V100: {days(without):.1f} days without the style term, "
+      f"{added:.2f} more with it; operations + {more:.1%}")
 assert 0 < added < 0.1 * days(without)
 
 # %% [markdown]
@@ -48,7 +52,8 @@ assert 0 < added < 0.1 * days(without)
 
 # %%
 cards = CARDS | {"L40S": Card(48e9, 0.864e12, 91.6e12, 362e12, 32e9)}
-price = {"P40": 0.4, "V100": 1.0, "L40S": 1.2, "A100": 1.8, "H100": 3.0, "H200": 3.6}                # assumed, per GPU and hour
+# assumed, per GPU and hour
+price = {"P40": 0.4, "V100": 1.0, "L40S": 1.2, "A100": 1.8, "H100": 3.0, "H200": 3.6}
 full_scale.CARDS.update(cards)
 half = replace(official, run=Run(batch=3, precision="bf16"))
 cost = {"fp32": with_style, "bf16": step_cost(half)}
@@ -56,13 +61,18 @@ offers = []
 for name in cards:
     precision = "fp32" if name in ("P40", "V100") else "bf16"
     for gpus in (1, 2, 4, 8):
-        d = days(cost[precision], name, gpus, precision=precision)                                   # three pictures a card, iterations as needed
+        # three pictures a card, iterations as needed
+        d = days(cost[precision], name, gpus, precision=precision)
         offers.append((d * 24 * gpus * price[name], d, name, gpus))
 in_time = sorted(o for o in offers if o[1] <= 3)
 for total, d, name, gpus in in_time[:4]:
     print(f"{gpus} × {name:5} {d:.1f} days, {total:,.0f}")
-assert all(a[0] < b[0] for a, b in zip(offers, offers[1:]) if a[2] == b[2])                          # more cards of one kind cost more
-assert in_time[0][3] == 1 and all(cost[p].memory < 0.9 * cards[c].memory for p, c in (("bf16", "L40S"), ("fp32", "P40")))       # and it fits
+# more cards of one kind cost more
+assert all(a[0] < b[0] for a, b in zip(offers, offers[1:]) if a[2] == b[2])
+assert in_time[0][3] == 1
+# and it fits
+assert all(cost[p].memory < 0.9 * cards[c].memory
+           for p, c in (("bf16", "L40S"), ("fp32", "P40")))
 
 # %% [markdown]
 # The cheapest in time is the first line. Several cards of one kind cost a little more than one, since they exchange gradients, so one takes as few as the deadline allows. The order hangs on the prices and on the shares $e$ and $s$ that each card reaches, which only a measurement tells.
@@ -75,7 +85,8 @@ assert in_time[0][3] == 1 and all(cost[p].memory < 0.9 * cards[c].memory for p, 
 source = inspect.getsource(rehearse)
 assert source.count("rows[2:]") == 1
 hasty = dict(vars(full_scale))
-exec(source.replace("rows[2:]", "rows"), hasty)                                # the same function, all iterations counted
+# the same function, all iterations counted
+exec(source.replace("rows[2:]", "rows"), hasty)
 
 folder = tempfile.TemporaryDirectory()
 for i, face in enumerate(example_faces(4, 64)):
@@ -86,11 +97,16 @@ tiny = replace(PRESETS["tiny"](), run=replace(PRESETS["tiny"]().run, batch=2))
 def told(rehearse, steps):
     "Seconds of an iteration that `rehearse` reports, by the clock that is made up."
     clock, was, done = [0.0], time.perf_counter, []
+
+    def iteration(batch):
+        done.append(1)
+        clock[0] += (17 if t.it % 16 == 0 else 1) + 60 * (len(done) <= 2)
+
     time.perf_counter = lambda: clock[0]
     try:
         with tempfile.TemporaryDirectory() as out:
             t = RestorerTrainer(tiny, folder.name, out, device="cpu")
-            t.iteration = lambda batch: (done.append(1), clock.__setitem__(0, clock[0] + (17 if t.it % 16 == 0 else 1) + 60 * (len(done) <= 2)))
+            t.iteration = iteration
             return rehearse(t, steps).seconds
     finally:
         time.perf_counter = was
@@ -99,7 +115,8 @@ def told(rehearse, steps):
 # %%
 for steps in (10, 4):
     usual, counted = told(rehearse, steps), told(hasty["rehearse"], steps)
-    print(f"{steps:2} iterations: {usual:.1f} s for one; with the first two counted {counted:.1f} s (true: 2.0)")
+    print(f"{steps:2} iterations: {usual:.1f} s for one; "
+          f"with the first two counted {counted:.1f} s (true: 2.0)")
     assert usual == 2.0 and (counted == 2.0 if steps == 10 else counted > 20)
 folder.cleanup()
 

@@ -27,11 +27,13 @@ rng = np.random.default_rng(0)
 
 
 def parts(n, dim, repeats):
-    "Mean contributions of the means and of the covariances to the distance of two samples of one Gaussian."
+    """Mean contributions of the means and of the covariances to the distance of two samples of one
+    Gaussian."""
     found = []
     for _ in range(repeats):
         a, b = Gaussian("toy"), Gaussian("toy")
-        a.update(rng.standard_normal((n, dim))), b.update(rng.standard_normal((n, dim)))
+        a.update(rng.standard_normal((n, dim)))
+        b.update(rng.standard_normal((n, dim)))
         means = np.sum((a.mean - b.mean) ** 2)
         found.append((means, frechet(a, b) - means))
     return np.mean(found, 0)
@@ -39,7 +41,9 @@ def parts(n, dim, repeats):
 
 for n, repeats in ((50, 20), (500, 20), (5000, 3)):
     means, covariances = parts(n, 64, repeats)
-    print(f"n = {n:4}: means {means:.3f} (derived {2 * 64 / n:.3f}), covariances {covariances:.3f}, {covariances / (means + covariances):.0%} of all")
+    share = covariances / (means + covariances)
+    print(f"n = {n:4}: means {means:.3f} (derived {2 * 64 / n:.3f}), "
+          f"covariances {covariances:.3f}, {share:.0%} of all")
     np.testing.assert_allclose(means, 2 * 64 / n, rtol=0.25)
     assert covariances > 5 * means
 
@@ -54,25 +58,31 @@ for n, repeats in ((50, 20), (500, 20), (5000, 3)):
 torch.manual_seed(0)
 network = ComponentDiscriminator(16)
 maps = torch.no_grad()(lambda image: network(image)[1])
+inner = lambda image: to_tensor(image)[..., 2:-2, 2:-2]
 
 
 def shifted_distance(a, b):
-    "The smallest `perceptual_distance` of a, shifted by up to one pixel each way, from b; uint8 H×W×3."
+    """The smallest `perceptual_distance` of a, shifted by up to one pixel each way, from b;
+    uint8 H×W×3."""
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     nine = torch.cat([to_tensor(a).roll(s, (2, 3)) for s in shifts])[..., 2:-2, 2:-2]
-    ours = maps(nine)
-    return perceptual_distance(ours, [m.expand(9, -1, -1, -1) for m in maps(to_tensor(b)[..., 2:-2, 2:-2])]).min().item()
+    theirs = [m.expand(9, -1, -1, -1) for m in maps(inner(b))]
+    return perceptual_distance(maps(nine), theirs).min().item()
 
 
 face = cv2.resize(example_faces(1, 128)[0], (64, 64), interpolation=cv2.INTER_AREA)
-damages = {"blur": degrade(face, DegradationParams(1.2, 1.2)), "noise": degrade(face, DegradationParams(delta=20, noise_seed=1)), "small": degrade(face, DegradationParams(r=3)),
-           "tint": np.clip(face * [1.15, 1.0, 0.8], 0, 255).astype(np.uint8), "shift": np.roll(face, 1, 1)}
+damages = {"blur": degrade(face, DegradationParams(1.2, 1.2)),
+           "noise": degrade(face, DegradationParams(delta=20, noise_seed=1)),
+           "small": degrade(face, DegradationParams(r=3)),
+           "tint": np.clip(face * [1.15, 1.0, 0.8], 0, 255).astype(np.uint8),
+           "shift": np.roll(face, 1, 1)}
 ratio = {}
 for name, image in damages.items():
-    plain = perceptual_distance(maps(to_tensor(image)[..., 2:-2, 2:-2]), maps(to_tensor(face)[..., 2:-2, 2:-2])).item()
+    plain = perceptual_distance(maps(inner(image)), maps(inner(face))).item()
     ratio[name] = shifted_distance(image, face) / plain
     print(f"{name:6} {plain:.2f} -> {ratio[name] * plain:.2f}")
-assert ratio["shift"] < 1e-3 and all(0.9 < ratio[k] <= 1 + 1e-4 for k in ("blur", "noise", "tint"))
+assert ratio["shift"] < 1e-3
+assert all(0.9 < ratio[k] <= 1 + 1e-4 for k in ("blur", "noise", "tint"))
 
 # %% [markdown]
 # Only what *moves* becomes cheaper: the shifted picture costs nothing now. Blur, noise and tint leave every edge in its place, so no shift is better than none. A metric like this forgives bad alignment, and a method that always returns faces one pixel beside the truth.
@@ -98,7 +108,8 @@ def changed(contrast, sharpen, noise):
 draws = [(rng.uniform(0.4, 1.6), rng.uniform(0, 4), rng.uniform(0, 12)) for _ in range(40)]
 best = min(draws, key=lambda d: niqe(changed(*d), own))
 truth, fooled = niqe(face, own), niqe(changed(*best), own)
-print("contrast {:.1f}, sharpened by {:.1f}, noise of {:.0f} levels".format(*best), f": {fooled:.1f}, the truth {truth:.1f}")
+print("contrast {:.1f}, sharpened by {:.1f}, noise of {:.0f} levels".format(*best),
+      f": {fooled:.1f}, the truth {truth:.1f}")
 assert fooled < 0.9 * truth
 show([face, changed(*best)], [f"truth: {truth:.1f}", f"best found: {fooled:.1f}"], height=1.6);
 

@@ -6,6 +6,7 @@
 # %%
 import math
 import tempfile
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -29,9 +30,11 @@ chance = {n: 2 / math.comb(2 * n, n) for n in range(1, 9)}
 for n, p in chance.items():
     print(f"{n} seeds: one of {1 / p:,.0f} cells")
 needed = min(n for n, p in chance.items() if p < 1e-3)
-deals = list(combinations(range(2 * needed), needed))                          # which of 2n equal numbers the full row got
+# which of 2n equal numbers the full row got
+deals = list(combinations(range(2 * needed), needed))
 spoke = sum(verdict(sorted(set(range(2 * needed)) - set(full)), full, 1) != 0 for full in deals)
-print(f"{needed} seeds: {spoke} of {len(deals)} ways to deal give a verdict; nine rows are {9 * needed} trainings")
+print(f"{needed} seeds: {spoke} of {len(deals)} ways to deal give a verdict; "
+      f"nine rows are {9 * needed} trainings")
 assert needed == 7 and spoke == 2 and 2 / len(deals) == chance[7]
 
 
@@ -44,23 +47,30 @@ assert needed == 7 and spoke == 2 and 2 / len(deals) == chance[7]
 
 # %%
 def paired_verdict(a, b, better=1):
-    "(verdict, mean, low, high) of the differences a - b of one metric, picture by picture: +1, -1 where the interval does not hold 0."
+    """(verdict, mean, low, high) of the differences a - b of one metric, picture by picture: +1, -1
+    where the interval does not hold 0."""
     mean, low, high = bootstrap((np.asarray(a) - np.asarray(b)) * better)
     return (1 if low > 0 else -1 if high < 0 else 0), mean, low, high
 
 
 truths = [cv2.resize(f, (64, 64), interpolation=cv2.INTER_AREA) for f in example_faces(24, 128)]
 one = DegradationParams(0.8, 0.8, r=1.5, delta=10)
-sets = {"draws of SEVERE": [degrade(f, sample_params(np.random.default_rng([7, i]), SEVERE.at(64))) for i, f in enumerate(truths)],
-        "one damage for all": [degrade(f, DegradationParams(**{**vars(one), "noise_seed": i})) for i, f in enumerate(truths)]}
+drawn = [sample_params(np.random.default_rng([7, i]), SEVERE.at(64)) for i in range(len(truths))]
+fixed = [replace(one, noise_seed=i) for i in range(len(truths))]
+sets = {"draws of SEVERE": [degrade(f, p) for f, p in zip(truths, drawn)],
+        "one damage for all": [degrade(f, p) for f, p in zip(truths, fixed)]}
 narrower = {}
 for name, inputs in sets.items():
     a = [psnr(cv2.GaussianBlur(x, (0, 0), 0.6), y) for x, y in zip(inputs, truths)]
     b = [psnr(x, y) for x, y in zip(inputs, truths)]
-    (_, low_a, high_a), (_, low_b, high_b), (said, mean, low, high) = bootstrap(a), bootstrap(b), paired_verdict(a, b)
+    (_, low_a, high_a), (_, low_b, high_b) = bootstrap(a), bootstrap(b)
+    said, mean, low, high = paired_verdict(a, b)
     narrower[name] = (high_a - low_a) / (high - low)
-    print(f"{name:18}: blurred {np.mean(a):.1f}, input {np.mean(b):.1f} dB, single intervals {high_a - low_a:.1f} and {high_b - low_b:.1f} wide; difference {mean:.2f}, {high - low:.2f} wide: verdict {said:+d}")
-assert narrower["draws of SEVERE"] > 5 and narrower["draws of SEVERE"] > 1.5 * narrower["one damage for all"]
+    print(f"{name:18}: blurred {np.mean(a):.1f}, input {np.mean(b):.1f} dB, single intervals "
+          f"{high_a - low_a:.1f} and {high_b - low_b:.1f} wide; difference {mean:.2f}, "
+          f"{high - low:.2f} wide: verdict {said:+d}")
+assert narrower["draws of SEVERE"] > 5
+assert narrower["draws of SEVERE"] > 1.5 * narrower["one damage for all"]
 assert paired_verdict(b, a)[0] == -said and paired_verdict(a, a)[0] == 0
 
 
@@ -73,7 +83,8 @@ assert paired_verdict(b, a)[0] == -said and paired_verdict(a, a)[0] == 0
 
 # %%
 def silent(metrics, shown, truth, gathered, unmeasured):
-    return told(metrics, shown, truth, gathered, {})                          # counted into a dictionary that nobody reads
+    # counted into a dictionary that nobody reads
+    return told(metrics, shown, truth, gathered, {})
 
 
 told = evaluation._numbers
@@ -87,9 +98,11 @@ for part in ("gt", "lq"):
 # %%
 def refusals_are_told():
     metrics, _ = open_metrics(("psnr", "ssim"))
-    result, = measure_folders({"method": f"{folder.name}/lq"}, f"{folder.name}/gt", metrics, progress=False)
+    result, = measure_folders({"method": f"{folder.name}/lq"}, f"{folder.name}/gt", metrics,
+                              progress=False)
     assert len(result.values("psnr")) == 2 and len(result.values("ssim")) == 1
-    assert result.unmeasured.get("ssim", [0])[0] == 1, "one picture has no SSIM, and nothing says so"
+    refused = result.unmeasured.get("ssim", [0])[0]
+    assert refused == 1, "one picture has no SSIM, and nothing says so"
 
 
 refusals_are_told()

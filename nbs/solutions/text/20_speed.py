@@ -27,11 +27,13 @@ first = {}
 for multiplier in (1, 2):
     rows = {s: (9 * c * c, c * s * s) for s, c in widths(512, multiplier).items()}
     first[multiplier] = min(s for s, (weight, feature) in rows.items() if weight < feature)
-    print(f"channel multiplier {multiplier}: from {first[multiplier]} px on; at 64 px the weight has {rows[64][0]:,} numbers, the map {rows[64][1]:,}")
+    weight, feature = rows[64]
+    print(f"channel multiplier {multiplier}: from {first[multiplier]} px on; "
+          f"at 64 px the weight has {weight:,} numbers, the map {feature:,}")
 assert first == {1: 64, 2: 128}
 layer = ModulatedConv2d(512, 512, 3, 8, resample="bilinear", equalized=False)
 fused = FusedModulatedConv2d(layer, torch.zeros(512), torch.float32)
-assert fused.weight.numel() > torch.empty(1, 512, 64, 64).numel()              # what `forward` compares
+assert fused.weight.numel() > torch.empty(1, 512, 64, 64).numel()      # what `forward` compares
 
 
 # %% [markdown]
@@ -47,10 +49,13 @@ class Folding(FusedModulatedConv2d):
         if self.transposed:
             return super().forward(x, w)
         s, b = F.linear(w, self.modulation, self.shift), len(x)
-        d = (s.square() @ self.squares + 1e-8).rsqrt() * self.gain if self.demodulate else torch.full_like(s[:, :1], self.gain)
+        d = torch.full_like(s[:, :1], self.gain)
+        if self.demodulate:
+            d = (s.square() @ self.squares + 1e-8).rsqrt() * self.gain
         x = self.resample.up(x) if self.up else x
-        weight = self.weight * (d[:, :, None] * s[:, None])[..., None, None]   # (b, cout, cin, k, k)
-        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), self.bias.repeat(b), padding=weight.shape[-1] // 2, groups=b)
+        weight = self.weight * (d[:, :, None] * s[:, None])[..., None, None]  # (b, cout, cin, k, k)
+        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), self.bias.repeat(b),
+                     padding=weight.shape[-1] // 2, groups=b)
         return y.view(b, -1, *y.shape[2:])
 
 
@@ -77,7 +82,8 @@ def seconds(f, *args, n=12):
 
 
 for b in (1, 2, 4, 8):
-    x, w = torch.randn(b, 32, 96, 96).contiguous(memory_format=torch.channels_last), torch.randn(b, 16)
+    x, w = torch.randn(b, 32, 96, 96), torch.randn(b, 16)
+    x = x.contiguous(memory_format=torch.channels_last)
     once, grouped = seconds(maps, x, w), seconds(folds, x, w)
     print(f"batch {b}: {1000 * once:.1f} ms as it is, {1000 * grouped:.1f} ms folded in groups")
 
@@ -92,10 +98,14 @@ for b in (1, 2, 4, 8):
 # %%
 class InPlace(FusedGFPGAN):
     def clean(self, x):
-        h, skips, double = self.first(x), [], lambda v: F.interpolate(v, scale_factor=2, mode="bilinear", align_corners=False)
+        double = lambda v: F.interpolate(v, scale_factor=2, mode="bilinear", align_corners=False)
+        h, skips = self.first(x), []
         for b in self.down:
             inner = b["conv1"](h)
-            inner = b["conv2"](self.resample.smooth(inner, 2), stride=2, padding=0) if self.resample.mode == "fir" else b["conv2"](self.resample.down(inner))
+            if self.resample.mode == "fir":
+                inner = b["conv2"](self.resample.smooth(inner, 2), stride=2, padding=0)
+            else:
+                inner = b["conv2"](self.resample.down(inner))
             h = inner.add_(b["skip"](self.resample.down(h)))
             skips.append(h)
         latent, spatial = self.last(h), []
@@ -112,9 +122,12 @@ net, x = GFPGAN(GFPGANConfig.tiny(32)).eval(), torch.rand(2, 3, 32, 32) * 2 - 1
 with torch.inference_mode():
     right, broken = fuse(net), InPlace(net)
     assert_close(right(x)[0], net(x)[0], rtol=1e-4, atol=2e-4)
-    test_fail(lambda: assert_close(broken(x)[0], net(x)[0], rtol=1e-4, atol=2e-4), exc=AssertionError, contains="not close")
+    test_fail(lambda: assert_close(broken(x)[0], net(x)[0], rtol=1e-4, atol=2e-4),
+              exc=AssertionError, contains="not close")
     (latent, spatial), (want, features) = broken.clean(x), right.clean(x)
-    wrong = [n for n, a, b in zip(["F_latent", "8 px", "16 px", "32 px"], [latent, *spatial], [want, *features]) if not torch.allclose(a, b, atol=1e-4)]
+    names = ["F_latent", "8 px", "16 px", "32 px"]
+    wrong = [n for n, a, b in zip(names, [latent, *spatial], [want, *features])
+             if not torch.allclose(a, b, atol=1e-4)]
 print("written over:", ", ".join(wrong))
 assert wrong == ["F_latent", "8 px", "16 px"]
 

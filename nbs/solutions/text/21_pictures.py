@@ -33,23 +33,31 @@ folder = Path(temporary.name)
 # %%
 print(f"claimed: {50_000**2 * 3 / 1e9:.1f} GB, in Pillow {50_000**2 * 4 / 1e9:.0f} GB")
 packed = {n: len(zlib.compress(bytes(3 * n), 9)) for n in (4_000_000, 8_000_000)}
-a_pixel = (packed[8_000_000] - packed[4_000_000]) / 4_000_000                  # what each further pixel costs, bytes
-print(f"one byte for {3 / a_pixel:.0f}; {MAX_PIXELS:,} equal pixels: {MAX_PIXELS * a_pixel / 1e3:.0f} kB at least")
+a_pixel = (packed[8_000_000] - packed[4_000_000]) / 4_000_000           # bytes for each further one
+print(f"one byte for {3 / a_pixel:.0f}; {MAX_PIXELS:,} equal pixels: "
+      f"{MAX_PIXELS * a_pixel / 1e3:.0f} kB at least")
 assert abs(3 / a_pixel - 8 * 258 / 2) < 5 and 3 * MAX_PIXELS / 1032 > 300_000
 
 
 def png_of(width, height, data):
-    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    def chunk(kind, body):
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
+
+    head = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data)
+            + chunk(b"IEND", b""))
 
 
 side = 1000
-honest = png_of(side, side, zlib.compress((b"\0" + bytes(3 * side)) * side, 9))      # a byte for the filter before each row
+rows = (b"\0" + bytes(3 * side)) * side             # a byte for the filter before each row
+honest = png_of(side, side, zlib.compress(rows, 9))
 (folder / "honest.png").write_bytes(honest)
 assert (read_picture(folder / "honest.png").pixels == 0).all() and len(honest) > 3 * side**2 / 1032
 (folder / "bomb.png").write_bytes(png_of(50_000, 50_000, zlib.compress(bytes(3_000_000), 9)))
 test_fail(lambda: read_picture(folder / "bomb.png"), exc=PhotoError, contains="million pixels")
-print(f"a million equal pixels, honestly: {len(honest)} bytes; the file that claims 2,500 million: {(folder / 'bomb.png').stat().st_size}")
+print(f"a million equal pixels, honestly: {len(honest)} bytes; "
+      f"the file that claims 2,500 million: {(folder / 'bomb.png').stat().st_size}")
 
 
 # %% [markdown]
@@ -62,27 +70,36 @@ print(f"a million equal pixels, honestly: {len(honest)} bytes; the file that cla
 # %%
 def wide_profile(gamma=2.2):
     "An RGB profile with the primaries of Display P3 (XYZ, adapted to D50)."
-    primaries = {b"rXYZ": (0.5151, 0.2412, -0.0011), b"gXYZ": (0.2920, 0.6922, 0.0419), b"bXYZ": (0.1571, 0.0666, 0.7841)}
-    tags = {k: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * v) for v in xyz)) for k, xyz in primaries.items()}
-    tags |= {k: b"curv\0\0\0\0" + struct.pack(">IH2x", 1, round(256 * gamma)) for k in (b"rTRC", b"gTRC", b"bTRC")}
+    primaries = {b"rXYZ": (0.5151, 0.2412, -0.0011), b"gXYZ": (0.2920, 0.6922, 0.0419),
+                 b"bXYZ": (0.1571, 0.0666, 0.7841)}
+    curve = b"curv\0\0\0\0" + struct.pack(">IH2x", 1, round(256 * gamma))
+    tags = {k: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * v) for v in xyz))
+            for k, xyz in primaries.items()}
+    tags |= {k: curve for k in (b"rTRC", b"gTRC", b"bTRC")}
     at, table, data = 132 + 12 * len(tags), b"", b""
     for kind, body in tags.items():
-        table, data = table + struct.pack(">4sII", kind, at + len(data), len(body)), data + body
-    head = struct.pack(">I4xI4s4s4s12x4s28x3i48x", at + len(data), 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp", 0xF6D6, 65536, 0xD32D)
+        table += struct.pack(">4sII", kind, at + len(data), len(body))
+        data += body
+    head = struct.pack(">I4xI4s4s4s12x4s28x3i48x", at + len(data), 0x02400000, b"mntr", b"RGB ",
+                       b"XYZ ", b"acsp", 0xF6D6, 65536, 0xD32D)
     return head + struct.pack(">I", len(tags)) + table + data
 
 
 def converted(pixels, *profiles):
     "uint8 H×W×3 from the first profile to the second."
-    return np.asarray(ImageCms.profileToProfile(Image.fromarray(pixels), *profiles, outputMode="RGB"))
+    image = ImageCms.profileToProfile(Image.fromarray(pixels), *profiles, outputMode="RGB")
+    return np.asarray(image)
 
 
-wide, srgb = ImageCms.ImageCmsProfile(io.BytesIO(wide_profile())), ImageCms.createProfile("sRGB")
-photo = astronaut()[50:170, 180:270]                                           # sRGB; its colours are all inside
-vivid = np.concatenate([converted(photo[:60], srgb, wide), np.tile(np.repeat(np.uint8([[230, 20, 20], [20, 220, 30], [20, 30, 230]]), 30, 0), (60, 1, 1))])
+wide = ImageCms.ImageCmsProfile(io.BytesIO(wide_profile()))
+srgb = ImageCms.createProfile("sRGB")
+photo = astronaut()[50:170, 180:270]                # sRGB; its colours are all inside
+rows = np.repeat(np.uint8([[230, 20, 20], [20, 220, 30], [20, 30, 230]]), 30, 0)
+vivid = np.concatenate([converted(photo[:60], srgb, wide), np.tile(rows, (60, 1, 1))])
 there_and_back = converted(converted(vivid, wide, srgb), srgb, wide)
 off = np.abs(there_and_back.astype(int) - vivid).max(2)
-print(f"there and back: the photo's half is off by at most {off[:60].max()}, the vivid half by up to {off[60:].max()} grey levels")
+print(f"there and back: the photo's half is off by at most {off[:60].max()}, "
+      f"the vivid half by up to {off[60:].max()} grey levels")
 assert off[:60].max() <= 1 and off[60:].max() > 20
 
 
@@ -100,19 +117,26 @@ def restored_in_srgb(path, out, network):
         return
     s = converted(picture.pixels, profile, srgb)
     back = [converted(np.ascontiguousarray(p), srgb, profile).astype(int) for p in (network(s), s)]
-    write_picture(out, replace(picture, pixels=np.clip(picture.pixels + back[0] - back[1], 0, 255).astype(np.uint8)))
+    changed = np.clip(picture.pixels + back[0] - back[1], 0, 255).astype(np.uint8)
+    write_picture(out, replace(picture, pixels=changed))
+
+
+def lighten(s):
+    return np.clip(s + 12.0, 0, 255).astype(np.uint8)
 
 
 write_picture(folder / "vivid.png", Picture(vivid, icc=wide_profile()))
 restored_in_srgb(folder / "vivid.png", folder / "same.png", lambda s: s)
 assert_array_equal(read_picture(folder / "same.png").pixels, vivid)
 assert read_picture(folder / "same.png").icc == wide_profile()
-restored_in_srgb(folder / "vivid.png", folder / "lighter.png", lambda s: np.clip(s + 12.0, 0, 255).astype(np.uint8))
+restored_in_srgb(folder / "vivid.png", folder / "lighter.png", lighten)
 lighter = read_picture(folder / "lighter.png").pixels
 change = lighter.astype(int) - vivid
-print(f"a network that adds 12 to sRGB changes the photo's half by {change[:60].min()} to {change[:60].max()}, {change[:60].mean():.0f} on average")
+print("a network that adds 12 to sRGB changes the photo's half by "
+      f"{change[:60].min()} to {change[:60].max()}, {change[:60].mean():.0f} on average")
 assert abs(change[:60].mean() - 12) < 4
-show([vivid, there_and_back, lighter], ["the picture", "there and back", "the change, lighter"], height=1.6);
+show([vivid, there_and_back, lighter], ["the picture", "there and back", "the change, lighter"],
+     height=1.6);
 
 # %% [markdown]
 # ## 3. Break: eight hundred damaged files
@@ -123,7 +147,8 @@ show([vivid, there_and_back, lighter], ["the picture", "there and back", "the ch
 source, tiny = inspect.getsource(read_picture), Image.fromarray(photo[:24, :24])
 assert source.count("except Exception as e:") == 1
 bare = dict(vars(pictures))
-exec(source.replace("except Exception as e:", "except PhotoError as e:"), bare)      # the same function, without the net
+# the same function, without the net
+exec(source.replace("except Exception as e:", "except PhotoError as e:"), bare)
 
 
 def outcomes(read, kind):

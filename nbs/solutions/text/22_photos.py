@@ -35,12 +35,16 @@ face, = detect(photo)
 area = lambda q: 4 * a * b * math.gamma(1 + 1 / q) ** 2 / math.gamma(1 + 2 / q)
 for q in (2, 2.5):
     m = face_mask(1000, power=q)
-    print(f"q = {q}: inside {area(q):.1%} of the square (on the mask {(m > 0).mean():.1%}), whole {(1 - f) ** 2 * area(q):.1%} ({(m == 1).mean():.1%}), mean {m.mean():.0%}")
-    assert_allclose([(m > 0).mean(), (m == 1).mean()], [area(q), (1 - f) ** 2 * area(q)], rtol=0.01)
+    inside, whole = area(q), (1 - f) ** 2 * area(q)
+    by_mask = [(m > 0).mean(), (m == 1).mean()]
+    print(f"q = {q}: inside {inside:.1%} of the square (on the mask {by_mask[0]:.1%}), "
+          f"whole {whole:.1%} ({by_mask[1]:.1%}), mean {m.mean():.0%}")
+    assert_allclose(by_mask, [inside, whole], rtol=0.01)
 assert math.isclose(area(2), math.pi * a * b)
 step = 1.5 / (f * a * 170)
 found = max(np.abs(np.diff(face_mask(170), axis=k)).max() for k in (0, 1))
-print(f"steepest step {step:.4f} a pixel (on the mask {found:.4f}): one grey level at an error of {1 / step:.0f}")
+print(f"steepest step {step:.4f} a pixel (on the mask {found:.4f}): "
+      f"one grey level at an error of {1 / step:.0f}")
 assert_allclose(found, step, rtol=0.01)
 
 
@@ -56,9 +60,11 @@ def match(crop, face, mask, degree):
     "`match_colour` with all terms u^i v^j up to i + j = degree."
     t = (np.arange(len(face)) + 0.5) / len(face)
     u, v = np.meshgrid(t, t)
-    terms = np.stack([u**i * v**j for i in range(degree + 1) for j in range(degree + 1 - i)]).reshape(-1, u.size)
+    powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
+    terms = np.stack([u**i * v**j for i, j in powers]).reshape(-1, u.size)
     root = np.sqrt(mask * (1 - mask)).ravel()
-    coefficients = np.linalg.lstsq((terms * root).T, root[:, None] * np.subtract(crop, face, dtype=float).reshape(-1, 3), rcond=None)[0]
+    difference = np.subtract(crop, face, dtype=float).reshape(-1, 3)
+    coefficients = np.linalg.lstsq((terms * root).T, root[:, None] * difference, rcond=None)[0]
     return (terms.T @ coefficients).reshape(face.shape)
 
 
@@ -68,17 +74,24 @@ u, v = np.meshgrid(*[(np.arange(128) + 0.5) / 128] * 2)
 darkened = crop - np.stack([10 * u, 30 + 30 * u, 30 + 40 * u], -1)
 hair = np.where((u < 0.5) & (mask < 1), 80, 0)[..., None]
 inner, off = mask == 1, {}
+hairy = np.clip(crop - 1.0 * hair, 0, 255)
 assert_allclose(match(crop, darkened, mask, 1), match_colour(crop, darkened, mask), atol=0.1)
-tests = {"darkened": (crop, darkened), "darkened, cut off at black": (crop, np.maximum(darkened, 0)), "hair on one side": (np.clip(crop - 1.0 * hair, 0, 255), crop.astype(float))}
+tests = {"darkened": (crop, darkened),
+         "darkened, cut off at black": (crop, np.maximum(darkened, 0)),
+         "hair on one side": (hairy, crop.astype(float))}
 for name, (target, wrong) in tests.items():
-    off[name] = [np.abs(np.clip(wrong + match(target, wrong, mask, d), 0, 255) - crop)[inner].mean() for d in (0, 1, 2)]
-    print(f"{name:26} error on the face, constant, plane, degree two:", *(f"{v:.1f}" for v in off[name]))
-assert off["darkened"][0] > 2 > 0.01 > off["darkened"][1] and off["darkened, cut off at black"][1] == min(off["darkened, cut off at black"])
+    results = [np.clip(wrong + match(target, wrong, mask, d), 0, 255) for d in (0, 1, 2)]
+    off[name] = [np.abs(result - crop)[inner].mean() for result in results]
+    print(f"{name:26} error on the face, constant, plane, degree two:",
+          *(f"{v:.1f}" for v in off[name]))
+assert off["darkened"][0] > 2 > 0.01 > off["darkened"][1]
+assert off["darkened, cut off at black"][1] == min(off["darkened, cut off at black"])
 assert off["hair on one side"][2] == max(off["hair on one side"])
 
 # %%
 #| fig-alt: "Three times one face: evenly lit with a constant, brighter to the right with a plane, and more so with degree two."
-show([np.clip(crop + match(np.clip(crop - 1.0 * hair, 0, 255), crop, mask, d), 0, 255).astype(np.uint8) for d in (0, 1, 2)], ["constant", "plane", "degree two"], height=1.5);
+lit = [np.clip(crop + match(hairy, crop, mask, d), 0, 255).astype(np.uint8) for d in (0, 1, 2)]
+show(lit, ["constant", "plane", "degree two"], height=1.5);
 
 # %% [markdown]
 # For light from one side the plane is exact and a constant is not; degree two adds nothing. Where the wrong face was cut off at black, as in @fig-photos-tint, the border lies about the light, and degree two believes the most of it. So it does with hair: none of the three knows what hair is, and the terms of higher degree carry the error from the border to the middle, where nothing was measured. Hence the fewest terms that can follow light: a plane.
@@ -89,7 +102,7 @@ show([np.clip(crop + match(np.clip(crop - 1.0 * hair, 0, 255), crop, mask, d), 0
 
 # %%
 w = np.exp(-np.arange(-6, 7) ** 2 / 8)
-noise = np.sqrt((w**2).sum()) / w.sum()                                       # what the window of width 2 leaves
+noise = np.sqrt((w**2).sum()) / w.sum()                 # what the window of width 2 leaves
 alpha = 2 * noise**2 / (1 + noise**2)
 at, mean = 3.0 * np.arange(60), [0.0]
 for x in at[1:]:
@@ -107,22 +120,36 @@ assert_allclose(np.std(trembling), noise, rtol=0.03)
 
 # %%
 #| fig-alt: "Three rows of four small faces: the face, restored in time, and restored late, more blurred."
-net, prior, embed, g = load_weights("bundled"), load_prior("bundled"), load_embedder(), torch.Generator().manual_seed(22)
-size = net.config.size
+net, prior, embed = load_weights("bundled"), load_prior("bundled"), load_embedder()
+g, size = torch.Generator().manual_seed(22), net.config.size
 with torch.inference_mode():
-    faces = to_images(prior(torch.randn(32, prior.config["style_dim"], generator=g), truncation=0.7, w_mean=prior.mean_w(generator=g)))
-damaged = [degrade(y, DegradationParams(sigma_x=0.7, sigma_y=0.7, r=2, delta=8, q=70, noise_seed=k)) for k, y in enumerate(faces)]
-moved = lambda image, px: cv2.warpAffine(np.ascontiguousarray(image), np.float32([[1, 0, px], [0, 1, 0]]), (size, size), borderMode=cv2.BORDER_REPLICATE)
+    z = torch.randn(32, prior.config["style_dim"], generator=g)
+    faces = to_images(prior(z, truncation=0.7, w_mean=prior.mean_w(generator=g)))
+damaged = [degrade(y, DegradationParams(sigma_x=0.7, sigma_y=0.7, r=2, delta=8, q=70, noise_seed=k))
+           for k, y in enumerate(faces)]
+
+
+def moved(image, px):
+    "The picture px further to the right."
+    matrix = np.float32([[1, 0, px], [0, 1, 0]])
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (size, size),
+                          borderMode=cv2.BORDER_REPLICATE)
+
+
 inside, error, degrees, seen = face_mask(size) > 0.5, {}, {}, {}
 for name, px in (("in time", 0), ("late", lag * size / 170)):
     with torch.inference_mode():
         out = to_images(net(to_tensor(np.stack([moved(x, px) for x in damaged])))[0])
         seen[name] = np.stack([moved(y, -px) for y in out])
-        degrees[name] = angle(embed(to_tensor(seen[name])), embed(to_tensor(faces.copy()))).mean().item()
+        ours, theirs = embed(to_tensor(seen[name])), embed(to_tensor(faces.copy()))
+        degrees[name] = angle(ours, theirs).mean().item()
     error[name] = np.sqrt(np.square(seen[name].astype(float) - faces)[:, inside].mean())
-    print(f"{name:7}: root mean square error on the face {error[name]:.1f}, identity angle {degrees[name]:.0f}°")
+    print(f"{name:7}: root mean square error on the face {error[name]:.1f}, "
+          f"identity angle {degrees[name]:.0f}°")
 assert error["late"] > error["in time"] and degrees["late"] > degrees["in time"]
-show([x[i] for x in (faces, seen["in time"], seen["late"]) for i in range(4)], ["the face"] * 4 + ["in time"] * 4 + ["late"] * 4, cols=4, height=0.95);
+rows = {"the face": faces, **seen}
+titles = [name for name in rows for _ in range(4)]
+show([x[i] for x in rows.values() for i in range(4)], titles, cols=4, height=0.95);
 
 # %% [markdown]
 # The network knows faces in one place. A twentieth of the square beside it, both numbers get worse, on average over 32 faces. A film that is there as a whole needs no filter of the past, so `smooth` looks both ways.

@@ -35,9 +35,10 @@ with patch("gfpgan_edu.web.time.time") as clock:
             files.sweep()
         held.append(len(os.listdir(files.folder)))
 files.close()
-steady = held[-180:]                                                            # of the last half hour
-print(f"after two hours: {min(steady)} to {max(steady)} photos, {0.02 * min(steady):.1f} to {0.02 * max(steady):.1f} GB")
-assert 360 <= min(steady) < max(steady) <= 366
+steady = held[-180:]            # of the last half hour
+least, most = min(steady), max(steady)
+print(f"after two hours: {least} to {most} photos, {0.02 * least:.1f} to {0.02 * most:.1f} GB")
+assert 360 <= least < most <= 366
 
 # %% [markdown]
 # To this come the results, three more files for each photo that was restored. A visitor who never leaves is the case that `sweep` is for; for all others `hold` keeps one photo each.
@@ -48,7 +49,9 @@ assert 360 <= min(steady) < max(steady) <= 366
 
 # %%
 source = inspect.getsource(restore_upload)
-for old, new in (("max_mb=20)", "max_mb=20, only_center=False)"), ("fidelity=fidelity)", "fidelity=fidelity, only_center=only_center)")):
+changes = {"max_mb=20)": "max_mb=20, only_center=False)",
+           "fidelity=fidelity)": "fidelity=fidelity, only_center=only_center)"}
+for old, new in changes.items():
     assert source.count(old) == 1
     source = source.replace(old, new)
 ours = dict(vars(web))
@@ -57,20 +60,25 @@ exec(source, ours)
 temporary = tempfile.TemporaryDirectory()
 folder = Path(temporary.name)
 portrait = cv2.resize(astronaut()[:240, 100:340], (120, 120), interpolation=cv2.INTER_AREA)
-two = np.concatenate([portrait[:, :100], portrait], 1)                          # 220 px wide: the left face is nearer to the middle
+# 220 px wide: the left face is nearer to the middle
+two = np.concatenate([portrait[:, :100], portrait], 1)
 Image.fromarray(two).save(folder / "two.png")
 touched = {}
 for middle in (False, True):
     restored = ours["restore_upload"](folder / "two.png", only_center=middle)
     change = np.abs(restored.after.pixels.astype(int) - two).mean(2)
-    touched[middle] = [bool(half.max() > 0) for half in (change[:, :100], change[:, 105:])]
-    print(f"only_center={middle}: {restored.message.split(' in ')[0]}; left changed {touched[middle][0]}, right changed {touched[middle][1]}")
+    halves = change[:, :100], change[:, 105:]
+    touched[middle] = [bool(half.max() > 0) for half in halves]
+    left, right = touched[middle]
+    done = restored.message.split(" in ")[0]
+    print(f"only_center={middle}: {done}; left changed {left}, right changed {right}")
 assert touched == {False: [True, True], True: [True, False]}
 temporary.cleanup()
 
 # %%
 #| fig-alt: "Twice the same picture of two faces side by side; in the second one only the left face is changed."
-show([two, restored.after.pixels], ["two faces", "the one nearer to the middle restored"], height=1.5);
+titles = ["two faces", "the one nearer to the middle restored"]
+show([two, restored.after.pixels], titles, height=1.5);
 
 
 # %% [markdown]
@@ -85,7 +93,8 @@ async def page(scope, receive, send):
     "A page that answers with a photo, which may be kept for a day, and stores what is sent to it."
     if scope["method"] == "POST":
         (inbox.folder / f"{len(list(inbox.folder.iterdir()))}.jpg").write_bytes(bytes(2**20))
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=86400")]})
+    headers = [(b"cache-control", b"max-age=86400")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"the photo"})
 
 
@@ -96,7 +105,8 @@ async def ask(guard, method="GET", **headers):
     async def send(message):
         sent.append(message)
 
-    await guard({"type": "http", "method": method, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}, None, send)
+    pairs = [(k.encode(), v.encode()) for k, v in headers.items()]
+    await guard({"type": "http", "method": method, "headers": pairs}, None, send)
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
@@ -119,13 +129,14 @@ finally:
 
 # %%
 source = inspect.getsource(Guard)
-test = ' and headers.get(b"origin", b"http://" + host) == b"http://" + host'
+test = ' and headers.get(b"origin", own) == own'
 assert source.count(test) == 1
 careless = dict(vars(web))
 exec(source.replace(test, ""), careless)
 stored = {}
+strange = dict(host=us, origin="https://evil.example")
 for name, guard in (("Guard", Guard(page)), ("without the test", careless["Guard"](page))):
-    said = {(await ask(guard, "POST", host=us, origin="https://evil.example"))[0] for _ in range(10)}
+    said = {(await ask(guard, "POST", **strange))[0] for _ in range(10)}
     stored[name] = sum(p.stat().st_size for p in inbox.folder.iterdir()) // 2**20
     print(f"{name}: status {said}, {stored[name]} MB stored")
 inbox.close()

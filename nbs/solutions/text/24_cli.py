@@ -34,14 +34,22 @@ with redirect_stdout(io.StringIO()) as said:
 print(said.getvalue(), end="")
 assert code == SOME_FAILED
 
+
+def shell(line):
+    r = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    return r.stdout.strip()
+
+
 LINE = 'gfpgan-edu restore in --out out; code=$?; [ $code -le 1 ] && echo "next step after $code"'
 taken = {}
 for code in (0, 1, 2, 130, 141):
-    stub = f"gfpgan-edu() {{ return {code}; }}; "                              # what the shell sees of the command
-    run = lambda line: subprocess.run(["bash", "-c", stub + line], capture_output=True, text=True).stdout.strip()
-    taken[code] = run("gfpgan-edu restore in --out out && echo next step"), run(LINE)
-    print(f"{code:3}: with && {taken[code][0] or 'nothing'}; with the line {taken[code][1] or 'nothing'}")
-assert [c for c, (usual, ours) in taken.items() if usual] == [0] and [c for c, (usual, ours) in taken.items() if ours] == [0, 1]
+    stub = f"gfpgan-edu() {{ return {code}; }}; "       # what the shell sees of the command
+    usual = shell(stub + "gfpgan-edu restore in --out out && echo next step")
+    ours = shell(stub + LINE)
+    taken[code] = usual, ours
+    print(f"{code:3}: with && {usual or 'nothing'}; with the line {ours or 'nothing'}")
+assert [c for c, (usual, ours) in taken.items() if usual] == [0]
+assert [c for c, (usual, ours) in taken.items() if ours] == [0, 1]
 
 # %% [markdown]
 # ## 2. Modify: again where the original is newer
@@ -49,37 +57,52 @@ assert [c for c, (usual, ours) in taken.items() if usual] == [0] and [c for c, (
 # *Let a photo be done again where the original is newer than the result. What becomes of a folder that is copied, so that all files get new dates? And of an original that is replaced by an older file?* The rule stands in one line of `each`, where it is decided what counts as done before.
 
 # %%
-source = inspect.getsource(OnPictures)
+source = inspect.getsource(OnPictures.each)
 assert source.count("target.is_file()") == 1
-newer = dict(vars(cli))
-exec(source.replace("target.is_file()", "target.is_file() and target.stat().st_mtime >= path.stat().st_mtime"), newer)
+rule = "target.is_file() and target.stat().st_mtime >= path.stat().st_mtime"
+
+
+class Newer(OnPictures):
+    "The same places, with the rule of dates in `each`."
+
+
+exec(source.replace("target.is_file()", rule), dict(vars(cli), OnPictures=Newer))
 
 
 def done_again(OnPictures):
-    "How many of two pictures are worked on: in a second run, after one got a newer date, after a copy with new dates, after one was replaced by an older file."
-    place, counts = Path(tempfile.mkdtemp(dir=folder)), []
+    """How many of two pictures are worked on in each of four runs after the first.
+
+    In a second run, after one got a newer date, after a copy with new dates, after both were
+    replaced by older files.
+    """
+    place, counts, worked = Path(tempfile.mkdtemp(dir=folder)), [], []
     for i, face in enumerate(example_faces(2, 16)):
         write_image(place / f"in/{i}.png", face)
         os.utime(place / f"in/{i}.png", (1000, 1000))
 
-    def second_run():
-        worked = []
+    def work(path, target):
+        worked.append(path)
+        write_image(target, example_faces(1, 16)[0])
+        return {}
+
+    def run_again():
+        worked.clear()
         job = OnPictures((place / "in",), place / "out")
         with redirect_stdout(io.StringIO()):
-            job.each("copied", lambda: lambda path, target: worked.append(path) or write_image(target, example_faces(1, 16)[0]) or {})
+            job.each("copied", lambda: work)
         counts.append(len(worked))
 
-    def dates(seconds, *names):
+    run_again()
+    run_again()
+    for seconds, names in (4e9, ["0.png"]), (4e9, ["0.png", "1.png"]), (10, ["0.png", "1.png"]):
         for name in names:
             os.utime(place / "in" / name, (seconds, seconds))
-
-    second_run(), second_run()
-    dates(4e9, "0.png"), second_run(), dates(4e9, "0.png", "1.png"), second_run(), dates(10, "0.png", "1.png"), second_run()
+        run_again()
     return counts[1:]
 
 
-print("as it is:", done_again(OnPictures), " with dates:", done_again(newer["OnPictures"]))
-assert done_again(OnPictures) == [0, 0, 0, 0] and done_again(newer["OnPictures"]) == [0, 1, 2, 0]
+print("as it is:", done_again(OnPictures), " with dates:", done_again(Newer))
+assert done_again(OnPictures) == [0, 0, 0, 0] and done_again(Newer) == [0, 1, 2, 0]
 
 # %% [markdown]
 # The four numbers: a second run, one original with a newer date, a copy with new dates, an exchange for older files. A copied folder is done again as a whole, over results that were good, and without `--force`. An exchanged original with an old date, as `cp -p` or a memory card leaves it, is not noticed. A date says when a file was written, not what is in it. A sum of the contents, kept beside the results, would be right and would read every original once more.
@@ -96,7 +119,9 @@ for first in ("gfpgan_edu.cli", "gfpgan_edu.photos", "torch"):
     r = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     loaded[first] = sorted(TOO_MUCH & set(r.stdout.split()))
     print(f"{first:17} loads of what is not allowed:", ", ".join(loaded[first]) or "nothing")
-assert not loaded["gfpgan_edu.cli"] and {"numpy", "cv2", "PIL"} <= set(loaded["gfpgan_edu.photos"]) and "torch" not in loaded["gfpgan_edu.photos"] and "torch" in loaded["torch"]
+heavy = set(loaded["gfpgan_edu.photos"])
+assert not loaded["gfpgan_edu.cli"] and {"numpy", "cv2", "PIL"} <= heavy and "torch" not in heavy
+assert "torch" in loaded["torch"]
 
 # %% [markdown]
 # `photos` costs NumPy, OpenCV and Pillow, but no PyTorch: its functions import it when they need it, as the commands do.
@@ -113,10 +138,14 @@ write_image(place / "in/good.png", example_faces(1, 16)[0])
 (place / "in/up").symlink_to("..")
 
 # %% tags=["volatile"]
-found = {name: walk(place / "in", True)[0] for name, walk in (("photos_in", photos_in), ("following", following["photos_in"]))}
+walks = {"photos_in": photos_in, "following": following["photos_in"]}
+found = {name: walk(place / "in", True)[0] for name, walk in walks.items()}
 deepest = max(p.as_posix().count("up/") for p in found["following"])
-print(f"one picture, found {len(found['photos_in'])} time; with links followed {len(found['following'])} times, through up to {deepest} links")
-assert found["photos_in"] == [place / "in/good.png"] and {p.resolve() for p in found["following"]} == {(place / "in/good.png").resolve()}
+print(f"one picture, found {len(found['photos_in'])} time; with links followed "
+      f"{len(found['following'])} times, through up to {deepest} links")
+good = place / "in/good.png"
+assert found["photos_in"] == [good]
+assert {p.resolve() for p in found["following"]} == {good.resolve()}
 assert len(found["following"]) == deepest + 1 and 8 <= deepest <= 64
 temporary.cleanup()
 

@@ -40,9 +40,11 @@ p, = posterior(world[:1] + 0.3)
 m = p @ world
 apart = np.square(world[:, None] - world).sum(2)                               # truth, draw
 independent, mean = p @ apart @ p, p @ np.square(world - m).sum(1)
-print(f"error of the mean {mean:.3f}, of an independent draw {independent:.3f}, of a draw that knows the truth {(p * np.diag(apart)).sum():.3f}")
+informed = (p * np.diag(apart)).sum()
+print(f"error of the mean {mean:.3f}, of an independent draw {independent:.3f}, "
+      f"of a draw that knows the truth {informed:.3f}")
 np.testing.assert_allclose(independent, 2 * mean, rtol=1e-9)
-assert (p * np.diag(apart)).sum() == 0                                        # x̃ = x has the right distribution too, and is not independent
+assert informed == 0        # x̃ = x has the right distribution too, and is not independent
 
 # %% [markdown]
 # ## 2. Modify: codes that agree with their neighbours
@@ -55,67 +57,111 @@ assert (p * np.diag(apart)).sum() == 0                                        # 
 
 # %%
 prior = load_prior("prior32").requires_grad_(False)
-g, w_mean, PLACES, K = torch.Generator().manual_seed(26), prior.mean_w(generator=torch.Generator().manual_seed(0)), 8, 64
-some_codes = lambda n: prior.codes(w_mean + 0.7 * (prior.mapping(torch.randn(n, prior.config["style_dim"], generator=g)) - w_mean))
-draw = lambda w, change: prior.synthesis(w, modulate=lambda h, k: change(h) if k == 0 else h)
+g, PLACES, K = torch.Generator().manual_seed(26), 8, 64
+w_mean = prior.mean_w(generator=torch.Generator().manual_seed(0))
+
+
+def some_codes(n):
+    w = prior.mapping(torch.randn(n, prior.config["style_dim"], generator=g))
+    return prior.codes(w_mean + 0.7 * (w - w_mean))
+
+
+def draw(w, change):
+    return prior.synthesis(w, modulate=lambda h, k: change(h) if k == 0 else h)
+
+
 seen = []
 draw(some_codes(400), lambda h: seen.append(h) or h)
-rows = seen[0].permute(0, 2, 3, 1)                                             # (400, 8, 8, c)
-book = rows.flatten(0, 2)[torch.randperm(25_600, generator=g)[:K]]
-for _ in range(5):                                                             # Lloyd's algorithm
-    owner = torch.cdist(rows.flatten(0, 2), book).argmin(1)
+rows = seen[0].permute(0, 2, 3, 1)                      # (400, 8, 8, c)
+vectors = rows.flatten(0, 2)
+book = vectors[torch.randperm(25_600, generator=g)[:K]]
+for _ in range(5):                                      # Lloyd's algorithm
+    owner = torch.cdist(vectors, book).argmin(1)
     n = torch.bincount(owner, minlength=K)[:, None]
-    book = torch.where(n > 0, torch.zeros_like(book).index_add_(0, owner, rows.flatten(0, 2)) / n.clamp_min(1), book)
-owner = torch.cdist(rows.flatten(0, 2), book).argmin(1).view(-1, PLACES, PLACES)
+    sums = torch.zeros_like(book).index_add_(0, owner, vectors)
+    book = torch.where(n > 0, sums / n.clamp_min(1), book)
+owner = torch.cdist(vectors, book).argmin(1).view(-1, PLACES, PLACES)
 
 
 def log_share(first, second):
-    "log P(second | first) as a table (K, K), from pairs of codes; one pair more for each, so that none is impossible."
+    """log P(second | first) as a table (K, K), from pairs of codes.
+
+    A tenth of a pair more for each, so that none is impossible.
+    """
     n = torch.bincount(first.flatten() * K + second.flatten(), minlength=K * K).view(K, K) + 0.1
     return (n / n.sum(1, keepdim=True)).log()
 
 
-RIGHT, BELOW = log_share(owner[:, :, :-1], owner[:, :, 1:]), log_share(owner[:, :-1], owner[:, 1:])
-assert torch.allclose(RIGHT.exp().sum(1), torch.ones(K)) and RIGHT.exp().diag().mean() > 2 / K      # neighbours are often alike
+RIGHT = log_share(owner[:, :, :-1], owner[:, :, 1:])
+BELOW = log_share(owner[:, :-1], owner[:, 1:])
+assert torch.allclose(RIGHT.exp().sum(1), torch.ones(K))
+assert RIGHT.exp().diag().mean() > 2 / K                # neighbours are often alike
 
 
 # %%
 def jointly(h, variance, rounds=3):
-    "h (b, c, 8, 8) -> codes (b, 8, 8) chosen place by place, given the neighbours. variance (c,): of the noise."
+    """h (b, c, 8, 8) -> codes (b, 8, 8) chosen place by place, given the neighbours.
+
+    variance (c,): of the noise.
+    """
     x = h.permute(0, 2, 3, 1)
-    far = torch.cdist((x / variance.sqrt()).flatten(0, 2), book / variance.sqrt()).square().view(*x.shape[:3], K) / 2
-    far = far.masked_fill(far > far.kthvalue(8, 3, keepdim=True).values, float("inf"))               # the eight nearest
+    scaled = (x / variance.sqrt()).flatten(0, 2)
+    far = torch.cdist(scaled, book / variance.sqrt()).square().view(*x.shape[:3], K) / 2
+    eighth = far.kthvalue(8, 3, keepdim=True).values
+    far = far.masked_fill(far > eighth, float("inf"))       # the eight nearest stay
     k = far.argmin(3)
     for _ in range(rounds):
         for i, j in np.ndindex(PLACES, PLACES):
             cost = far[:, i, j].clone()
             for table, (di, dj) in ((RIGHT, (0, 1)), (BELOW, (1, 0))):
                 if i + di < PLACES and j + dj < PLACES:
-                    cost -= table[:, k[:, i + di, j + dj]].T                   # this place first, the neighbour second
+                    # this place first, the neighbour second
+                    cost -= table[:, k[:, i + di, j + dj]].T
                 if i >= di and j >= dj:
                     cost -= table[k[:, i - di, j - dj]]
             k[:, i, j] = cost.argmin(1)
     return k
 
 
-w, spread = some_codes(48), rows.flatten(0, 2).std(0)
+# %%
+w, spread = some_codes(48), vectors.std(0)
 clean = draw(w, lambda h: h)
 put = lambda k: book[k].permute(0, 3, 1, 2)
+
+
+def alone(h, variance):
+    "h (b, c, 8, 8) -> the nearest codes (b, 8, 8), whatever the variance and the neighbours."
+    scaled = (h.permute(0, 2, 3, 1) / spread).flatten(0, 2)
+    return torch.cdist(scaled, book / spread).argmin(1).view(-1, PLACES, PLACES)
+
+
+def noisy(h, s):
+    "h with noise of s standard deviations, the same noise at every call."
+    noise = torch.randn(h.shape, generator=torch.Generator().manual_seed(1))
+    return h + s * spread[:, None, None] * noise
+
+
+def drawn(choose, s):
+    "The faces w with noise of strength s in their features, and codes chosen by `choose`."
+    return draw(w, lambda h: put(choose(noisy(h, s), (s * spread) ** 2)))
+
+
+# %%
 strengths, psnr = (0.25, 0.5, 1, 1.5, 2, 3), {"nearest": [], "jointly": []}
 for s in strengths:
-    noisy = lambda h: h + s * spread[:, None, None] * torch.randn(h.shape, generator=torch.Generator().manual_seed(1))
-    alone = lambda h: torch.cdist((h.permute(0, 2, 3, 1) / spread).flatten(0, 2), book / spread).argmin(1).view(-1, PLACES, PLACES)
-    for name, choose in (("nearest", alone), ("jointly", lambda h: jointly(h, (s * spread) ** 2))):
-        psnr[name].append((10 * torch.log10(4 / (draw(w, lambda h: put(choose(noisy(h)))) - clean).square().mean((1, 2, 3)))).mean().item())
+    for name, choose in (("nearest", alone), ("jointly", jointly)):
+        error = (drawn(choose, s) - clean).square().mean((1, 2, 3))
+        psnr[name].append((10 * torch.log10(4 / error)).mean().item())
 for name, v in psnr.items():
     print(f"{name:8}", " ".join(f"{a:5.1f}" for a in v), "dB")
-assert psnr["jointly"][-2] > psnr["nearest"][-2] + 0.5 and abs(psnr["jointly"][0] - psnr["nearest"][0]) < 0.5
+assert psnr["jointly"][-2] > psnr["nearest"][-2] + 0.5
+assert abs(psnr["jointly"][0] - psnr["nearest"][0]) < 0.5
 
 # %%
 #| fig-alt: "Three rows of six small faces: clean; from the nearest codes, blotched; from codes chosen jointly, closer to the clean ones."
-pictures = [clean, *(draw(w, lambda h: put(choose(h + 2 * spread[:, None, None] * torch.randn(h.shape, generator=torch.Generator().manual_seed(1)))))
-                     for choose in (alone, lambda h: jointly(h, (2 * spread) ** 2)))]
-show([p[i] for p in pictures for i in range(6)], rows=("clean", "nearest", "jointly"), cols=6, height=0.85);
+pictures = [clean, drawn(alone, 2), drawn(jointly, 2)]
+shown = [p[i] for p in pictures for i in range(6)]
+show(shown, rows=("clean", "nearest", "jointly"), cols=6, height=0.85);
 
 # %% [markdown]
 # The fall moves to the right: at little noise the nearest code was right already, at much noise the neighbours know better than the place itself. The level part does not rise, as there are no more codes than before. A transformer does the same with more than four neighbours, and without being told $\sigma$.
@@ -128,7 +174,8 @@ show([p[i] for p in pictures for i in range(6)], rows=("clean", "nearest", "join
 some = lambda n: world[5 * rng.integers(0, 400, n) + np.arange(n) % 5]
 x = some(6000)
 y = x + NOISE * rng.normal(size=x.shape)
-starts = {"input": y, "posterior mean": np.concatenate([posterior(part) @ world for part in np.split(y, 6)])}
+means = np.concatenate([posterior(part) @ world for part in np.split(y, 6)])
+starts = {"input": y, "posterior mean": means}
 TRAIN, TEST = slice(0, 5500), slice(5500, 6000)
 
 
@@ -141,43 +188,53 @@ def distance(a, b):
 def learned(start, end, steps=600):
     "The velocity of a rectified flow from `start` to `end` (n, 2)."
     torch.manual_seed(0)
-    v = torch.nn.Sequential(torch.nn.Linear(3, 96), torch.nn.SiLU(), torch.nn.Linear(96, 96), torch.nn.SiLU(), torch.nn.Linear(96, 2))
+    v = torch.nn.Sequential(torch.nn.Linear(3, 96), torch.nn.SiLU(), torch.nn.Linear(96, 96),
+                            torch.nn.SiLU(), torch.nn.Linear(96, 2))
     start, end = (torch.tensor(a, dtype=torch.float32) for a in (start, end))
     optimizer = torch.optim.Adam(v.parameters(), 3e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 if step < 0.7 * steps else 5e-4
         j, t = torch.randint(len(start), (512,)), torch.rand(512, 1)
         a = start[j] + 0.05 * torch.randn(512, 2)
-        loss = (v(torch.cat([a + t * (end[j] - a), t], 1)) - (end[j] - a)).square().sum(1).mean()
-        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        way = end[j] - a
+        loss = (v(torch.cat([a + t * way, t], 1)) - way).square().sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return v
 
 
 @torch.no_grad()
 def followed(v, start, n):
     "Where n equal steps along v take the points `start`."
-    z = torch.tensor(start, dtype=torch.float32) + 0.05 * torch.randn(start.shape, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(1))
+    z = torch.tensor(start, dtype=torch.float32) + 0.05 * noise
     for k in range(n):
         z = z + v(torch.cat([z, torch.full((len(z), 1), k / n)], 1)) / n
     return z.numpy()
 
 
+# %%
 other, error, apart, way, answers = some(500), {}, {}, {}, {}
 for name, start in starts.items():
     answers[name] = a = followed(learned(start[TRAIN], x[TRAIN]), start[TEST], 30)
     error[name], way[name] = (np.square(a - b).sum(1).mean() for b in (x[TEST], start[TEST]))
     apart[name], before = distance(a, other), distance(start[TEST], other)
-    print(f"from the {name:14}: error {error[name]:.2f}, distance {apart[name]:.3f} (before {before:.3f}), way {way[name]:.2f}")
+    print(f"from the {name:14}: error {error[name]:.2f}, "
+          f"distance {apart[name]:.3f} (before {before:.3f}), way {way[name]:.2f}")
 guess = np.square(starts["posterior mean"][TEST] - x[TEST]).sum(1).mean()
 print(f"the posterior mean itself: error {guess:.2f}")
-assert error["input"] > error["posterior mean"] > guess and way["input"] > 2 * way["posterior mean"] and max(apart.values()) < before
+assert error["input"] > error["posterior mean"] > guess
+assert way["input"] > 2 * way["posterior mean"] and max(apart.values()) < before
 
 # %%
 #| fig-alt: "Two panels of five islands of grey dots on a circle; purple dots lie on and near the islands, some between them."
 fig, axes = plt.subplots(1, 2, figsize=(5.5, 2.6), layout="constrained")
 for ax, (name, a) in zip(axes, answers.items()):
-    ax.plot(*x[TEST].T, ".", ms=2, color="#bbbbbb"), ax.plot(*a.T, ".", ms=2, color="#CC79A7")
-    ax.set(aspect="equal", title=f"flow from the {name}", xticks=[], yticks=[]), ax.title.set_fontsize(9)
+    ax.plot(*x[TEST].T, ".", ms=2, color="#bbbbbb")
+    ax.plot(*a.T, ".", ms=2, color="#CC79A7")
+    ax.set(aspect="equal", title=f"flow from the {name}", xticks=[], yticks=[])
+    ax.title.set_fontsize(9)
 
 # %% [markdown]
 # Both flows end near the islands, so both answers look like faces. The one from the inputs is farther from the truth: it has to find the best guess and to sharpen it in one go, and its way is several times as long. Nothing in its loss says which of the sharp answers shall be the near one. In two dimensions the difference is small, since this network can nearly learn both. A restorer that skips the best guess asks the same of one network at a million dimensions; its pictures would not show what they lost.

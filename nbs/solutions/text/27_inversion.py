@@ -22,7 +22,8 @@ torch.set_num_threads(1)
 seeded = lambda seed: torch.Generator().manual_seed(seed)
 prior = load_prior("prior32").requires_grad_(False)
 with torch.no_grad():
-    w_mean, z_true = prior.mean_w(generator=seeded(0)), torch.randn(2, prior.config["style_dim"], generator=seeded(27))
+    w_mean = prior.mean_w(generator=seeded(0))
+    z_true = torch.randn(2, prior.config["style_dim"], generator=seeded(27))
     w_true = w_mean + 0.7 * (prior.mapping(z_true) - w_mean)
     truth = prior.synthesis(prior.codes(w_true))
 damage = DegradationParams(sigma_x=0.7, sigma_y=0.7, kernel_size=7, r=4, delta=5, q=60)
@@ -42,22 +43,34 @@ def operations(run):
     return counter.cost[""].flops
 
 
-net, cost = prior.synthesis, {}                                                # cost: (which list, number) -> operations for one picture
-layers = {(kind, k): layer for kind, some in (("conv", net.convs), ("rgb", net.to_rgbs)) for k, layer in enumerate(some)}
+net, cost = prior.synthesis, {}         # cost: (which list, number) -> operations for one picture
+layers = {(kind, k): layer for kind, some in (("conv", net.convs), ("rgb", net.to_rgbs))
+          for k, layer in enumerate(some)}
+hooks = []
 with Tally() as counter, torch.no_grad():
-    hooks = [h for key, layer in layers.items() for h in (layer.register_forward_pre_hook(lambda m, a, key=key: cost.__setitem__(key, -counter.cost[""].flops)),
-                                                          layer.register_forward_hook(lambda m, a, o, key=key: cost.__setitem__(key, cost[key] + counter.cost[""].flops)))]
+    for key, layer in layers.items():
+        def before(module, args, key=key):
+            cost[key] = -counter.cost[""].flops
+
+        def after(module, args, out, key=key):
+            cost[key] += counter.cost[""].flops
+
+        hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     prior.synthesis(prior.codes(w_true[:1]))
 for h in hooks:
     h.remove()
 mapping = operations(lambda: prior.mapping(z_true[:1]))
-assert sum(cost.values()) == counter.cost[""].flops > 0                                 # nothing is computed outside these layers
+assert sum(cost.values()) == counter.cost[""].flops > 0         # nothing outside these layers
 
-for block in range(len(net.to_rgbs) - 1):                                      # block b is convs 2b + 1 and 2b + 2 and RGB layer b + 1
-    each = mapping + sum(f for (kind, k), f in cost.items() if k <= (2 * block if kind == "conv" else block))
+# block b is convs 2b + 1 and 2b + 2 and RGB layer b + 1
+for block in range(len(net.to_rgbs) - 1):
+    last = dict(conv=2 * block, rgb=block)
+    each = mapping + sum(f for (kind, k), f in cost.items() if k <= last[kind])
     once = mapping + sum(cost.values()) - each
-    one, two = (operations(lambda: mganprior(x[:1], prior, factor=4, n=8, block=block, steps=s)) for s in (1, 2))
-    print(f"block {block}: each code {each / 1e6:.1f}, once {once / 1e6:.1f}; a step predicted {2 * (8 * each + once) / 1e6:.0f}, measured {(two - one) / 1e6:.0f} million operations")
+    one, two = (operations(lambda: mganprior(x[:1], prior, factor=4, n=8, block=block, steps=s))
+                for s in (1, 2))
+    print(f"block {block}: each code {each / 1e6:.1f}, once {once / 1e6:.1f}; a step predicted "
+          f"{2 * (8 * each + once) / 1e6:.0f}, measured {(two - one) / 1e6:.0f} million operations")
     assert two - one == 2 * (8 * each + once)
 
 # %% [markdown]
@@ -68,37 +81,55 @@ for block in range(len(net.to_rgbs) - 1):                                      #
 # *Give `refined` a term that keeps $w$ near $w_0$. Is there a weight at which the PSNR rises?* The codes are moved by a hook on `to_w`: whatever it returns, the search adds $d$ to it, and $\lambda\lVert d\rVert^2$, a mean over its numbers, to the misfit. So the network stays whole, with maps, noise and share.
 
 # %%
-restorer, full = load_weights("bundled").requires_grad_(False), load_prior("bundled").requires_grad_(False)
+restorer = load_weights("bundled").requires_grad_(False)
+full = load_prior("bundled").requires_grad_(False)
 with torch.no_grad():
-    drawn = full(torch.randn(2, full.config["style_dim"], generator=seeded(27)), truncation=0.7, w_mean=full.mean_w(generator=seeded(0)))
+    z = torch.randn(2, full.config["style_dim"], generator=seeded(27))
+    drawn = full(z, truncation=0.7, w_mean=full.mean_w(generator=seeded(0)))
 photo = to_tensor(cv2.resize(example_faces(1, 128)[0], (64, 64), interpolation=cv2.INTER_AREA))
 faces = to_tensor(np.ascontiguousarray(to_images(torch.cat([drawn, photo]))))
-blurred = to_tensor(np.stack([degrade(f, DegradationParams(sigma_x=1, sigma_y=1, kernel_size=9, r=4, delta=5, q=60)) for f in np.ascontiguousarray(to_images(faces))]))
-psnr = lambda y, truth: (10 * torch.log10(4 / (y.clamp(-1, 1) - truth).square().mean((1, 2, 3)))).mean().item()
+damage = DegradationParams(sigma_x=1, sigma_y=1, kernel_size=9, r=4, delta=5, q=60)
+originals = np.ascontiguousarray(to_images(faces))
+blurred = to_tensor(np.stack([degrade(f, damage) for f in originals]))
+
+
+def psnr(y, truth):
+    error = (y.clamp(-1, 1) - truth).square().mean((1, 2, 3))
+    return (10 * torch.log10(4 / error)).mean().item()
 
 
 def refined(x, weight, steps=9, lr=0.04, factor=4):
-    "Picture after `steps` steps on the codes, held near their start with `weight`, and the misfit of first and last picture."
+    """Picture after `steps` steps on the codes, held near their start with `weight`.
+
+    Besides, the misfit of the first and of the last picture.
+    """
     d = torch.zeros(len(x), restorer.to_w.weight.shape[0], requires_grad=True)
-    hook, optimizer, misfit = restorer.to_w.register_forward_hook(lambda m, a, out: out + d), torch.optim.Adam([d], lr), []
+    hook = restorer.to_w.register_forward_hook(lambda m, a, out: out + d)
+    optimizer, misfit = torch.optim.Adam([d], lr), []
     try:
         for _ in range(steps + 1):
             y = restorer(x)[0]
             off = (shrink(y, factor) - shrink(x, factor)).square().mean((1, 2, 3))
             misfit.append(off.mean().item())
-            optimizer.zero_grad(), (off + weight * d.square().mean(1)).sum().backward(), optimizer.step()
+            optimizer.zero_grad()
+            (off + weight * d.square().mean(1)).sum().backward()
+            optimizer.step()
     finally:
         hook.remove()
     return y.detach(), misfit[0], misfit[-1]
 
 
+# %%
 start, rows = psnr(restorer(blurred)[0], faces), {}
 for weight in (0, 0.1, 1, 10):
     y, first, last = refined(blurred, weight)
     rows[weight] = psnr(y, faces) - start, last / first
-    print(f"weight {weight:3}: misfit {rows[weight][1]:.2f} of the start, PSNR {rows[weight][0]:+.2f} dB against the pass")
-print(f"the best of them: {max(gain for gain, _ in rows.values()):+.2f} dB")
-assert rows[0][1] < rows[0.1][1] < 1 and rows[0][0] < 0 and abs(rows[10][0]) < 0.3 and max(gain for gain, _ in rows.values()) < 0.3
+    print(f"weight {weight:3}: misfit {rows[weight][1]:.2f} of the start, "
+          f"PSNR {rows[weight][0]:+.2f} dB against the pass")
+most = max(gain for gain, _ in rows.values())
+print(f"the best of them: {most:+.2f} dB")
+assert rows[0][1] < rows[0.1][1] < 1
+assert rows[0][0] < 0 and abs(rows[10][0]) < 0.3 and most < 0.3
 
 
 # %% [markdown]
@@ -110,7 +141,10 @@ assert rows[0][1] < rows[0.1][1] < 1 and rows[0][0] < 0 and abs(rows[10][0]) < 0
 
 # %%
 def pulse_from(z, x, truth, steps, lr=0.4, cross=0.05, sphere=True):
-    "`pulse` from codes z (b, d), one for all layers -> losses and PSNR at every step; with `sphere` the codes are put on it, before the first step too."
+    """`pulse` from codes z (b, d), one for all layers -> losses and PSNR at every step.
+
+    With `sphere` the codes are put on it, before the first step too.
+    """
     mean, std = gaussian_of_w(prior)
     put = on_sphere if sphere else lambda z: z
     z = put(z[:, None].expand(-1, net.n_codes, -1)).clone().requires_grad_(True)
@@ -120,23 +154,33 @@ def pulse_from(z, x, truth, steps, lr=0.4, cross=0.05, sphere=True):
         optimizer.param_groups[0]["lr"] = lr * min(1.0, t / 0.05, 0.05 + 0.95 * (1 - t) / 0.25)
         face = net(F.leaky_relu(z * std + mean, 0.2))
         loss = 100 * (shrink(face, 4) - shrink(x, 4)).square().mean((1, 2, 3)) + cross * geocross(z)
-        losses.append(loss.mean().item()), dB.append(psnr(face.detach(), truth))
-        optimizer.zero_grad(), loss.sum().backward(inputs=[z]), optimizer.step()
+        losses.append(loss.mean().item())
+        dB.append(psnr(face.detach(), truth))
+        optimizer.zero_grad()
+        loss.sum().backward(inputs=[z])
+        optimizer.step()
         z.data = put(z.data)
     return losses, dB
 
 
+# %%
 mean, std = gaussian_of_w(prior)
-back = (F.leaky_relu(w_true, 5) - mean) / std                                   # undoes the slope 0.2
+back = (F.leaky_relu(w_true, 5) - mean) / std                   # undoes the slope 0.2
 assert_close(F.leaky_relu(back * std + mean, 0.2), w_true, rtol=1e-4, atol=1e-5)
 STEPS, runs = 30, {}
-for name, z, target, sphere in (("z as it is", z_true, x, True), ("taken back, no sphere, clean target", back, truth, False), ("taken back, clean target", back, truth, True), ("taken back, damaged target", back, x, True)):
+cases = (("z as it is", z_true, x, True),
+         ("taken back, no sphere, clean target", back, truth, False),
+         ("taken back, clean target", back, truth, True),
+         ("taken back, damaged target", back, x, True))
+for name, z, target, sphere in cases:
     runs[name] = losses, dB = pulse_from(z, target, truth, STEPS, sphere=sphere)
-    print(f"{name:36} step 0: loss {losses[0]:.2f}, PSNR {min(dB[0], 99):.0f} dB; step {STEPS}: loss {losses[-1]:.2f}, PSNR {dB[-1]:.0f} dB")
+    print(f"{name:36} step 0: loss {losses[0]:.2f}, PSNR {min(dB[0], 99):.0f} dB; "
+          f"step {STEPS}: loss {losses[-1]:.2f}, PSNR {dB[-1]:.0f} dB")
 at_random = pulse(x, prior, factor=4, steps=1).losses[0]
 own = 100 * (shrink(truth, 4) - shrink(x, 4)).square().mean().item()
 print(f"a random start: loss {at_random:.2f}; the truth itself, with the damaged target: {own:.2f}")
-assert runs["taken back, no sphere, clean target"][0][0] < 1e-6 and 0.2 < runs["z as it is"][0][0] / at_random < 5
+assert runs["taken back, no sphere, clean target"][0][0] < 1e-6
+assert 0.2 < runs["z as it is"][0][0] / at_random < 5
 losses, dB = runs["taken back, damaged target"]
 assert own > 0.01 and losses[0] > own and losses[-1] < losses[0] and max(dB) < 40
 

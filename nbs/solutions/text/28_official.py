@@ -16,7 +16,8 @@ from gfpgan_edu.stylegan2 import StyleGAN2
 from gfpgan_edu.weights import generator_names, prior_names, to_official
 
 printed = json.loads(Path("../../tests/data/official_shapes.json").read_text())
-official = {"v1": printed["equalized"]["c1"], "clean": printed["clean"]["c1"] | printed["clean"]["c2"]}
+official = {"v1": printed["equalized"]["c1"],
+            "clean": printed["clean"]["c1"] | printed["clean"]["c2"]}
 configs = {"v1": GFPGANConfig.paper(), "clean": GFPGANConfig.clean_v1_4()}
 with torch.device("meta"):
     nets = {name: GFPGAN(config) for name, config in configs.items()}
@@ -30,17 +31,22 @@ with torch.device("meta"):
 changes = {}
 for name, net in nets.items():
     own = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    changes[name] = {a: (own[a], tuple(official[name][b])) for a, b in generator_names(configs[name]) if list(own[a]) != official[name][b]}
-    kinds = Counter((a.split(".")[-1], len(ours), len(theirs)) for a, (ours, theirs) in changes[name].items())
-    print(f"{name}: {len(changes[name])} of {len(own)};", ", ".join(f"{n} × {kind} with {a} axes here and {b} there" for (kind, a, b), n in kinds.items()))
+    pairs = {a: tuple(official[name][b]) for a, b in generator_names(configs[name])}
+    changes[name] = {a: (own[a], theirs) for a, theirs in pairs.items() if own[a] != theirs}
+    kinds = Counter((a.split(".")[-1], len(ours), len(theirs))
+                    for a, (ours, theirs) in changes[name].items())
+    said = [f"{n} × {kind} with {a} axes here and {b} there" for (kind, a, b), n in kinds.items()]
+    print(f"{name}: {len(changes[name])} of {len(own)};", ", ".join(said))
     for kind in dict.fromkeys(k for k, _, _ in kinds):
         key = next(a for a in changes[name] if a.endswith(kind))
         print(f"   {key}: {changes[name][key][0]} here, {changes[name][key][1]} there")
 n_convs, n_rgbs = len(nets["v1"].decoder.synthesis.convs), len(nets["v1"].decoder.synthesis.to_rgbs)
-assert len(changes["v1"]) == n_convs + 2 * n_rgbs and len(changes["clean"]) == 2 * (n_convs + n_rgbs)
+assert len(changes["v1"]) == n_convs + 2 * n_rgbs
+assert len(changes["clean"]) == 2 * (n_convs + n_rgbs)
 for found in changes.values():
     for key, (ours, theirs) in found.items():
-        assert key.startswith("decoder.synthesis.") and theirs == ((1, *ours) if key.endswith("weight") else (1, *ours, 1, 1))
+        assert key.startswith("decoder.synthesis.")
+        assert theirs == ((1, *ours) if key.endswith("weight") else (1, *ours, 1, 1))
 
 
 # %% [markdown]
@@ -57,12 +63,14 @@ def prior_map(config):
 
 
 for name, config in configs.items():
-    alone, part = prior_map(config), {a: b for a, b in generator_names(config) if a.startswith("decoder.")}
+    pairs, alone = generator_names(config), prior_map(config)
+    part = {a: b for a, b in pairs if a.startswith("decoder.")}
     assert {f"decoder.{a}": f"stylegan_decoder.{b}" for a, b in alone.items()} == part
     with torch.device("meta"):
-        prior = StyleGAN2(config.size, config.style_dim, config.n_mlp, config.channel_multiplier, config.narrow, resample=config.resample, equalized=config.equalized)
-    assert set(alone) == set(prior.state_dict())                              # and it is whole: nothing of the prior is left over
-    print(f"{name}: {len(alone)} of {len(generator_names(config))} tensors; {next(iter(alone.items()))}")
+        prior = StyleGAN2(config.size, config.style_dim, config.n_mlp, config.channel_multiplier,
+                          config.narrow, resample=config.resample, equalized=config.equalized)
+    assert set(alone) == set(prior.state_dict())    # it is whole: nothing of the prior is left over
+    print(f"{name}: {len(alone)} of {len(pairs)} tensors; {next(iter(alone.items()))}")
 
 
 # %% [markdown]
@@ -75,7 +83,10 @@ for name, config in configs.items():
 # %%
 def first_red(pairs, own, theirs):
     "Which check of the chapter is the first to fail on this map, and which would be next."
-    checks = {"no name twice": len(pairs) == len(dict(pairs)) == len({b for _, b in pairs}), "ours, nothing left over": set(dict(pairs)) == set(own), "official, nothing left over": set(dict(pairs).values()) == set(theirs)}
+    names = dict(pairs)
+    checks = {"no name twice": len(pairs) == len(names) == len({b for _, b in pairs}),
+              "ours, nothing left over": set(names) == set(own),
+              "official, nothing left over": set(names.values()) == set(theirs)}
     return [name for name, fine in checks.items() if not fine]
 
 
@@ -83,7 +94,9 @@ right = generator_names(configs["v1"])
 wrong = [right[0], (right[1][0], right[0][1]), *right[2:]]
 keys = nets["v1"].state_dict(), official["v1"]
 print("the map as it is:", first_red(right, *keys), "| with the fault:", first_red(wrong, *keys))
-assert first_red(right, *keys) == [] and first_red(wrong, *keys) == ["no name twice", "official, nothing left over"]
+assert first_red(right, *keys) == []
+assert first_red(wrong, *keys) == ["no name twice", "official, nothing left over"]
+
 
 # %% [markdown]
 # Each name of ours occurs once, so a dictionary shows nothing; the number of *different* official names is one too small, and the first assertion says so. The one that follows finds the official tensor that nobody asks for. The shapes would have noticed only where the two differ in shape: in the U-Net two layers of one shape could have been exchanged for each other without any of the three turning red. That is what the last loop of the chapter's second cell is for: it changes one official tensor and looks whether ours of that name follows.
@@ -91,9 +104,14 @@ assert first_red(right, *keys) == [] and first_red(wrong, *keys) == ["no name tw
 # Writing has no such net. `to_official` makes a dictionary, and of two pairs with one name the later one wins:
 
 # %%
+def confused(config):
+    first, second, *rest = names(config)
+    return [first, (second[0], first[1]), *rest]
+
+
 tiny, names = GFPGAN(GFPGANConfig.tiny(32)), weights.generator_names
 try:
-    weights.generator_names = lambda config: [(pairs := names(config))[0], (pairs[1][0], pairs[0][1]), *pairs[2:]]
+    weights.generator_names = confused
     short = to_official(tiny)
 finally:
     weights.generator_names = names
