@@ -341,6 +341,8 @@ def cell_problems(cell, counts):
     if isinstance(lines, str) or any("\n" in line[:-1] for line in lines) or any(line[-1:] != "\n" for line in lines[:-1]):
         yield "source is not a list of lines"
     if cell["cell_type"] != "code":
+        fenced = [line for block in re.findall(r"^```.*\n([\s\S]*?)^```", source, re.M) for line in block.splitlines()]
+        yield from too_wide(fenced)
         return
     outputs, label = cell["outputs"], option(cell, "label") or ""
     counts.update({"code cells": 1, "outputs": len(outputs)})
@@ -351,9 +353,7 @@ def cell_problems(cell, counts):
     if any(line.startswith("#|") for line in lines[top:]):
         yield "a `#|` line below the top of the cell"
     code = [line for line in source.splitlines() if not line.startswith("#|")]
-    for line in code:
-        if len(line) > MAX_WIDTH:
-            yield f"a line of {len(line)} characters, the page shows {MAX_WIDTH}: {line.strip()[:40]} …"
+    yield from too_wide(code)
     docs = sum(s.end_lineno - s.lineno + 1 for s in ast.walk(parsed(source)) if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
     if (n := sum(bool(line.strip()) for line in code) - docs) > MAX_LINES:
         yield f"{n} lines of code besides docstrings; {MAX_LINES} are what a reader can hold"
@@ -371,6 +371,10 @@ def cell_problems(cell, counts):
     for size in (len(b64decode(p)) for p in pictures):
         if size > MAX_PICTURE:
             yield f"a picture of {size // 1000} kB, allowed are {MAX_PICTURE // 1000}"
+
+
+def too_wide(code):
+    yield from (f"a line of {len(line)} characters, the page shows {MAX_WIDTH}: {line.strip()[:40]} …" for line in code if len(line) > MAX_WIDTH)
 
 
 def shows_something(source):

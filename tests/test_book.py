@@ -205,6 +205,7 @@ FAULTS = {
     "large notebook": (edit_cell(2, 1, outputs=[dict(output_type="stream", name="stdout", text=["x" * 700_000])]), "allowed are 700"),
     "figure never referred to": (edit_text(FIRST_PY, "@fig-dot", "the figure"), "figure @fig-dot is never referred to"),
     "wide line": (edit_text(SECOND_PY, "x = 1", f"x = {'1' * 97}"), "nbs/02_second.ipynb: cell 2: a line of 101 characters"),
+    "wide command": (edit_text(FIRST_PY, "The gain is", "```\n# " + "x" * 101 + "\n# ```\n#\n# The gain is"), "nbs/01_first.ipynb: cell 7: a line of 101 characters"),
     "long cell": (edit_text(SECOND_PY, "x = 1", "\n".join(f"x{i} = 1" for i in range(41))), "nbs/02_second.ipynb: cell 2: 41 lines of code"),
     "unknown directive": (edit_text(SECOND_PY, "x = 1", "#| exprot\nx = 1"), "'#| exprot' is neither"),
     "directive below the top": (edit_text(SECOND_PY, "x = 1", "x = 1\n#| export"), "nbs/02_second.ipynb: cell 2: a `#|` line below the top"),

@@ -978,8 +978,10 @@ test_fail(lambda: RestorerTrainer(other, faces, init_from=again, device="cpu"), 
 
 # %% [markdown]
 # ```
-# gfpgan-edu train --preset faces64 --data faces/ --out runs/mine --init-from bundled --set lr=2e-4 warmup=500
-# gfpgan-edu train --preset paper --data faces/ --out runs/v1 --init-from v1 --set features=imagenet embedder=arcface_resnet18.pth
+# gfpgan-edu train --preset faces64 --data faces/ --out runs/mine --init-from bundled \
+#     --set lr=2e-4 warmup=500
+# gfpgan-edu train --preset paper --data faces/ --out runs/v1 --init-from v1 \
+#     --set features=imagenet embedder=arcface_resnet18.pth
 # gfpgan-edu train --preset faces64 --data faces/ --out runs/mine64
 # ```
 #

@@ -68,10 +68,12 @@ draw_map("degradation", "unet", "latent", "csft", "stylegan2", "output", "pyrami
 #
 # ```
 # gfpgan-edu prepare ffhq --out faces512 --size 512 --aligned
-# gfpgan-edu train --preset paper --data faces512 --out runs/paper --prior StyleGAN2_512_Cmul1_FFHQ_B12G4_scratch_800k.pth --set features=imagenet embedder=arcface_resnet18.pth --dry-run
+# gfpgan-edu train --preset paper --data faces512 --out runs/paper \
+#     --prior StyleGAN2_512_Cmul1_FFHQ_B12G4_scratch_800k.pth \
+#     --set features=imagenet embedder=arcface_resnet18.pth --dry-run
 # ```
 #
-# The second line stops after ten steps; without its last word it is the run of the paper. `--preset official` takes the settings of `train_gfpgan_v1.yml`.
+# The second command stops after ten steps; without its last word it is the run of the paper. `--preset official` takes the settings of `train_gfpgan_v1.yml`.
 
 # %%
 # what a step costs does not depend on what was learned

@@ -1037,9 +1037,11 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError,
 # gfpgan-edu testset blind CELEBA_HQ --out celeba --limit 3000
 # gfpgan-edu baseline v1   --lq celeba/lq --out results/v1
 # gfpgan-edu baseline v1.4 --lq celeba/lq --out results/v1.4
-# gfpgan-edu baseline pulse --prior PRIOR_512.pth --lq celeba/lq --out results/pulse --set factor=16 steps=100
-# gfpgan-edu evaluate --pred Input=celeba/lq results/v1 results/v1.4 results/pulse DFDNet=THEIR_RESULTS --gt celeba/gt \
-#     --reference FFHQ_512 --save-reference statistics --niqe niqe_pris_params.npz --arcface arcface_resnet18.pth --out table1.md table1.json
+# gfpgan-edu baseline pulse --prior PRIOR_512.pth --lq celeba/lq --out results/pulse \
+#     --set factor=16 steps=100
+# gfpgan-edu evaluate --gt celeba/gt --reference FFHQ_512 --save-reference statistics \
+#     --pred Input=celeba/lq results/v1 results/v1.4 results/pulse DFDNet=THEIR_RESULTS \
+#     --niqe niqe_pris_params.npz --arcface arcface_resnet18.pth --out table1.md table1.json
 # ```
 #
 # If you have the authors' own damaged pictures, take their folders in place of the first line. Any other program's results are a folder with the same names. `--protocol vqfr` follows the scripts of VQFR.
@@ -1049,8 +1051,9 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError,
 # ```
 # gfpgan-edu testset sr CELEBA_HQ --out celeba-x4 --factor 4 --limit 3000
 # gfpgan-edu baseline v1 --lq celeba-x4/lq --out results/x4-v1
-# gfpgan-edu evaluate --pred Bicubic=celeba-x4/lq GFP-GAN=results/x4-v1 --gt celeba-x4/gt --reference statistics/fid.npz \
-#     --niqe niqe_pris_params.npz --arcface arcface_resnet18.pth --out table2.md
+# gfpgan-edu evaluate --pred Bicubic=celeba-x4/lq GFP-GAN=results/x4-v1 --gt celeba-x4/gt \
+#     --reference statistics/fid.npz --niqe niqe_pris_params.npz \
+#     --arcface arcface_resnet18.pth --out table2.md
 # ```
 #
 # **Table 3**, the real sets; photos that are not aligned yet take `--align`:
@@ -1059,7 +1062,8 @@ test_fail(lambda: method("pulse", "prior32", step=5), exc=ValueError,
 # gfpgan-edu testset real LFW --name LFW-Test --out lfw
 # gfpgan-edu testset real WEB_PHOTOS --name WebPhoto-Test --align --out web
 # gfpgan-edu baseline v1.4 --lq lfw/lq --out results/lfw-v1.4
-# gfpgan-edu evaluate --pred Input=lfw/lq results/lfw-v1.4 --reference statistics/fid.npz --niqe niqe_pris_params.npz --metrics fid niqe --out table3-lfw.md
+# gfpgan-edu evaluate --pred Input=lfw/lq results/lfw-v1.4 --metrics fid niqe \
+#     --reference statistics/fid.npz --niqe niqe_pris_params.npz --out table3-lfw.md
 # ```
 #
 # `evaluate` ends with 0 (all measured), 1 (some files failed or are missing; each is named) or 2 (nothing measured).
@@ -1640,7 +1644,8 @@ test_fail(lambda: score(limit=3), exc=ValueError, contains="other faces or with 
 # And the run: nine rows, two seeds each, with one command:
 #
 # ```
-# gfpgan-edu ablate --preset faces32 --data DIR --valid DIR2 --out runs/ablation32 --minutes-each 5.5 --seeds 2
+# gfpgan-edu ablate --preset faces32 --data DIR --valid DIR2 --out runs/ablation32 \
+#     --minutes-each 5.5 --seeds 2
 # ```
 #
 # The judges took no part in any training.

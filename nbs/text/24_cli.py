@@ -1647,8 +1647,8 @@ class Doctor:
 # `web` starts the local page of @sec-web. `completion` prints a script that teaches the shell our words, so that the tabulator key completes commands and options. `tyro` writes it from the same classes, which is why it knows every option:
 #
 # ```sh
-# eval "$(gfpgan-edu completion bash)"                      # in ~/.bashrc
-# gfpgan-edu completion zsh > ~/.zfunc/_gfpgan-edu          # with fpath+=~/.zfunc before compinit in ~/.zshrc
+# eval "$(gfpgan-edu completion bash)"                # in ~/.bashrc
+# gfpgan-edu completion zsh > ~/.zfunc/_gfpgan-edu    # fpath+=~/.zfunc before compinit in ~/.zshrc
 # ```
 
 # %%
