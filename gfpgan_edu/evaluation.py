@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'OLD_PHOTOS', 'ROWS', 'PAPER_ORDER', 'ABLATION_METRICS', 'Te
            'apply_method', 'row_config', 'train_rows', 'verdict', 'counterpart', 'saved_test_set', 'score_rows',
            'ablation_table', 'ablation_grid', 'spread']
 
-# %% ../nbs/19_evaluation.ipynb #94ee20f2
+# %% ../nbs/19_evaluation.ipynb #ae7a4b63
 import csv
 import inspect
 import io
@@ -30,10 +30,10 @@ from PIL import Image
 from .baselines import UNET_GAN, UNET_L1, mganprior, pulse
 from .degradation import PRESETS as DEGRADATIONS, degrade, sample_params
 from .engine import TrainingError, _suits, override, plain, write_whole
-from .faces import (_picture_names, _square, align as align_face, detect, to_images,
-                              to_tensor)
-from .metrics import (DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics,
-                                read_statistics)
+from .faces import _picture_names, _square, align as align_face
+from .faces import detect, to_images, to_tensor
+from .metrics import DEFAULT_METRICS, Files, Gaussian, Protocol
+from .metrics import frechet, open_metrics, read_statistics
 from .pictures import PhotoError, read_image, write_image
 from .train_restorer import RestorerTrainer
 from .inference import fuse

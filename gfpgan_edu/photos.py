@@ -6,7 +6,7 @@
 __all__ = ['CENTRE', 'AXES', 'MOST_PIXELS', 'unalign', 'face_mask', 'match_colour', 'paste', 'NoFace', 'pick_device', 'enlarge',
            'RestoreResult', 'restore', 'overlap', 'follow', 'smooth', 'VideoResult', 'restore_video']
 
-# %% ../nbs/22_photos.ipynb #3c26c4b6
+# %% ../nbs/22_photos.ipynb #5c127635
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .faces import (SUFFIXES, Detector, Face, align, detect, footprint, invert,
-                              similarity, template, to_images, to_tensor)
+from .faces import SUFFIXES, Detector, Face, align, detect, footprint
+from .faces import invert, similarity, template, to_images, to_tensor
 from .pictures import PhotoError, read_image, to_rgb, write_image
 
 if TYPE_CHECKING:

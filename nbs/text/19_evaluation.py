@@ -62,10 +62,10 @@ from PIL import Image
 from gfpgan_edu.baselines import UNET_GAN, UNET_L1, mganprior, pulse
 from gfpgan_edu.degradation import PRESETS as DEGRADATIONS, degrade, sample_params
 from gfpgan_edu.engine import TrainingError, _suits, override, plain, write_whole
-from gfpgan_edu.faces import (_picture_names, _square, align as align_face, detect, to_images,
-                              to_tensor)
-from gfpgan_edu.metrics import (DEFAULT_METRICS, Files, Gaussian, Protocol, frechet, open_metrics,
-                                read_statistics)
+from gfpgan_edu.faces import _picture_names, _square, align as align_face
+from gfpgan_edu.faces import detect, to_images, to_tensor
+from gfpgan_edu.metrics import DEFAULT_METRICS, Files, Gaussian, Protocol
+from gfpgan_edu.metrics import frechet, open_metrics, read_statistics
 from gfpgan_edu.pictures import PhotoError, read_image, write_image
 from gfpgan_edu.train_restorer import RestorerTrainer
 from gfpgan_edu.inference import fuse

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gfpgan_edu.faces import (SUFFIXES, Detector, Face, align, detect, footprint, invert,
-                              similarity, template, to_images, to_tensor)
+from gfpgan_edu.faces import SUFFIXES, Detector, Face, align, detect, footprint
+from gfpgan_edu.faces import invert, similarity, template, to_images, to_tensor
 from gfpgan_edu.pictures import PhotoError, read_image, to_rgb, write_image
 
 if TYPE_CHECKING:
