@@ -1,7 +1,7 @@
 """Restore a photo with the bundled model and draw input | restored | original.
 
-python figures/demo.py            # the astronaut photo of scikit-image (public domain), degraded first
-python figures/demo.py PHOTO      # your photo as it is
+python figures/demo.py        # the astronaut photo of scikit-image (public domain), degraded first
+python figures/demo.py PHOTO  # your photo as it is
 """
 import argparse
 import json
@@ -28,14 +28,18 @@ DAMAGE = DegradationParams(sigma_x=2.0, sigma_y=2.0, r=4.0, delta=15.0, q=50, no
 def neighbourhood(box, shape, grow=0.45):
     "A square window around a face, inside the photo: slices (rows, columns)."
     h, w = shape[:2]
-    x, y, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, (0.5 + grow) * max(box[2] - box[0], box[3] - box[1])
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    half = (0.5 + grow) * max(box[2] - box[0], box[3] - box[1])
     return tuple(slice(int(max(0, c - half)), int(min(n, c + half))) for c, n in ((y, h), (x, w)))
 
 
 def draw(columns, boxes, out):
-    "`columns`: {title: photo}. First row the photos, then one row for each of the first three faces."
-    windows = [(slice(None), slice(None))] + [neighbourhood(b, next(iter(columns.values())).shape) for b in boxes[:3]]
-    fig, axes = plt.subplots(len(windows), len(columns), figsize=(3.4 * len(columns), 3.4 * len(windows)), squeeze=False, layout="constrained")
+    "`columns`: {title: photo}. First row the photos, then a row for each of the first three faces."
+    shape = next(iter(columns.values())).shape
+    windows = [(slice(None), slice(None))] + [neighbourhood(b, shape) for b in boxes[:3]]
+    down, across = len(windows), len(columns)
+    fig, axes = plt.subplots(down, across, figsize=(3.4 * across, 3.4 * down), squeeze=False,
+                             layout="constrained")
     for row, window in zip(axes, windows):
         for ax, (title, photo) in zip(row, columns.items()):
             ax.imshow(photo[window], interpolation="nearest")
@@ -45,7 +49,8 @@ def draw(columns, boxes, out):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap = argparse.ArgumentParser(description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("photo", nargs="?", type=pathlib.Path)
     ap.add_argument("--out", type=pathlib.Path, default=HERE / "demo.png")
     a = ap.parse_args()
@@ -55,19 +60,27 @@ def main():
         photo = read_image(a.photo) if a.photo else degrade(original, DAMAGE)
         result = restore(photo)
     except PhotoError as e:
-        message = str(e) if a.photo is None or str(a.photo) in str(e) else f"{a.photo}: {str(e).removeprefix('image: ')}"
+        message = str(e)
+        if a.photo is not None and str(a.photo) not in message:
+            message = f"{a.photo}: {message.removeprefix('image: ')}"
         print("demo: " + " ".join(message.split()), file=sys.stderr)
         sys.exit(2)
-    columns = {"input": photo, f"restored ({BUNDLED})": result.image} | ({} if original is None else {"original": original})
+    columns = {"input": photo, f"restored ({BUNDLED})": result.image}
+    if original is not None:
+        columns["original"] = original
     draw(columns, result.boxes, a.out)
-    print(f"{len(result.boxes)} face{'s' * (len(result.boxes) != 1)} restored in {time.perf_counter() - start:.1f} s: see {a.out}")
+    n, seconds = len(result.boxes), time.perf_counter() - start
+    print(f"{n} face{'s' * (n != 1)} restored in {seconds:.1f} s: see {a.out}")
     if original is not None and a.out.name != "demo.png":
         from manifest import record
 
-        record(a.out.name, f"python figures/demo.py --out figures/{a.out.name}", dict(damage=json.loads(DAMAGE.to_json()), weights=BUNDLED))
-        face = tuple(map(lambda s: slice(s.start, s.stop), neighbourhood(result.boxes[0], photo.shape, 0)))
-        error = {t: float(np.abs(c[face].astype(float) - original[face]).mean()) for t, c in columns.items()}
-        print("mean absolute error on the face, grey levels:", {t: round(e, 2) for t, e in error.items()})
+        record(a.out.name, f"python figures/demo.py --out figures/{a.out.name}",
+               dict(damage=json.loads(DAMAGE.to_json()), weights=BUNDLED))
+        face = neighbourhood(result.boxes[0], photo.shape, 0)
+        error = {title: float(np.abs(c[face].astype(float) - original[face]).mean())
+                 for title, c in columns.items()}
+        print("mean absolute error on the face, grey levels:",
+              {title: round(e, 2) for title, e in error.items()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Draw figures/portrait-damaged.jpg and figures/portrait-restored.jpg, the two pictures of the book's slider: a public-domain portrait.
+"""Draw figures/portrait-damaged.jpg and figures/portrait-restored.jpg, the two pictures of the
+book's slider: a public-domain portrait.
 
 python figures/slider.py
 """
@@ -15,17 +16,20 @@ from gfpgan_edu.photos import restore
 from gfpgan_edu.weights import BUNDLED
 
 HERE = pathlib.Path(__file__).parent
-BOX, SIZE = (112, 10, 336, 234), 448                                        # head and shoulders: left, top, right, bottom; the side of the pictures
+BOX = 112, 10, 336, 234                     # head and shoulders: left, top, right, bottom
+SIZE = 448                                  # the side of the pictures
 
 
 def main(out=HERE):
     damaged = degrade(astronaut(), DAMAGE)
     for name, photo in (("damaged", damaged), ("restored", restore(damaged).image)):
         path = out / f"portrait-{name}.jpg"
-        Image.fromarray(photo).crop(BOX).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(path, quality=88)
+        head = Image.fromarray(photo).crop(BOX)
+        head.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(path, quality=88)
         print(f"{path.name}: {path.stat().st_size // 1000} kB")
         if out == HERE:
-            record(path.name, "python figures/slider.py", dict(damage=json.loads(DAMAGE.to_json()), weights=BUNDLED, box=BOX, size=SIZE))
+            config = dict(damage=json.loads(DAMAGE.to_json()), weights=BUNDLED, box=BOX, size=SIZE)
+            record(path.name, "python figures/slider.py", config)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Draw figures/web.png: the page of `gfpgan-edu web` in headless Chromium, with a damaged portrait restored.
+"""Draw figures/web.png: the page of `gfpgan-edu web` in headless Chromium, with a damaged portrait
+restored.
 
 .venv-web/bin/python figures/web.py      # `make test-web` makes that environment
 """
@@ -30,13 +31,17 @@ def main():
         page.set_default_timeout(120_000)
         page.goto(server.url)
         page.set_input_files("#photo input[type=file]", photo)
-        page.wait_for_function("document.querySelector('#slider img')?.complete && document.querySelector('#message textarea').value")
+        page.wait_for_function("document.querySelector('#slider img')?.complete && "
+                               "document.querySelector('#message textarea').value")
         page.wait_for_timeout(1500)                                         # the page settles
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
         page.close()
         server.stop()
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3).save(HERE / "web.png", optimize=True)
-    record("web.png", ".venv-web/bin/python figures/web.py", dict(window=[[s.start, s.stop] for s in WINDOW], size=list(SIZE), damage=vars(DAMAGE)))
+    few = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=3)
+    few.save(HERE / "web.png", optimize=True)
+    window = [[s.start, s.stop] for s in WINDOW]
+    record("web.png", ".venv-web/bin/python figures/web.py",
+           dict(window=window, size=list(SIZE), damage=vars(DAMAGE)))
     print(f"figures/web.png: {(HERE / 'web.png').stat().st_size // 1000} kB")
 
 

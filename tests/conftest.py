@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-# Under `make test`, a make started by a test would take itself for a part of that run: other output (it names its folder), and -n or -k inherited.
+# Under `make test`, a make started by a test would take itself for a part of that run: other output
+# (it names its folder), and -n or -k inherited.
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(_name, None)
 

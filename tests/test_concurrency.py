@@ -1,4 +1,5 @@
-"""One loaded model, many threads: the same pictures bit for bit, the process as it was before; and no memory lost over many calls."""
+"""One loaded model, many threads: the same pictures bit for bit, the process as it was before; and
+no memory lost over many calls."""
 import gc
 import json
 import subprocess
@@ -20,12 +21,14 @@ from gfpgan_edu.pictures import write_image
 from gfpgan_edu.weights import load_weights
 
 THREADS = 8
-SLACK = 8 * 2**20     # bytes that 100 calls may add to the resident memory: allocators keep a few pieces
+# bytes that 100 calls may add to the resident memory: allocators keep a few pieces
+SLACK = 8 * 2**20
 
 
 @pytest.fixture(autouse=True)
 def one_thread_of_torch():
-    "Each call on one processor: many threads that each ask for all processors only wait for one another."
+    """Each call on one processor: many threads that each ask for all processors only wait for one
+    another."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,28 +37,33 @@ def one_thread_of_torch():
 
 def resident():
     "Bytes of memory in use by this process."
-    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def photos(n):
     "Different small photos, about 95 px wide, each with the astronaut's face somewhere else."
-    photo, rng = cv2.resize(astronaut(), (256, 256), interpolation=cv2.INTER_AREA), np.random.default_rng(0)
-    corners = rng.integers((0, 45), (12, 75), (n, 2))
+    photo = cv2.resize(astronaut(), (256, 256), interpolation=cv2.INTER_AREA)
+    corners = np.random.default_rng(0).integers((0, 45), (12, 75), (n, 2))
     return [np.ascontiguousarray(photo[y:y + 85 + i, x:x + 95]) for i, (y, x) in enumerate(corners)]
 
 
 def state():
     "What a call must leave as it was, for all threads."
-    return (torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), cv2.getNumThreads(), warnings.filters[:], np.geterr())
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    return (torch.get_num_threads(), *modes, cv2.getNumThreads(), warnings.filters[:],
+            np.geterr())
 
 
 def same(a, b):
-    return (np.array_equal(a.image, b.image) and np.array_equal(a.landmarks, b.landmarks) and a.boxes == b.boxes and a.notes == b.notes
-            and all(np.array_equal(x, y) for pair, other in zip(a.faces, b.faces) for x, y in zip(pair, other)))
+    faces = (zip(pair, other) for pair, other in zip(a.faces, b.faces))
+    return (np.array_equal(a.image, b.image) and np.array_equal(a.landmarks, b.landmarks)
+            and a.boxes == b.boxes and a.notes == b.notes
+            and all(np.array_equal(x, y) for pair in faces for x, y in pair))
 
 
 def in_threads(work, items):
-    "work(item) of all items, one thread each, begun at the same moment; twice over, in different orders."
+    "work(item) of all items, one thread each, begun at once; twice over, in different orders."
     gate = threading.Barrier(len(items))
 
     def one(i):
@@ -71,10 +79,13 @@ def test_threads_give_what_one_after_another_gives(tmp_path):
     for i, photo in enumerate(taken):
         write_image(tmp_path / f"{i}.png", photo)
     paths = [tmp_path / f"{i}.png" for i in range(THREADS)]
-    serial = [restore(path, net, upscale=1 + i % 2, fidelity=0.1 * i) for i, path in enumerate(paths)]
-    assert all((r.image[:len(p)] != p).any() for r, p in zip(serial[::2], taken[::2])) and len({r.image.tobytes() for r in serial}) == THREADS
-    both = in_threads(lambda i: restore(paths[i], net, upscale=1 + i % 2, fidelity=0.1 * i), range(THREADS))
-    assert all(same(first, serial[i]) and same(second, serial[i - 1]) for i, (first, second) in enumerate(both))
+    work = lambda i: restore(paths[i], net, upscale=1 + i % 2, fidelity=0.1 * i)
+    serial = [work(i) for i in range(THREADS)]
+    assert all((r.image[:len(p)] != p).any() for r, p in zip(serial[::2], taken[::2]))
+    assert len({r.image.tobytes() for r in serial}) == THREADS
+    both = in_threads(work, range(THREADS))
+    for i, (first, second) in enumerate(both):
+        assert same(first, serial[i]) and same(second, serial[i - 1])
     assert state() == before
 
 
@@ -84,24 +95,29 @@ sys.path.insert(0, sys.argv[1])
 from test_concurrency import THREADS, in_threads, photos
 import torch
 torch.set_num_threads(1)
-from gfpgan_edu import load, restore                                        # nothing is imported before the threads begin but what the test itself needs
+# nothing is imported before the threads begin but what the test itself needs
+from gfpgan_edu import load, restore
 net, taken = load(), photos(THREADS)
-found = in_threads(lambda i: hashlib.sha256(restore(taken[i], net).image.tobytes()).hexdigest(), range(THREADS))
+work = lambda i: hashlib.sha256(restore(taken[i], net).image.tobytes()).hexdigest()
+found = in_threads(work, range(THREADS))
 from gfpgan_edu.faces import _mtcnn
-print(json.dumps([[first for first, _ in found], [hashlib.sha256(restore(p, net).image.tobytes()).hexdigest() for p in taken]]))
+print(json.dumps([[first for first, _ in found], [work(i) for i in range(THREADS)]]))
 """
 
 
 def test_the_first_call_of_a_process_may_be_in_threads():
-    "The detector is built on first use: eight threads that all come first must not disturb one another."
-    done = subprocess.run([sys.executable, "-c", COLD, str(Path(__file__).parent)], capture_output=True, text=True)
+    """The detector is built on first use: eight threads that all come first must not disturb one
+    another."""
+    words = [sys.executable, "-c", COLD, str(Path(__file__).parent)]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     threaded, serial = json.loads(done.stdout.splitlines()[-1])
     assert threaded == serial and len(set(serial)) == THREADS
 
 
 def growth(calls, warm=10):
-    "Bytes by which the resident memory grows over `calls` calls of `restore` (the bundled model, photos in turn), after `warm` calls."
+    """Bytes by which the resident memory grows over `calls` calls of `restore` (the bundled model,
+    photos in turn), after `warm` calls."""
     net, taken = fuse(load_weights()), photos(THREADS)
     for i in range(warm + calls):
         if i == warm:

@@ -12,7 +12,8 @@ from gfpgan_edu.stylegan2 import StyleGAN2, widths
 
 EXACT = dict(rtol=0, atol=0)
 quick = settings(max_examples=25, deadline=None)
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))     # (b, c/2, h, w)
+# (b, c/2, h, w)
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
 
 
 def randn(*shape, seed=0):
@@ -42,14 +43,16 @@ def test_split_is_the_full_transform_with_its_first_half_fixed(shape):
 
 def test_a_condition_acts_on_its_own_pixel_of_the_second_half():
     f, alpha, beta = randn(1, 6, 3, 4), randn(1, 3, 3, 4, seed=1), randn(1, 3, 3, 4, seed=2)
-    by_alpha, by_beta = torch.autograd.functional.jacobian(lambda a, b: cs_sft(f, a, b), (alpha, beta))
+    slopes = torch.autograd.functional.jacobian(lambda a, b: cs_sft(f, a, b), (alpha, beta))
+    by_alpha, by_beta = slopes
     eye = torch.eye(36, dtype=torch.float64).reshape(3, 3, 4, 3, 3, 4)
     assert_close(by_beta[0, 3:, :, :, 0], eye, **EXACT)
     assert_close(by_alpha[0, 3:, :, :, 0], eye * f[0, 3:, :, :, None, None, None], **EXACT)
     assert not by_alpha[0, :3].any() and not by_beta[0, :3].any()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (2, 3, 1, 1), (2, 3, 4, 1), (2, 6, 4, 4), (2, 2, 4, 4), (3, 4, 4)])
+@pytest.mark.parametrize("shape", [
+    (1, 1, 4, 4), (2, 3, 1, 1), (2, 3, 4, 1), (2, 6, 4, 4), (2, 2, 4, 4), (3, 4, 4)])
 def test_nothing_is_broadcast(shape):
     f, good, bad = randn(2, 6, 4, 4), randn(2, 3, 4, 4), randn(*shape)
     with pytest.raises(ValueError, match=r"alpha is \(.*\), needs \(2, 3, 4, 4\)"):
@@ -70,8 +73,9 @@ def test_head_against_plain_convolutions(equalized):
         p.data += 0.1 * torch.randn_like(p)
     for got, (first, last) in zip(head(f), (head.scale, head.shift), strict=True):
         c = (SQRT2 / 54**0.5, SQRT2, 1 / 54**0.5) if equalized else (1, 1, 1)
-        hidden = F.leaky_relu(F.conv2d(f, first.weight * c[0], first.bias * c[1], padding=1), 0.2)
-        assert_close(got, F.conv2d(hidden, last.weight * c[2], last.bias, padding=1), rtol=0, atol=1e-12)
+        hidden = F.conv2d(f, first.weight * c[0], first.bias * c[1], padding=1)
+        wanted = F.conv2d(F.leaky_relu(hidden, 0.2), last.weight * c[2], last.bias, padding=1)
+        assert_close(got, wanted, rtol=0, atol=1e-12)
         assert got.shape == (2, 10, 7, 5)
 
 
@@ -80,10 +84,12 @@ def test_head_starts_around_the_identity(equalized):
     torch.manual_seed(0)
     head, f = ConditionHead(32, 32, equalized=equalized), torch.randn(4, 32, 24, 24)
     alpha, beta = head(torch.zeros_like(f))
-    assert_close(alpha, torch.ones_like(alpha), **EXACT), assert_close(beta, torch.zeros_like(beta), **EXACT)
+    assert_close(alpha, torch.ones_like(alpha), **EXACT)
+    assert_close(beta, torch.zeros_like(beta), **EXACT)
     alpha, beta = head(f)
     weak_alpha, weak_beta = head(0.1 * f)
-    assert_close(weak_alpha - 1, 0.1 * (alpha - 1), rtol=1e-3, atol=1e-5)       # the spread is proportional to the feature
+    # the spread is proportional to the feature
+    assert_close(weak_alpha - 1, 0.1 * (alpha - 1), rtol=1e-3, atol=1e-5)
     assert_close(weak_beta, 0.1 * beta, rtol=1e-3, atol=1e-5)
     assert abs(alpha.mean() - 1) < 0.15 and abs(beta.mean()) < 0.15
     assert 0.7 < alpha.std() < 1.3 and 0.7 < beta.std() < 1.3
@@ -101,9 +107,12 @@ def test_head_sees_five_by_five_pixels():
 
 
 def test_split_saves_a_third_of_the_heads():
-    count = lambda m: sum(p.numel() for p in m.parameters())
+    def count(share):
+        heads = [ConditionHead(c // 2, c // share) for s, c in widths(512).items() if s > 4]
+        return sum(p.numel() for head in heads for p in head.parameters())
+
     with torch.device("meta"):
-        half, full = (sum(count(ConditionHead(c // 2, c // d)) for s, c in widths(512).items() if s > 4) for d in (2, 1))
+        half, full = count(2), count(1)
     assert half == 7_865_280 and 2 * full == 3 * half
 
 
@@ -130,7 +139,8 @@ def test_identity_conditions_give_the_prior(prior, transform):
 
 def test_full_transform_can_shut_the_prior_out_and_the_split_cannot(prior):
     one, shares = torch.ones(1, 1, 1, 1, dtype=torch.float64), {}
-    hook = prior.synthesis.to_rgbs[-1].conv.register_forward_hook(lambda m, i, y: shares.update(last=y))
+    last = prior.synthesis.to_rgbs[-1].conv
+    hook = last.register_forward_hook(lambda m, i, y: shares.update(last=y))
     reaches = {}
     for transform in (sft, cs_sft):
         w = randn(1, 8, 16).requires_grad_()
@@ -138,15 +148,20 @@ def test_full_transform_can_shut_the_prior_out_and_the_split_cannot(prior):
         grad, = torch.autograd.grad(shares["last"].square().sum(), w)
         reaches[transform] = [bool(g.any()) for g in grad[0]]
     hook.remove()
-    assert reaches[sft] == [False] * 6 + [True] * 2          # only the last convolution and RGB layer come after the transform
+    # only the last convolution and RGB layer come after the transform
+    assert reaches[sft] == [False] * 6 + [True] * 2
     assert reaches[cs_sft] == [True] * 8
 
 
 def test_gradients_reach_the_conditions_and_not_the_frozen_prior(prior):
     w = randn(1, 8, 16)
-    alpha, beta = (torch.full((1, 1, 1, 1), v, dtype=torch.float64, requires_grad=True) for v in (1.0, 0.0))
+    def condition(value):
+        return torch.full((1, 1, 1, 1), value, dtype=torch.float64, requires_grad=True)
+
+    w, alpha, beta = randn(1, 8, 16), condition(1.0), condition(0.0)
     steered(prior, w, cs_sft, alpha, beta).square().sum().backward()
-    assert alpha.grad.any() and beta.grad.any() and all(p.grad is None for p in prior.parameters())
+    assert alpha.grad.any() and beta.grad.any()
+    assert all(p.grad is None for p in prior.parameters())
 
 
 def test_maps_fit_a_picture_that_codes_cannot(prior):
@@ -162,9 +177,13 @@ def test_maps_fit_a_picture_that_codes_cannot(prior):
             optimiser.step()
         return loss.item()
 
+    def plane(value, side):
+        return torch.full((1, 8, side, side), value, dtype=torch.float64, requires_grad=True)
+
     start = randn(1, 1, 16).expand(1, 8, 16)
     w = start.clone().requires_grad_()
-    maps = [[torch.full((1, 8, 8 * 2**k, 8 * 2**k), v, dtype=torch.float64, requires_grad=True) for v in (1.0, 0.0)] for k in range(3)]
+    maps = [[plane(1.0, side), plane(0.0, side)] for side in (8, 16, 32)]
     by_codes = fit([w], lambda: prior.synthesis(w))
-    by_maps = fit(sum(maps, []), lambda: prior.synthesis(start, modulate=lambda h, k: cs_sft(h, *maps[k])))
+    steer = lambda h, k: cs_sft(h, *maps[k])
+    by_maps = fit(sum(maps, []), lambda: prior.synthesis(start, modulate=steer))
     assert by_maps < 0.1 * by_codes

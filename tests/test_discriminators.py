@@ -1,4 +1,8 @@
-"""The two judges: their parts against plain loops, their state dicts against the official ones, and gradients of gradients."""
+"""The two judges.
+
+Their parts against plain loops, their state dicts against the official ones, and gradients of
+gradients.
+"""
 import json
 from pathlib import Path
 
@@ -9,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from gfpgan_edu.discriminators import ComponentDiscriminator, Discriminator, load_official, minibatch_stddev, official_names
+from gfpgan_edu.discriminators import (ComponentDiscriminator, Discriminator, load_official,
+                                       minibatch_stddev, official_names)
 from gfpgan_edu.layers import fir_kernel, upfirdn
 from gfpgan_edu.losses import d_logistic, r1
 
@@ -64,14 +69,17 @@ def test_the_spread_agrees_with_loops_for_every_batch_and_group(b, c, s, group):
 
 def test_the_spread_of_equal_samples_is_that_of_epsilon_alone():
     same = randn(1, 3, 4, 4).expand(4, 3, 4, 4)
-    assert_close(minibatch_stddev(same)[:, 3:], torch.full((4, 1, 4, 4), 1e-4, dtype=torch.float64), **CLOSE)
-    assert_close(minibatch_stddev(randn(5, 3, 4, 4))[:, 3:], torch.full((5, 1, 4, 4), 1e-4, dtype=torch.float64), **CLOSE)   # 5: groups of one
+    spread = lambda b: torch.full((b, 1, 4, 4), 1e-4, dtype=torch.float64)
+    assert_close(minibatch_stddev(same)[:, 3:], spread(4), **CLOSE)
+    five = randn(5, 3, 4, 4)                                     # groups of one
+    assert_close(minibatch_stddev(five)[:, 3:], spread(5), **CLOSE)
 
 
 @quick
-@given(n=st.integers(1, 3), per=st.sampled_from([1, 2, 3, 4, 8]), group=st.sampled_from([1, 2, 3, 4]))
+@given(n=st.integers(1, 3), per=st.sampled_from([1, 2, 3, 4, 8]),
+       group=st.sampled_from([1, 2, 3, 4]))
 def test_interleaved_shares_give_the_scores_of_the_whole(n, per, group):
-    "Sample i on process i mod n: the groups are the same wherever the whole batch takes the same group size."
+    "Sample i on process i mod n: the same groups wherever the whole batch has the same group size."
     size = lambda b: max(d for d in range(1, group + 1) if b % d == 0)
     d, x = tiny(8, group), randn(n * per, 3, 8, 8, seed=per)
     if size(n * per) == size(per):
@@ -86,12 +94,12 @@ def test_scores_of_a_group_know_of_each_other_and_of_nobody_else():
     y = x.clone()
     y[1] += 1
     changed = (d(x) != d(y)).squeeze(1)
-    assert changed.tolist() == [i % 2 == 1 for i in range(8)]          # 8 samples, group 4: the odd ones
+    assert changed.tolist() == [i % 2 == 1 for i in range(8)]    # 8 samples, group 4: the odd ones
     alone = tiny(group=1)
     assert (alone(x) != alone(y)).squeeze(1).tolist() == [i == 1 for i in range(8)]
 
 
-# ---------------------------------------------------------------- the networks against plain functions
+# -------------------------------------------------------- the networks against plain functions
 
 def conv(m, x, **kw):
     "An equalised convolution written out: weight × gain/√fan-in; √2 of the activation outside."
@@ -135,7 +143,8 @@ def test_discriminator_from_plain_functions(size, batch):
 def test_component_discriminator_from_plain_functions(h, w):
     d, x = shaken(ComponentDiscriminator(4)), randn(2, 3, h, w)
     score, (f1, f2) = d(x)
-    assert (score.shape, f1.shape, f2.shape) == ((2, 1, h // 4, w // 4), (2, 8, h // 2, w // 2), (2, 16, h // 4, w // 4))
+    shapes = (2, 1, h // 4, w // 4), (2, 8, h // 2, w // 2), (2, 16, h // 4, w // 4)
+    assert (score.shape, f1.shape, f2.shape) == shapes
     for ours, plain in zip((score, f1, f2), plain_component(d, x), strict=True):
         assert_close(ours, plain, **CLOSE)
 
@@ -170,19 +179,25 @@ def test_names_shapes_and_counts_are_the_official_ones(kind):
     pairs = official_names(net)
     assert sorted(ours for ours, _ in pairs) == sorted(own)
     assert {theirs: list(own[ours].shape) for ours, theirs in pairs} == OFFICIAL[kind]["state_dict"]
-    assert sum(p.numel() for p in net.parameters()) == OFFICIAL[kind]["parameters"] == {"discriminator": 24_030_753, "component": 1_110_785}[kind]
+    known = {"discriminator": 24_030_753, "component": 1_110_785}[kind]
+    assert sum(p.numel() for p in net.parameters()) == OFFICIAL[kind]["parameters"] == known
 
 
-@pytest.mark.parametrize("make", [lambda: Discriminator(16, narrow=1 / 64), lambda: ComponentDiscriminator(2)], ids=["whole", "component"])
+@pytest.mark.parametrize("make", [lambda: Discriminator(16, narrow=1 / 64),
+                                  lambda: ComponentDiscriminator(2)], ids=["whole", "component"])
 def test_official_state_dicts_load_completely_or_not_at_all(make):
     net, other = shaken(make(), 1), shaken(make(), 2)
     names = official_names(net)
     state = {theirs: other.state_dict()[ours] for ours, theirs in names}
     before = {k: v.clone() for k, v in net.state_dict().items()}
     last = names[-1][1]
-    wrong = {"missing": {k: v for k, v in state.items() if k != last}, "extra": state | {"conv_body.99.weight": torch.zeros(1)}, "shape": state | {last: torch.zeros(7)}}
+    wrong = {"missing": {k: v for k, v in state.items() if k != last},
+             "extra": state | {"conv_body.99.weight": torch.zeros(1)},
+             "shape": state | {last: torch.zeros(7)}}
+    says = r"d\.pth: not a \w*Discriminator of this size; 1 names or shapes differ, first "
     for what, bad in wrong.items():
-        with pytest.raises(ValueError, match=r"d\.pth: not a \w*Discriminator of this size; 1 names or shapes differ, first " + ("conv_body.99" if what == "extra" else last)):
+        first = "conv_body.99" if what == "extra" else last
+        with pytest.raises(ValueError, match=says + first):
             load_official(net, bad, "d.pth")
         assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert load_official(net, state) is net
@@ -190,7 +205,8 @@ def test_official_state_dicts_load_completely_or_not_at_all(make):
 
 
 def test_a_discriminator_of_another_size_is_refused():
-    state = {theirs: torch.zeros(1) for _, theirs in official_names(Discriminator(32, narrow=1 / 64))}
+    names = official_names(Discriminator(32, narrow=1 / 64))
+    state = {theirs: torch.zeros(1) for _, theirs in names}
     with pytest.raises(ValueError, match="not a Discriminator of this size"):
         load_official(Discriminator(16, narrow=1 / 64), state)
 

@@ -1,4 +1,5 @@
-"""Evaluation: test sets that can be made again, honest measuring of folders, tables, searches that resume, ablations with equal budgets. The metrics themselves: test_metrics.py."""
+"""Evaluation: test sets that can be made again, honest measuring of folders, tables, searches that
+resume, ablations with equal budgets. The metrics themselves: test_metrics.py."""
 import csv
 import itertools
 import json
@@ -21,8 +22,11 @@ from safetensors.torch import load_file
 from gfpgan_edu import cli, evaluation
 from gfpgan_edu.degradation import DegradationParams, degrade
 from gfpgan_edu.engine import TrainingError, config_from, plain
-from gfpgan_edu.evaluation import (OLD_PHOTOS, PAPER_ORDER, ROWS, ablation_grid, ablation_table, apply_method, bootstrap, build_blind, build_colour, build_sr, counterpart, evaluate,
-                                   measure_folders, method, row_config, score_rows, spread, statistics_of, train_rows, verdict, wrap_real)
+from gfpgan_edu.evaluation import (OLD_PHOTOS, PAPER_ORDER, ROWS, ablation_grid, ablation_table,
+                                   apply_method, bootstrap, build_blind, build_colour, build_sr,
+                                   counterpart, evaluate, measure_folders, method, row_config,
+                                   score_rows, spread, statistics_of, train_rows, verdict,
+                                   wrap_real)
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.faces import Face, template, to_images, to_tensor
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
@@ -46,12 +50,15 @@ def clean(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    "fill(name, n, noise): a folder of n pictures of 16 px, 00.png, …; the same `name` or not, without noise the same pictures."
+    """fill(name, n, noise): a folder of n pictures of 16 px, 00.png, …; the same `name` or not,
+    without noise the same pictures."""
     def fill(name, n=6, noise=0.0, size=16, suffix=".png"):
         for i in range(n):
             rng = np.random.default_rng(i)
-            picture = cv2.resize(rng.integers(40, 216, (4, 4, 3), dtype=np.uint8), (size, size), interpolation=cv2.INTER_CUBIC).astype(float)
-            write_image(tmp_path / name / f"{i:02}{suffix}", np.clip(picture + noise * rng.normal(size=picture.shape), 0, 255).astype(np.uint8))
+            coarse = rng.integers(40, 216, (4, 4, 3), dtype=np.uint8)
+            picture = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).astype(float)
+            noisy = np.clip(picture + noise * rng.normal(size=picture.shape), 0, 255)
+            write_image(tmp_path / name / f"{i:02}{suffix}", noisy.astype(np.uint8))
         return tmp_path / name
 
     return fill
@@ -59,18 +66,23 @@ def folder(tmp_path):
 
 def stub(label, kind="single", better=1, digits=2, **kw):
     "A metric without a network: mean grey level, mean distance, or the mean colour as features."
-    measure = {"single": lambda a: float(a.mean()), "pair": lambda a, b: float(np.abs(a.astype(int) - b).mean()), "set": lambda a: a.mean((0, 1))}[kind]
+    measure = {"single": lambda a: float(a.mean()),
+               "pair": lambda a, b: float(np.abs(a.astype(int) - b).mean()),
+               "set": lambda a: a.mean((0, 1))}[kind]
     return Metric(label, kind, better, digits, kw.pop("measure", measure), **kw)
 
 
 @pytest.fixture
 def stubs(monkeypatch):
     "`evaluate` and the command open fid, lpips-vgg and deg as cheap functions; all others as ever."
-    real, fakes = evaluation.open_metrics, {"fid": stub("fid", "set", -1), "lpips-vgg": stub("lpips-vgg", "pair", -1, 4), "deg": stub("deg", "pair", -1)}
+    real = evaluation.open_metrics
+    fakes = {"fid": stub("fid", "set", -1), "lpips-vgg": stub("lpips-vgg", "pair", -1, 4),
+             "deg": stub("deg", "pair", -1)}
 
     def open_metrics(names, *args):
         found, missing = real([n for n in names if n not in fakes], *args)
-        return sorted(found + [fakes[n] for n in names if n in fakes], key=lambda m: m.label), missing
+        known = sorted(found + [fakes[n] for n in names if n in fakes], key=lambda m: m.label)
+        return known, missing
 
     monkeypatch.setattr(evaluation, "open_metrics", open_metrics)
 
@@ -85,15 +97,18 @@ def measured(table, name):
 
 # ---------------------------------------------------------------- test sets
 
-@pytest.mark.parametrize("build, options", [(build_blind, dict(draws=2, seed=3, ranges="extreme")), (build_colour, dict(seed=5, ranges="severe"))])
+@pytest.mark.parametrize("build, options", [
+    (build_blind, dict(draws=2, seed=3, ranges="extreme")),
+    (build_colour, dict(seed=5, ranges="severe"))])
 def test_a_damaged_set_is_made_again_from_its_log_to_the_last_bit(clean, tmp_path, build, options):
     made = build(clean, tmp_path / "set", 32, **options)
     logged = lines(tmp_path / "set")
     assert made.n == len(logged) == 12 == len({d["file"] for d in logged}) and not made.failed
     for d in logged:
-        gt = read_image(clean / d["source"])
+        gt, params = read_image(clean / d["source"]), json.dumps(d["params"])
+        damaged = degrade(gt, DegradationParams.from_json(params))
         assert np.array_equal(read_image(tmp_path / "set/gt" / d["file"]), gt)
-        assert np.array_equal(read_image(tmp_path / "set/lq" / d["file"]), degrade(gt, DegradationParams.from_json(json.dumps(d["params"]))))
+        assert np.array_equal(read_image(tmp_path / "set/lq" / d["file"]), damaged)
     about = json.loads((tmp_path / "set/testset.json").read_text())
     assert about["pictures"] == 12 and about["seed"] == options["seed"] and about["limit"] is None
     with pytest.raises(ValueError, match="is not empty"):
@@ -103,7 +118,7 @@ def test_a_damaged_set_is_made_again_from_its_log_to_the_last_bit(clean, tmp_pat
 
 
 def test_a_draw_depends_on_seed_number_and_version_only(clean, tmp_path):
-    "Not on limit, on the number of versions, on what the other files hold, nor on one that is broken."
+    "Not on limit, on the number of versions, on what other files hold, nor on one that is broken."
     build_blind(clean, tmp_path / "all", 32, seed=1)
     build_blind(clean, tmp_path / "few", 32, seed=1, limit=2)
     build_blind(clean, tmp_path / "two", 32, seed=1, draws=2)
@@ -118,8 +133,11 @@ def test_a_draw_depends_on_seed_number_and_version_only(clean, tmp_path):
     assert len({json.dumps(v) for v in everything.values()}) == 6
     assert params("few") == {k: everything[k] for k in ("00.png", "01.png")}
     assert {k.replace("_0", ""): v for k, v in params("two").items() if "_0." in k} == everything
-    assert params("broken") == {k: v for k, v in everything.items() if k != "01.png"} and [p.name for p, _ in made.failed] == ["01.png"]
-    assert not any(params("seed")[k] == v for k, v in everything.items()) and not any(params("two")[f"{k[:2]}_1.png"] == v for k, v in everything.items())
+    assert params("broken") == {k: v for k, v in everything.items() if k != "01.png"}
+    assert [p.name for p, _ in made.failed] == ["01.png"]
+    seed, two = params("seed"), params("two")
+    assert not any(seed[k] == v for k, v in everything.items())
+    assert not any(two[f"{k[:2]}_1.png"] == v for k, v in everything.items())
     assert (tmp_path / "broken/lq/04.png").read_bytes() == (tmp_path / "all/lq/04.png").read_bytes()
     with pytest.raises(ValueError, match="from 1 up"):
         build_blind(clean, tmp_path / "none", 32, draws=0)
@@ -129,19 +147,27 @@ def test_pictures_are_brought_to_size_and_those_that_are_not_square_are_left_out
     for name, shape in (("a", (64, 64)), ("b", (20, 30)), ("c", (16, 16))):
         write_image(tmp_path / "in" / f"{name}.png", np.full((*shape, 3), 90, np.uint8))
     write_image(tmp_path / "in/c.jpg", np.full((16, 16, 3), 90, np.uint8))
-    for build in (build_blind, build_sr, build_colour, lambda s, o, size: wrap_real(s, o, "x", size)):
+    real = lambda source, out, size: wrap_real(source, out, "x", size)
+    left_out = [("b.png", "has 30×20 pixels; aligned faces are square"),
+                ("c.png", "a picture of this name is in the set already")]
+    for build in (build_blind, build_sr, build_colour, real):
         made = build(tmp_path / "in", tmp_path / f"out{id(build)}", 32)
-        assert sorted((p.name, why) for p, why in made.failed) == [("b.png", "has 30×20 pixels; aligned faces are square"), ("c.png", "a picture of this name is in the set already")]
+        assert sorted((p.name, why) for p, why in made.failed) == left_out
         assert {read_image(p).shape for p in made.folder.glob("*q/*")} == {(32, 32, 3)}
 
 
 def test_super_resolution_set(clean, tmp_path):
+    def shrink(picture, side):
+        x = torch.nn.functional.interpolate(to_tensor(picture), (side, side), mode="bicubic",
+                                            antialias=True, align_corners=False)
+        return to_images(x)[0]
+
     build_sr(clean, tmp_path / "sr", 32, factor=4)
     for d in lines(tmp_path / "sr"):
         gt, lr, lq = (read_image(tmp_path / "sr" / k / d["file"]) for k in ("gt", "lr", "lq"))
-        shrink = lambda x, s: to_images(torch.nn.functional.interpolate(to_tensor(x), (s, s), mode="bicubic", antialias=True, align_corners=False))[0]
         assert lr.shape == (8, 8, 3) and np.abs(shrink(gt, 8).astype(int) - lr).max() <= 1
-        away = np.abs(shrink(lr, 32).astype(int) - lq)                          # Pillow clips after each axis, which shows where it overshoots
+        # Pillow clips after each axis, which shows where it overshoots
+        away = np.abs(shrink(lr, 32).astype(int) - lq)
         assert away.max() <= 6 and away.mean() < 0.6
     for factor in (1, 5):
         with pytest.raises(ValueError, match="that divides 32"):
@@ -151,27 +177,38 @@ def test_super_resolution_set(clean, tmp_path):
 def test_colour_set_differs_in_colour_alone(clean, tmp_path):
     build_colour(clean, tmp_path / "set", 32, ranges="severe")
     for grey, yellow in zip(*[iter(lines(tmp_path / "set"))] * 2):
-        assert grey["source"] == yellow["source"] and (grey["file"][-9:], yellow["file"][-13:]) == ("-grey.png", "-yellowed.png")
-        assert {k for k, v in grey["params"].items() if v != yellow["params"][k]} == {"gray", "shift", "jitter"}
-        picture, old = (read_image(tmp_path / "set/lq" / d["file"]).astype(int) for d in (grey, yellow))
-        assert np.abs(picture - picture[..., :1]).max() == 0 and (old[..., 0].mean() - old[..., 2].mean()) > 20
+        assert grey["source"] == yellow["source"]
+        assert (grey["file"][-9:], yellow["file"][-13:]) == ("-grey.png", "-yellowed.png")
+        changed = {k for k, v in grey["params"].items() if v != yellow["params"][k]}
+        assert changed == {"gray", "shift", "jitter"}
+        picture, old = (read_image(tmp_path / "set/lq" / d["file"]).astype(int)
+                        for d in (grey, yellow))
+        assert np.abs(picture - picture[..., :1]).max() == 0
+        assert old[..., 0].mean() - old[..., 2].mean() > 20
     assert set(OLD_PHOTOS) == {"grey", "yellowed"}
 
 
 def test_real_photos_are_counted_and_cut_out(folder, tmp_path, monkeypatch):
     photos = folder("photos", 3, size=64)
-    assert "counts 180 faces, here are 3" in wrap_real(photos, tmp_path / "a", "CelebChild-Test", 32).note
+    made = wrap_real(photos, tmp_path / "a", "CelebChild-Test", 32)
+    assert "counts 180 faces, here are 3" in made.note
     assert "180 faces" in json.loads((tmp_path / "a/testset.json").read_text())["note"]
-    assert wrap_real(photos, tmp_path / "b", "mine", 32).note == wrap_real(photos, tmp_path / "c", "LFW-Test", 32, limit=2).note == ""
+    assert wrap_real(photos, tmp_path / "b", "mine", 32).note == ""
+    assert wrap_real(photos, tmp_path / "c", "LFW-Test", 32, limit=2).note == ""
     assert not (tmp_path / "a/gt").exists() and len(list((tmp_path / "c/lq").iterdir())) == 2
     monkeypatch.setitem(evaluation.KNOWN, "here", 4)
-    found = [[Face((0, 0, 1, 1), 1.0, template(32) + shift) for shift in shifts] for shifts in ([0, 8], [], [4])]
+    found = [[Face((0, 0, 1, 1), 1.0, template(32) + shift) for shift in shifts]
+             for shifts in ([0, 8], [], [4])]
     monkeypatch.setattr(evaluation, "detect", lambda image: found.pop(0))
     made = wrap_real(photos, tmp_path / "d", "here", 32, align=True)
-    assert sorted(p.name for p in (tmp_path / "d/lq").iterdir()) == ["00.png", "00_1.png", "02.png"] and made.n == 3 and "4 faces, here are 3" in made.note
+    written = sorted(p.name for p in (tmp_path / "d/lq").iterdir())
+    assert written == ["00.png", "00_1.png", "02.png"]
+    assert made.n == 3 and "4 faces, here are 3" in made.note
     assert [(p.name, why) for p, why in made.failed] == [("01.png", "no face found")]
     whole = read_image(photos / "00.png").astype(int)
-    assert np.abs(read_image(tmp_path / "d/lq/00.png") - whole[:32, :32]).max() <= 2 and np.abs(read_image(tmp_path / "d/lq/00_1.png") - whole[8:40, 8:40]).max() <= 2
+    first, second = (read_image(tmp_path / "d/lq" / name) for name in ("00.png", "00_1.png"))
+    assert np.abs(first - whole[:32, :32]).max() <= 2
+    assert np.abs(second - whole[8:40, 8:40]).max() <= 2
 
 
 def test_a_face_in_a_photo_is_found_and_aligned(tmp_path):
@@ -179,7 +216,8 @@ def test_a_face_in_a_photo_is_found_and_aligned(tmp_path):
 
     write_image(tmp_path / "in/portrait.jpg", astronaut())
     assert wrap_real(tmp_path / "in", tmp_path / "out", "x", 128, align=True).n == 1
-    assert np.abs(points_in_aligned(read_image(tmp_path / "out/lq/portrait.png")) - template(128)).max() < 6
+    aligned = read_image(tmp_path / "out/lq/portrait.png")
+    assert np.abs(points_in_aligned(aligned) - template(128)).max() < 6
 
 
 # ---------------------------------------------------------------- measuring folders
@@ -194,18 +232,26 @@ def test_faults_are_reported_and_the_rest_is_measured(folder, stubs, tmp_path):
     r = measured(t, "x")
     assert (r.missing, r.extra) == (["01"], ["zz"])
     (wrong, why), (broken, reason) = r.failed
-    assert (wrong.name, why) == ("02.jpg", "has 18×16 px, its truth 16×16") and broken.name == "03.jpg" and "cannot be read" in reason
-    kept = {s: (read_image(pred / f"{s}.jpg"), read_image(gt / f"{s}.png")) for s in ("00", "04", "05")}
-    assert r.images == {s: dict(psnr=psnr(a, b), ssim=ssim(a, b), deg=float(np.abs(a.astype(int) - b).mean())) for s, (a, b) in kept.items()}
-    assert "x: N = 3, 2 failed, 1 missing, 1 without a truth" in t.notes and "input: N = 6" in t.notes
-    assert t.cells(r)["psnr"]["mean"] == pytest.approx(np.mean([psnr(a, b) for a, b in kept.values()]), rel=1e-12) and t.cells(r)["psnr"]["n"] == 3
+    assert (wrong.name, why) == ("02.jpg", "has 18×16 px, its truth 16×16")
+    assert broken.name == "03.jpg" and "cannot be read" in reason
+    kept = {s: (read_image(pred / f"{s}.jpg"), read_image(gt / f"{s}.png"))
+            for s in ("00", "04", "05")}
+    assert r.images == {s: dict(psnr=psnr(a, b), ssim=ssim(a, b),
+                                deg=float(np.abs(a.astype(int) - b).mean()))
+                        for s, (a, b) in kept.items()}
+    assert "x: N = 3, 2 failed, 1 missing, 1 without a truth" in t.notes
+    assert "input: N = 6" in t.notes
+    cell, mean = t.cells(r)["psnr"], np.mean([psnr(a, b) for a, b in kept.values()])
+    assert cell["mean"] == pytest.approx(mean, rel=1e-12) and cell["n"] == 3
 
 
 def test_a_broken_truth_costs_its_results_and_nothing_else(folder):
     gt, pred, few = folder("gt"), folder("pred", noise=9), folder("few", 2, noise=9)
     (gt / "03.png").write_bytes(b"")
-    full, part = measure_folders({"pred": pred, "few": few}, gt, [open_metric("psnr")], progress=False)
-    assert sorted(full.images) == ["00", "01", "02", "04", "05"] and [(p, why) for p, why in full.failed] == [(gt / "03.png", "is empty")]
+    full, part = measure_folders({"pred": pred, "few": few}, gt, [open_metric("psnr")],
+                                 progress=False)
+    assert sorted(full.images) == ["00", "01", "02", "04", "05"]
+    assert full.failed == [(gt / "03.png", "is empty")]
     assert part.failed == [] and part.missing == ["02", "03", "04", "05"]
 
 
@@ -217,28 +263,35 @@ def test_a_folder_against_itself_is_perfect(folder, stubs, monkeypatch):
     untrained = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
     monkeypatch.setattr(lpips, "LPIPS", lambda **_: untrained)
     gt = folder("gt", size=64)
-    t = evaluate({"itself": gt}, gt, gt, ("psnr", "ssim", "lpips-alex", "fid", "chroma", "deg[bundled]"), progress=False)
+    names = ("psnr", "ssim", "lpips-alex", "fid", "chroma", "deg[bundled]")
+    t = evaluate({"itself": gt}, gt, gt, names, progress=False)
     cells = t.cells(t.results[0])
-    assert cells["psnr"] | dict(low=0, high=0) == dict(mean=math.inf, low=0, high=0, n=6) and math.isnan(cells["psnr"]["low"])
-    assert cells["ssim"]["mean"] == 1 and cells["lpips-alex"]["mean"] == cells["chroma"]["mean"] == 0 and cells["deg[bundled]"]["mean"] < 1e-3 and cells["fid"]["mean"] < 1e-9
-    assert "| itself | ∞ | 1.0000 ± 0.0000 |" in evaluate(gt, gt, metrics=("psnr", "ssim"), progress=False).markdown().replace("| gt |", "| itself |")
-    noisy = evaluate({"noisy": folder("noisy", size=64, noise=20)}, gt, gt, ("lpips-alex", "fid"), progress=False)
-    assert all(c["mean"] > 1e-4 for c in noisy.cells(noisy.results[0]).values())
+    assert cells["psnr"] | dict(low=0, high=0) == dict(mean=math.inf, low=0, high=0, n=6)
+    assert math.isnan(cells["psnr"]["low"]) and cells["ssim"]["mean"] == 1
+    assert cells["lpips-alex"]["mean"] == cells["chroma"]["mean"] == 0
+    assert cells["deg[bundled]"]["mean"] < 1e-3 and cells["fid"]["mean"] < 1e-9
+    text = evaluate(gt, gt, metrics=("psnr", "ssim"), progress=False).markdown()
+    assert "| gt | ∞ | 1.0000 ± 0.0000 |" in text
+    noisy = folder("noisy", size=64, noise=20)
+    t = evaluate({"noisy": noisy}, gt, gt, ("lpips-alex", "fid"), progress=False)
+    assert all(c["mean"] > 1e-4 for c in t.cells(t.results[0]).values())
 
 
 def test_names(folder, tmp_path):
-    "Endings and a suffix do not matter, two ways to write ü neither; two files of one name are refused before anything is read."
-    gt = folder("gt", 2)
+    """Endings and a suffix do not matter, two ways to write ü neither; two files of one name are
+    refused before anything is read."""
+    gt, pred, black = folder("gt", 2), tmp_path / "pred", np.zeros((16, 16, 3), np.uint8)
     for i in range(2):
-        write_image(tmp_path / "pred" / f"{i:02}_00.bmp", read_image(gt / f"{i:02}.png"))
-    write_image(gt / "u\u0308.png", np.zeros((16, 16, 3), np.uint8))
-    write_image(tmp_path / "pred/\u00fc_00.png", np.zeros((16, 16, 3), np.uint8))
-    r, = measure_folders({"x": tmp_path / "pred"}, gt, [open_metric("psnr")], suffix="_00", progress=False)
+        write_image(pred / f"{i:02}_00.bmp", read_image(gt / f"{i:02}.png"))
+    write_image(gt / "u\u0308.png", black)
+    write_image(pred / "\u00fc_00.png", black)
+    r, = measure_folders({"x": pred}, gt, [open_metric("psnr")], suffix="_00", progress=False)
     assert set(r.images) == {"00", "01", "\u00fc"} and not r.missing + r.extra + r.failed
-    write_image(tmp_path / "pred/00.png", np.zeros((16, 16, 3), np.uint8))
+    write_image(pred / "00.png", black)
     with pytest.raises(ValueError, match="00.png has the same name"):
-        evaluate(tmp_path / "pred", gt, metrics=("psnr",), suffix="_00", progress=False)
-    assert len(measure_folders({"x": tmp_path / "pred"}, tmp_path / "pred", [open_metric("psnr")], progress=False)[0].images) == 4
+        evaluate(pred, gt, metrics=("psnr",), suffix="_00", progress=False)
+    r, = measure_folders({"x": pred}, pred, [open_metric("psnr")], progress=False)
+    assert len(r.images) == 4
 
 
 def test_results_with_alpha_or_one_channel_are_taken_as_colours(folder):
@@ -248,12 +301,14 @@ def test_results_with_alpha_or_one_channel_are_taken_as_colours(folder):
         (gt.parent / "odd").mkdir(exist_ok=True)
         (gt.parent / "p.png").rename(gt.parent / f"odd/{i:02}.png")
     r, = measure_folders({"odd": gt.parent / "odd"}, gt, [open_metric("psnr")], progress=False)
-    assert not r.failed and r.images["00"]["psnr"] == math.inf and math.isfinite(r.images["01"]["psnr"])
+    assert not r.failed and r.images["00"]["psnr"] == math.inf
+    assert math.isfinite(r.images["01"]["psnr"])
 
 
-def test_folders_that_are_not_there_are_refused_before_the_reference_is_read(folder, stubs, tmp_path, monkeypatch):
-    gt = folder("gt")
-    monkeypatch.setattr(evaluation, "statistics_of", lambda *_: pytest.fail("the reference was read"))
+def test_folders_that_are_not_there_are_refused_before_the_reference_is_read(
+        folder, stubs, tmp_path, monkeypatch):
+    gt, unread = folder("gt"), lambda *_: pytest.fail("the reference was read")
+    monkeypatch.setattr(evaluation, "statistics_of", unread)
     (tmp_path / "empty").mkdir()
     for name, why in (("none", "no such folder"), ("empty", "no pictures in it")):
         with pytest.raises(ValueError, match=why):
@@ -265,14 +320,21 @@ def test_folders_that_are_not_there_are_refused_before_the_reference_is_read(fol
 def test_what_cannot_be_measured_is_a_dash_with_a_reason(folder, stubs):
     gt, one = folder("gt", size=8), folder("one", 1, 5, size=8)
     t = evaluate({"gt": gt, "one": one}, gt, gt, ("psnr", "ssim", "fid", "niqe"), progress=False)
-    assert [c[0] for c in t.columns] == ["fid", "psnr", "ssim"] and set(t.missing) == {"niqe"}            # SSIM needs 11 px, a Fréchet distance two pictures
-    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in t.markdown().splitlines() if line.startswith("| ")}
+    # SSIM needs 11 px, a Fréchet distance two pictures
+    assert [c[0] for c in t.columns] == ["fid", "psnr", "ssim"] and set(t.missing) == {"niqe"}
+    table = [line.split("|") for line in t.markdown().splitlines() if line.startswith("| ")]
+    rows = {cells[1].strip(): [c.strip() for c in cells[2:-1]] for cells in table}
     assert rows[""] == ["fid ↓", "psnr ↑", "ssim ↑", "niqe"]
-    assert rows["gt"][1:] == ["∞", "–", "–"] and float(rows["gt"][0]) < 1e-6 and rows["one"][0] == "–" and "±" not in rows["one"][1]
+    assert rows["gt"][1:] == ["∞", "–", "–"] and float(rows["gt"][0]) < 1e-6
+    assert rows["one"][0] == "–" and "±" not in rows["one"][1]
     told = "\n".join(t.notes)
-    assert "gt: ssim not measured on 6 pictures (" in told and "one: fid not measured on 1 pictures (a covariance needs two pictures" in told and "– niqe needs the authors'" in told
+    assert "gt: ssim not measured on 6 pictures (" in told
+    assert "one: fid not measured on 1 pictures (a covariance needs two pictures" in told
+    assert "– niqe needs the authors'" in told
     blind = evaluate(gt, None, (), ("psnr", "fid", "colourfulness"), progress=False)
-    assert [c[0] for c in blind.columns] == ["colourfulness"] and "psnr needs the truth (gt)" in blind.missing["psnr"] and "needs a reference" in blind.missing["fid"]
+    assert [c[0] for c in blind.columns] == ["colourfulness"]
+    assert "psnr needs the truth (gt)" in blind.missing["psnr"]
+    assert "needs a reference" in blind.missing["fid"]
 
 
 def test_features_of_another_length_spoil_their_column_only(folder, stubs, tmp_path):
@@ -280,68 +342,87 @@ def test_features_of_another_length_spoil_their_column_only(folder, stubs, tmp_p
     other.update(np.random.default_rng(0).normal(size=(9, 5)))
     other.save(tmp_path / "fid.npz")
     t = evaluate(gt, gt, tmp_path / "fid.npz", ("psnr", "fid"), progress=False)
-    assert "fid" not in t.cells(t.results[0]) and t.cells(t.results[0])["psnr"]["mean"] == math.inf and any("cannot be compared" in n for n in t.notes)
+    cells = t.cells(t.results[0])
+    assert "fid" not in cells and cells["psnr"]["mean"] == math.inf
+    assert any("cannot be compared" in n for n in t.notes)
 
 
 def test_references(folder, stubs, tmp_path):
-    "A folder, the file kept of it, and the formula give one number; files go before the folder; two for one metric are refused."
-    pred, real = folder("pred", noise=25), folder("real", 5)
-    m = stub("fid", "set")
+    """A folder, the file kept of it, and the formula give one number; files go before the folder;
+    two for one metric are refused."""
+    pred, real, kept = folder("pred", noise=25), folder("real", 5), tmp_path / "kept"
+    m, options = stub("fid", "set"), dict(metrics=("fid",), progress=False)
     gather = lambda f, size=None: statistics_of(f, [m], False, size)[0][0]
     for size in (None, 8):
-        t = evaluate(pred, reference=real, metrics=("fid",), progress=False, save_reference=tmp_path / "kept", reference_size=size)
-        expected = frechet(gather(pred), gather(real, size))
-        assert t.results[0].sets["fid"] == pytest.approx(expected, rel=1e-9) and t.cells(t.results[0])["fid"]["n"] == 6
-        again = evaluate(pred, reference=tmp_path / "kept/fid.npz", metrics=("fid",), progress=False)
-        assert again.results[0].sets["fid"] == pytest.approx(expected, rel=1e-9)
+        t = evaluate(pred, reference=real, save_reference=kept, reference_size=size, **options)
+        expected = pytest.approx(frechet(gather(pred), gather(real, size)), rel=1e-9)
+        assert t.results[0].sets["fid"] == expected and t.cells(t.results[0])["fid"]["n"] == 6
+        again = evaluate(pred, reference=kept / "fid.npz", **options)
+        assert again.results[0].sets["fid"] == expected
         assert any("5 pictures of real" in n and ("at 8 px" in n) == (size == 8) for n in t.notes)
-    assert frechet(gather(real), gather(real, 8)) > 1e-6                        # resizing the reference matters
-    mixed = evaluate(pred, reference=[real, tmp_path / "kept/fid.npz"], metrics=("fid",), progress=False, save_reference=tmp_path / "more")
-    assert mixed.results[0].sets["fid"] == pytest.approx(expected, rel=1e-9) and not (tmp_path / "more").exists()
-    for two in ([real, pred], [tmp_path / "kept/fid.npz"] * 2):
+    assert frechet(gather(real), gather(real, 8)) > 1e-6    # resizing the reference matters
+    both = [real, kept / "fid.npz"]
+    mixed = evaluate(pred, reference=both, save_reference=tmp_path / "more", **options)
+    assert mixed.results[0].sets["fid"] == expected and not (tmp_path / "more").exists()
+    for two in ([real, pred], [kept / "fid.npz"] * 2):
         with pytest.raises(ValueError, match="a second"):
-            evaluate(pred, reference=two, metrics=("fid",), progress=False)
+            evaluate(pred, reference=two, **options)
     (real / "bad.png").write_bytes(b"x")
-    assert any(n.startswith("reference ") and "bad.png" in n for n in evaluate(pred, reference=real, metrics=("fid",), progress=False).notes)
+    notes = evaluate(pred, reference=real, **options).notes
+    assert any(n.startswith("reference ") and "bad.png" in n for n in notes)
 
 
 def test_a_metric_named_twice_is_one_column(folder, stubs):
     pred, real = folder("pred", noise=25), folder("real", 5)
-    once, twice = (evaluate(pred, real, real, names, progress=False) for names in (("fid", "psnr"), ("fid", "psnr", "fid", "psnr")))
+    once, twice = (evaluate(pred, real, real, names, progress=False)
+                   for names in (("fid", "psnr"), ("fid", "psnr", "fid", "psnr")))
     assert twice.columns == once.columns and twice.results[0].sets == once.results[0].sets
 
 
 def test_small_angles_are_dropped_under_the_vqfr_protocol_and_counted(folder, monkeypatch):
     angles = iter([0.2, 10.0, 0.9, 20.0, 1.0, 30.0] * 2 + [0.5] * 6)
-    monkeypatch.setattr(evaluation, "open_metrics", lambda *_: ([stub("deg", "pair", -1, measure=lambda a, b: next(angles))], {}))
+    deg = stub("deg", "pair", -1, measure=lambda a, b: next(angles))
+    monkeypatch.setattr(evaluation, "open_metrics", lambda *_: ([deg], {}))
     gt = folder("gt")
     t = evaluate(gt, gt, metrics=("deg",), progress=False)
-    assert t.cells(t.results[0])["deg"]["mean"] == pytest.approx(62.1 / 6) and not any("left out" in n for n in t.notes)
+    assert t.cells(t.results[0])["deg"]["mean"] == pytest.approx(62.1 / 6)
+    assert not any("left out" in n for n in t.notes)
     t = evaluate(gt, gt, metrics=("deg",), protocol=Protocol.vqfr(), progress=False)
-    assert t.cells(t.results[0])["deg"] | dict(low=0, high=0) == dict(mean=pytest.approx(61 / 4), low=0, high=0, n=4) and "gt: 2 pairs below 1° left out of deg" in t.notes
+    cell = t.cells(t.results[0])["deg"]
+    assert cell | dict(low=0, high=0) == dict(mean=pytest.approx(61 / 4), low=0, high=0, n=4)
+    assert "gt: 2 pairs below 1° left out of deg" in t.notes
     t = evaluate(gt, gt, metrics=("deg",), protocol=Protocol.vqfr(), progress=False)
-    assert "deg" not in t.cells(t.results[0]) and "gt: 6 pairs below 1° left out of deg" in t.notes and "| gt | – |" in t.markdown()
+    assert "deg" not in t.cells(t.results[0]) and "| gt | – |" in t.markdown()
+    assert "gt: 6 pairs below 1° left out of deg" in t.notes
 
 
 def test_the_three_forms_of_a_table_agree(folder, stubs, tmp_path):
-    gt, pred = folder("gt"), folder("pred", noise=20)
-    t = evaluate({"a | b": pred, "truth": gt}, gt, gt, ("psnr", "ssim", "fid", "niqe"), progress=False)
+    gt, pred, names = folder("gt"), folder("pred", noise=20), ("psnr", "ssim", "fid", "niqe")
+    t = evaluate({"a | b": pred, "truth": gt}, gt, gt, names, progress=False)
     for name in ("t.json", "deep/t.csv", "t.md"):
         t.write(tmp_path / name)
-    j = json.loads((tmp_path / "t.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    j = json.loads((tmp_path / "t.json").read_text(),
+                   parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     rows = {row["method"]: row for row in csv.DictReader((tmp_path / "deep/t.csv").open())}
     text = (tmp_path / "t.md").read_text()
     for name in ("a | b", "truth"):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         for label, _, digits in j["columns"]:
             v = j["methods"][name]["values"][label]
-            assert float(rows[name][label]) == float(v["mean"]) and int(rows[name][f"{label} n"]) == v["n"] == 6
+            assert float(rows[name][label]) == float(v["mean"])
+            assert int(rows[name][f"{label} n"]) == v["n"] == 6
             assert (rows[name][f"{label} low"] == "") == (v["low"] is None)
-            shown = "∞" if v["mean"] == "inf" else f"{v['mean']:.{digits}f}" + ("" if v["low"] is None else f" ± {(v['high'] - v['low']) / 2:.{digits}f}")
-            assert f"| {shown} |" in next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
-    assert set(j["missing"]) == {"niqe"} and j["notes"] == t.notes and all(f"- {n}" in text for n in t.notes) and "niqe" not in rows["truth"]
+            shown = "∞" if v["mean"] == "inf" else f"{v['mean']:.{digits}f}"
+            if v["mean"] != "inf" and v["low"] is not None:
+                shown += f" ± {(v['high'] - v['low']) / 2:.{digits}f}"
+            assert f"| {shown} |" in line
+    assert set(j["missing"]) == {"niqe"} and "niqe" not in rows["truth"]
+    assert j["notes"] == t.notes and all(f"- {n}" in text for n in t.notes)
     t.write_images(tmp_path / "deep/er/images.csv")
     images = list(csv.DictReader((tmp_path / "deep/er/images.csv").open()))
-    assert len(images) == 12 and np.mean([float(r["ssim"]) for r in images if r["method"] == "a | b"]) == pytest.approx(j["methods"]["a | b"]["values"]["ssim"]["mean"], rel=1e-12)
+    ssims = [float(r["ssim"]) for r in images if r["method"] == "a | b"]
+    mean = j["methods"]["a | b"]["values"]["ssim"]["mean"]
+    assert len(images) == 12 and np.mean(ssims) == pytest.approx(mean, rel=1e-12)
     with pytest.raises(ValueError, match=r"\.json, \.csv, \.md"):
         t.write(tmp_path / "t.xlsx")
 
@@ -349,24 +430,29 @@ def test_the_three_forms_of_a_table_agree(folder, stubs, tmp_path):
 # ---------------------------------------------------------------- intervals
 
 def test_intervals_hold_the_true_mean_as_often_as_they_say():
+    sample = lambda i: np.random.default_rng([7, i]).gamma(4.0, 2.0, 40)
     for level, low, high in ((0.95, 0.90, 0.97), (0.6, 0.54, 0.65)):
-        ends = np.array([bootstrap(np.random.default_rng([7, i]).gamma(4.0, 2.0, 40), level, draws=200, seed=i)[1:] for i in range(400)])
+        ends = np.array([bootstrap(sample(i), level, draws=200, seed=i)[1:] for i in range(400)])
         assert low < np.mean((ends[:, 0] < 8) & (8 < ends[:, 1])) < high
 
 
 @quick
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=60), st.floats(-50, 50), st.floats(0.1, 10))
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=60), st.floats(-50, 50),
+       st.floats(0.1, 10))
 def test_bootstrap_moves_with_the_values(values, shift, scale):
     v = np.array(values)
     mean, low, high = bootstrap(v, draws=100)
-    assert v.min() - 1e-9 <= low <= high <= v.max() + 1e-9 and mean == v.mean() and bootstrap(v, draws=100) == (mean, low, high)
-    assert bootstrap(scale * v + shift, draws=100) == pytest.approx((scale * mean + shift, scale * low + shift, scale * high + shift), abs=1e-6)
+    assert v.min() - 1e-9 <= low <= high <= v.max() + 1e-9
+    assert mean == v.mean() and bootstrap(v, draws=100) == (mean, low, high)
+    moved = tuple(scale * x + shift for x in (mean, low, high))
+    assert bootstrap(scale * v + shift, draws=100) == pytest.approx(moved, abs=1e-6)
 
 
 def test_where_there_is_no_interval():
     for values in ([3.0], [1.0, math.inf], [1.0, math.nan]):
         assert np.isnan(bootstrap(values)[1:]).all()
-    assert bootstrap([3.0])[0] == 3 and bootstrap([1.0, math.inf])[0] == math.inf and math.isnan(bootstrap([])[0]) and bootstrap([2.0, 2.0, 2.0]) == (2, 2, 2)
+    assert bootstrap([3.0])[0] == 3 and bootstrap([1.0, math.inf])[0] == math.inf
+    assert math.isnan(bootstrap([])[0]) and bootstrap([2.0, 2.0, 2.0]) == (2, 2, 2)
     n = 2000
     v = np.random.default_rng(0).normal(size=n)
     _, low, high = bootstrap(v)
@@ -376,8 +462,9 @@ def test_where_there_is_no_interval():
 # ---------------------------------------------------------------- methods
 
 def test_a_method_goes_on_where_it_was_broken_off(folder, tmp_path):
-    "Batches are repeated whole, so that the result of one that looks at its place in the batch is that of a run without a break."
-    lq, about, seen = folder("lq", 7), dict(method="place", size=16), []
+    """Batches are repeated whole, so that the result of one that looks at its place in the batch is
+    that of a run without a break."""
+    lq, out, about, seen = folder("lq", 7), tmp_path / "out", dict(method="place", size=16), []
 
     def restore(images):
         if len(seen) == 2:
@@ -386,32 +473,37 @@ def test_a_method_goes_on_where_it_was_broken_off(folder, tmp_path):
         return images + np.arange(len(images), dtype=np.uint8)[:, None, None, None]
 
     with pytest.raises(RuntimeError):
-        apply_method(restore, about, lq, tmp_path / "out", batch=3, progress=False)
-    assert len(list((tmp_path / "out").glob("*.png"))) == 6
-    (tmp_path / "out/05.png").unlink()
+        apply_method(restore, about, lq, out, batch=3, progress=False)
+    assert len(list(out.glob("*.png"))) == 6
+    (out / "05.png").unlink()
     seen.append(0)
-    assert apply_method(restore, about, lq, tmp_path / "out", batch=3, progress=False) == [] and seen == [3, 3, 0, 3, 1]
+    failed = apply_method(restore, about, lq, out, batch=3, progress=False)
+    assert failed == [] and seen == [3, 3, 0, 3, 1]
     for i in range(7):
-        assert np.array_equal(read_image(tmp_path / f"out/{i:02}.png"), read_image(lq / f"{i:02}.png") + i % 3)
-    kept = json.loads((tmp_path / "out/method.json").read_text())
-    assert kept["method"] == "place" and kept["pictures"] == 10 and kept["seconds_per_picture"] >= 0 and kept["batch"] == 3
-    before = (tmp_path / "out/method.json").read_bytes()
-    apply_method(lambda _: pytest.fail("all is done"), about, lq, tmp_path / "out", batch=3, progress=False)
-    assert (tmp_path / "out/method.json").read_bytes() == before
+        restored, picture = (read_image(f / f"{i:02}.png") for f in (out, lq))
+        assert np.array_equal(restored, picture + i % 3)
+    kept = json.loads((out / "method.json").read_text())
+    assert kept["method"] == "place" and kept["pictures"] == 10
+    assert kept["seconds_per_picture"] >= 0 and kept["batch"] == 3
+    before = (out / "method.json").read_bytes()
+    apply_method(lambda _: pytest.fail("all is done"), about, lq, out, batch=3, progress=False)
+    assert (out / "method.json").read_bytes() == before
 
 
 def test_a_method_refuses_wrong_sizes_its_own_inputs_and_another_methods_folder(folder, tmp_path):
-    lq, about = folder("lq", 3), dict(method="m", size=16, settings=dict(steps=3, crops=(1, 2)))
+    lq, out = folder("lq", 3), tmp_path / "out"
+    about = dict(method="m", size=16, settings=dict(steps=3, crops=(1, 2)))
     write_image(lq / "big.png", np.zeros((16, 32, 3), np.uint8))
     (lq / "bad.png").write_bytes(b"")
     same = lambda images: images
-    failed = apply_method(same, about, lq, tmp_path / "out", progress=False)
-    assert sorted((p.name, why) for p, why in failed) == [("bad.png", "is empty"), ("big.png", "has 32×16 px, m restores 16×16")]
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["00.png", "01.png", "02.png"]
-    assert len(apply_method(same, about, lq, tmp_path / "out", progress=False)) == 2
+    failed = apply_method(same, about, lq, out, progress=False)
+    assert sorted((p.name, why) for p, why in failed) == [
+        ("bad.png", "is empty"), ("big.png", "has 32×16 px, m restores 16×16")]
+    assert sorted(p.name for p in out.glob("*.png")) == ["00.png", "01.png", "02.png"]
+    assert len(apply_method(same, about, lq, out, progress=False)) == 2
     for other in (about | dict(method="n"), about | dict(settings=dict(steps=4, crops=(1, 2)))):
         with pytest.raises(ValueError, match="holds results of method m"):
-            apply_method(same, other, lq, tmp_path / "out", progress=False)
+            apply_method(same, other, lq, out, progress=False)
     with pytest.raises(ValueError, match="overwrite the inputs"):
         apply_method(same, about, lq, lq.parent / "out" / ".." / "lq", progress=False)
     with pytest.raises(ValueError, match="no such folder"):
@@ -427,10 +519,13 @@ def test_methods_by_name(tmp_path):
     assert json.loads(json.dumps(about)) == dict(method=str(tmp_path / "own.safetensors"), size=16)
     with torch.no_grad():
         assert np.array_equal(restore(images), to_images(net(to_tensor(images))[0]))
-    for name, settings_ in (("pulse", dict(steps=2, lr="1e-1")), ("mganprior", dict(steps=2, n=2, block=0))):
-        restore, about = method(name, tmp_path / "prior.safetensors", **settings_)
+    for name, options in (("pulse", dict(steps=2, lr="1e-1")),
+                          ("mganprior", dict(steps=2, n=2, block=0))):
+        restore, about = method(name, tmp_path / "prior.safetensors", **options)
         out = restore(images)
-        assert out.shape == images.shape and out.dtype == np.uint8 and np.array_equal(out, restore(images)) and about["size"] == 16 and about["settings"]["steps"] == 2
+        assert out.shape == images.shape and out.dtype == np.uint8
+        assert np.array_equal(out, restore(images))
+        assert about["size"] == 16 and about["settings"]["steps"] == 2
     for odd in (dict(x=3), dict(step=3), dict(prior="p"), dict(name="n"), dict(size=16)):
         with pytest.raises(ValueError, match="pulse has no setting"):
             method("pulse", **odd)
@@ -447,12 +542,15 @@ def test_spread():
     net = GFPGAN(GFPGANConfig.tiny(16)).eval()
     x = torch.rand(3, 16, 16) * 1.6 - 0.8
     state = torch.random.get_rng_state()
-    assert spread(net, x, 4)[1].max() == 0                                       # a new net: strengths are zero
+    assert spread(net, x, 4)[1].max() == 0                  # a new net: strengths are zero
     for m in net.decoder.synthesis.convs:
         m.noise_strength.data.fill_(0.1)
     mean, noisy = spread(net, x, 6)
-    assert mean.shape == x.shape and noisy.shape == (16, 16) and noisy.mean() > 0.01 and noisy.min() >= 0
-    assert torch.equal(noisy, spread(net, x, 6)[1]) and not torch.equal(noisy, spread(net, x, 6, seed=1)[1]) and torch.equal(state, torch.random.get_rng_state())
+    assert mean.shape == x.shape and noisy.shape == (16, 16)
+    assert noisy.mean() > 0.01 and noisy.min() >= 0
+    assert torch.equal(noisy, spread(net, x, 6)[1])
+    assert not torch.equal(noisy, spread(net, x, 6, seed=1)[1])
+    assert torch.equal(state, torch.random.get_rng_state())
     near, nearer = spread(net, x, 6, nearby=0.2)[1].mean(), spread(net, x, 6, nearby=0.1)[1].mean()
     assert 1.8 < near / nearer < 2.2
     plain_net = GFPGAN(GFPGANConfig.tiny(16).replace(use_prior=False)).eval()
@@ -462,24 +560,32 @@ def test_spread():
         def forward(self, x, noise):
             return 0.5 * x, []
 
-    assert spread(Echo(), torch.zeros(3, 64, 64), 200, nearby=4.0)[1].mean().item() == pytest.approx(2, rel=0.03)     # grey levels, by the formula
+    _, deviation = spread(Echo(), torch.zeros(3, 64, 64), 200, nearby=4.0)
+    assert deviation.mean().item() == pytest.approx(2, rel=0.03)    # grey levels, by the formula
     with pytest.raises(ValueError, match="needs two"):
         spread(net, x, 1)
 
 
 # ---------------------------------------------------------------- ablations
 
+scores = st.lists(st.integers(-5, 5), min_size=1, max_size=4)
+
+
 @quick
-@given(st.lists(st.integers(-5, 5), min_size=1, max_size=4), st.lists(st.integers(-5, 5), min_size=1, max_size=4), st.sampled_from([1, -1]))
+@given(scores, scores, st.sampled_from([1, -1]))
 def test_verdict(row, full, better):
     wins = [better * (a - b) for a in row for b in full]
-    assert verdict(row, full, better) == (1 if min(wins) > 0 else -1 if max(wins) < 0 else 0) == -verdict(full, row, better) == -verdict(row, full, -better)
+    expected = 1 if min(wins) > 0 else -1 if max(wins) < 0 else 0
+    assert verdict(row, full, better) == expected
+    assert -verdict(full, row, better) == -verdict(row, full, -better) == expected
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_how_often_chance_makes_a_verdict(n):
     deals = list(itertools.combinations(range(2 * n), n))
-    assert sum(verdict(deal, [k for k in range(2 * n) if k not in deal], 1) != 0 for deal in deals) / len(deals) == pytest.approx(2 / math.comb(2 * n, n))
+    rest = lambda deal: [k for k in range(2 * n) if k not in deal]
+    made = sum(verdict(deal, rest(deal), 1) != 0 for deal in deals)
+    assert made / len(deals) == pytest.approx(2 / math.comb(2 * n, n))
 
 
 @pytest.mark.parametrize("preset", ["faces32", "paper", "tiny"])
@@ -488,39 +594,64 @@ def test_a_row_changes_what_it_says_and_nothing_else(preset):
     full, asked = plain(row_config(base, "full", seed=3, iterations=500)), plain(base)
     k = 500 / base.run.iterations
     moved = dict(seed=3, iterations=500, valid_every=500, save_every=125, keep=1)
-    assert full == asked | dict(run=asked["run"] | moved, milestones=[max(1, round(m * k)) for m in base.milestones], loss=asked["loss"] | dict(pyramid_until=max(1, round(base.loss.pyramid_until * k))))
+    milestones = [max(1, round(m * k)) for m in base.milestones]
+    until = max(1, round(base.loss.pyramid_until * k))
+    assert full == asked | dict(run=asked["run"] | moved, milestones=milestones,
+                                loss=asked["loss"] | dict(pyramid_until=until))
+    no_prior = dict(model=dict(use_prior=False), freeze_prior=False)
     off = dict(component=0.0, feature_style=0.0)
-    expected = {"full": {}, "a": dict(model=dict(sft="none")), "b": dict(model=dict(sft="full")), "c": dict(model=dict(use_prior=False), freeze_prior=False), "d": dict(loss=dict(pyramid=0.0)),
-                "no-parts": dict(loss=off), "D": dict(loss=dict(feature_style=0.0)), "D+fm": dict(loss=dict(feature_style=0.0, feature_matching=pytest.approx(0.0075 * base.loss.feature_style))),
-                "l1": dict(model=dict(use_prior=False), freeze_prior=False, loss=off | dict(adversarial=0.0, feature_matching=0.0, perceptual=0.0, style=0.0, identity=0.0))}
+    l1 = off | dict(adversarial=0.0, feature_matching=0.0, perceptual=0.0, style=0.0, identity=0.0)
+    matching = pytest.approx(0.0075 * base.loss.feature_style)
+    expected = {
+        "full": {},
+        "a": dict(model=dict(sft="none")),
+        "b": dict(model=dict(sft="full")),
+        "c": no_prior,
+        "d": dict(loss=dict(pyramid=0.0)),
+        "no-parts": dict(loss=off),
+        "D": dict(loss=dict(feature_style=0.0)),
+        "D+fm": dict(loss=dict(feature_style=0.0, feature_matching=matching)),
+        "l1": no_prior | dict(loss=l1),
+    }
     assert set(expected) == set(ROWS)
     for row, changes in expected.items():
         c = row_config(base, row, seed=3, iterations=500)
-        assert plain(c) == {key: v | changes[key] if isinstance(v, dict) and key in changes else changes.get(key, v) for key, v in full.items()}, row
+        changed = {key: full[key] | v if isinstance(full[key], dict) else v
+                   for key, v in changes.items()}
+        assert plain(c) == full | changed, row
         assert config_from(RestorerConfig, plain(c)) == c
-    assert plain(row_config(base, "full")) == full | dict(run=full["run"] | dict(seed=0, iterations=base.run.iterations, valid_every=base.run.iterations, save_every=base.run.iterations // 4),
-                                                          milestones=list(base.milestones), loss=asked["loss"])
+    n = base.run.iterations
+    moved = dict(seed=0, iterations=n, valid_every=n, save_every=n // 4)
+    assert plain(row_config(base, "full")) == full | dict(
+        run=full["run"] | moved, milestones=list(base.milestones), loss=asked["loss"])
 
 
-BASE = replace(RestorerConfig.tiny(), model=GFPGANConfig(size=16, style_dim=16, n_mlp=2, narrow=1 / 32), narrow_d=1 / 32,
-               run=replace(RestorerConfig.tiny().run, batch=2, log_every=1, channels_last=False))
+BASE = RestorerConfig.tiny()
+BASE = replace(BASE, model=GFPGANConfig(size=16, style_dim=16, n_mlp=2, narrow=1 / 32),
+               narrow_d=1 / 32, run=replace(BASE.run, batch=2, log_every=1, channels_last=False))
 
 
 def run(clean, out, said=None, **changes):
-    return train_rows(BASE, clean, out, **dict(rows=("full", "l1"), seeds=1, iterations=2, device="cpu", say=(lambda s: None) if said is None else said.append) | changes)
+    say = (lambda s: None) if said is None else said.append
+    usual = dict(rows=("full", "l1"), seeds=1, iterations=2, device="cpu", say=say)
+    return train_rows(BASE, clean, out, **usual | changes)
 
 
 def test_every_row_sees_the_same_pictures_and_damage(clean):
     fed = {}
     for row, seed in itertools.product(ROWS, (0, 1)):
-        fed[row, seed] = [b for _, b in zip(range(4), RestorerTrainer(row_config(BASE, row, seed, 4), clean, device="cpu").loader())]
+        trainer = RestorerTrainer(row_config(BASE, row, seed, 4), clean, device="cpu")
+        fed[row, seed] = [b for _, b in zip(range(4), trainer.loader())]
     for (row, seed), batches in fed.items():
-        assert all(torch.equal(b[k], f[k]) for b, f in zip(batches, fed["full", seed]) for k in ("lq", "gt", "index")), row
-    assert not torch.equal(torch.cat([b["lq"] for b in fed["full", 0]]), torch.cat([b["lq"] for b in fed["full", 1]]))
+        for b, f in zip(batches, fed["full", seed]):
+            assert all(torch.equal(b[k], f[k]) for k in ("lq", "gt", "index")), row
+    first, second = (torch.cat([b["lq"] for b in fed["full", seed]]) for seed in (0, 1))
+    assert not torch.equal(first, second)
 
 
 def test_rows_go_on_and_end_as_if_nothing_had_happened(clean, tmp_path, monkeypatch):
-    "Stopped inside a row (which leaves weights of too few iterations), and killed between two; then more seeds and another row."
+    """Stopped inside a row (which leaves weights of too few iterations), and killed between two;
+    then more seeds and another row."""
     straight, said = run(clean, tmp_path / "straight", iterations=4), []
     step, count = RestorerTrainer.iteration, []
 
@@ -547,20 +678,25 @@ def test_rows_go_on_and_end_as_if_nothing_had_happened(clean, tmp_path, monkeypa
         run(clean, tmp_path / "cut", said, iterations=4)
     monkeypatch.setattr(RestorerTrainer, "fit", fit)
     count[:] = [0] * 9
-    folders = run(clean, tmp_path / "cut", said, iterations=None)                # the budget is remembered
-    assert said == ["full-s0: 4 iterations"] * 2 + ["l1-s0: 4 iterations"] * 2 and list(folders) == list(straight)
+    folders = run(clean, tmp_path / "cut", said, iterations=None)       # the budget is remembered
+    assert said == ["full-s0: 4 iterations"] * 2 + ["l1-s0: 4 iterations"] * 2
+    assert list(folders) == list(straight)
     for key, folder in folders.items():
         ours, theirs = (load_file(f / "ema.safetensors") for f in (folder, straight[key]))
-        assert ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(v, theirs[k]) for k, v in ours.items())
     more = run(clean, tmp_path / "cut", said, seeds=2, rows=("full", "d"), iterations=None)
-    assert said[4:] == ["d-s0: 4 iterations", "full-s1: 4 iterations", "d-s1: 4 iterations"] and set(more) == {(r, s) for r in ("full", "d") for s in (0, 1)}
+    assert said[4:] == ["d-s0: 4 iterations", "full-s1: 4 iterations", "d-s1: 4 iterations"]
+    assert set(more) == {(r, s) for r in ("full", "d") for s in (0, 1)}
     budget = yaml.safe_load((tmp_path / "cut/budget.yaml").read_text())
-    assert budget["seeds"] == 2 and budget["iterations"] == 4 and budget["pictures"] == 6 and config_from(RestorerConfig, budget["config"]) == BASE
+    assert budget["seeds"] == 2 and budget["iterations"] == 4 and budget["pictures"] == 6
+    assert config_from(RestorerConfig, budget["config"]) == BASE
 
 
 def test_a_time_limit_stops_with_a_checkpoint_and_the_rest_follows(clean, tmp_path, monkeypatch):
     straight = run(clean, tmp_path / "straight", iterations=3)
-    assert run(clean, tmp_path / "cut", iterations=3, minutes=0) == {} and not list((tmp_path / "cut").glob("*-s0"))
+    assert run(clean, tmp_path / "cut", iterations=3, minutes=0) == {}
+    assert not list((tmp_path / "cut").glob("*-s0"))
     fit, given = RestorerTrainer.fit, []
 
     def second_row_meets_the_end(trainer, minutes):
@@ -569,7 +705,9 @@ def test_a_time_limit_stops_with_a_checkpoint_and_the_rest_follows(clean, tmp_pa
 
     monkeypatch.setattr(RestorerTrainer, "fit", second_row_meets_the_end)
     first = run(clean, tmp_path / "cut", iterations=None, minutes=5)
-    assert list(first) == [("full", 0)] and 5 > given[0] > given[1] > 0 and int(read_header(tmp_path / "cut/l1-s0/ema.safetensors")["iterations"]) < 3
+    assert list(first) == [("full", 0)] and 5 > given[0] > given[1] > 0
+    early = tmp_path / "cut/l1-s0/ema.safetensors"
+    assert int(read_header(early)["iterations"]) < 3
     monkeypatch.undo()
     for key, folder in run(clean, tmp_path / "cut", iterations=None).items():
         ours, theirs = (load_file(f / "ema.safetensors") for f in (folder, straight[key]))
@@ -577,23 +715,33 @@ def test_a_time_limit_stops_with_a_checkpoint_and_the_rest_follows(clean, tmp_pa
 
 
 def test_another_experiment_is_refused(clean, folder, tmp_path):
-    run(clean, tmp_path / "out", rows=("l1",), iterations=1)
-    for changes in (dict(iterations=2), dict(data=folder("other", 3, size=32))):
+    out = tmp_path / "out"
+    run(clean, out, rows=("l1",), iterations=1)
+    for data, changes in ((clean, dict(iterations=2)), (folder("other", 3, size=32), {})):
         with pytest.raises(TrainingError, match="another config, budget or number"):
-            run(**dict(clean=changes.pop("data", clean), out=tmp_path / "out", rows=("l1",)) | changes)
+            run(data, out, rows=("l1",), **changes)
     with pytest.raises(TrainingError, match="another config"):
-        train_rows(replace(BASE, lr=1e-3), clean, tmp_path / "out", ("l1",), 1, iterations=1, device="cpu")
-    (tmp_path / "out/l1-s0/ema.safetensors").write_bytes(b"half")                # damaged weights are made anew from the checkpoint
-    assert read_header(run(clean, tmp_path / "out", rows=("l1",), iterations=1)["l1", 0] / "ema.safetensors")["iterations"] == "1"
+        train_rows(replace(BASE, lr=1e-3), clean, out, ("l1",), 1, iterations=1, device="cpu")
+    # damaged weights are made anew from the checkpoint
+    (out / "l1-s0/ema.safetensors").write_bytes(b"half")
+    again = run(clean, out, rows=("l1",), iterations=1)
+    assert read_header(again["l1", 0] / "ema.safetensors")["iterations"] == "1"
 
 
 def test_the_budget_is_the_speed_of_the_full_row(clean, tmp_path, monkeypatch):
     clock = iter(np.cumsum([0.0] + [0.5, 0.0] * 40))
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: next(clock))
     built = []
-    monkeypatch.setattr(evaluation, "RestorerTrainer", lambda config, *a, **k: built.append(config) or RestorerTrainer(config, *a, **k))
+
+    def trainer(config, *args, **options):
+        built.append(config)
+        return RestorerTrainer(config, *args, **options)
+
+    monkeypatch.setattr(evaluation, "RestorerTrainer", trainer)
     monkeypatch.setattr(RestorerTrainer, "iteration", lambda self, batch: None)
-    assert evaluation._measured(BASE, clean, 2.0, "cpu") == 240 and built == [row_config(BASE, "full")]           # two minutes of half a second
+    # two minutes of half a second
+    assert evaluation._measured(BASE, clean, 2.0, "cpu") == 240
+    assert built == [row_config(BASE, "full")]
 
 
 @pytest.fixture(scope="module")
@@ -601,28 +749,41 @@ def scored(clean, tmp_path_factory):
     out = tmp_path_factory.mktemp("ablation")
     torch.set_num_threads(1)
     folders = run(clean, out, rows=("full", "a", "l1"), seeds=2)
-    return folders, out, score_rows(folders, BASE, clean, (), out, ("psnr", "ssim", "niqe"), progress=False)
+    result = score_rows(folders, BASE, clean, (), out, ("psnr", "ssim", "niqe"), progress=False)
+    return folders, out, result
 
 
 def test_rows_are_scored_on_one_set(clean, scored):
     folders, out, result = scored
     gt = {p.stem: read_image(p) for p in (out / "test/gt").iterdir()}
     lq = {p.stem: read_image(p) for p in (out / "test/lq").iterdir()}
-    assert len(gt) == 6 and all(np.array_equal(degrade(gt[d["file"][:2]], DegradationParams.from_json(json.dumps(d["params"]))), lq[d["file"][:2]]) for d in lines(out / "test"))
+    assert len(gt) == 6
+    for d in lines(out / "test"):
+        stem, params = d["file"][:2], DegradationParams.from_json(json.dumps(d["params"]))
+        assert np.array_equal(degrade(gt[stem], params), lq[stem])
     for (row, seed), folder in folders.items():
         restore, _ = method(folder / "ema.safetensors")
         shown = {s: restore(x[None])[0] for s, x in lq.items()}
-        worst = max(np.abs(read_image(folder / f"restored/{s}.png").astype(int) - v).max() for s, v in shown.items())
-        assert worst <= 1 and result["rows"][row]["psnr"][seed] == pytest.approx(np.mean([psnr(read_image(folder / f"restored/{s}.png"), gt[s]) for s in gt]), rel=1e-12)
-    assert result["input"]["ssim"] == pytest.approx(np.mean([ssim(lq[s], gt[s]) for s in gt]), rel=1e-12) and set(result["input"]) == {"psnr", "ssim"}
+        stored = {s: read_image(folder / f"restored/{s}.png") for s in lq}
+        assert max(np.abs(stored[s].astype(int) - v).max() for s, v in shown.items()) <= 1
+        mean = np.mean([psnr(stored[s], gt[s]) for s in gt])
+        assert result["rows"][row]["psnr"][seed] == pytest.approx(mean, rel=1e-12)
+    mean = np.mean([ssim(lq[s], gt[s]) for s in gt])
+    assert result["input"]["ssim"] == pytest.approx(mean, rel=1e-12)
+    assert set(result["input"]) == {"psnr", "ssim"}
+    full = result["rows"]["full"]
     for row in ("a", "l1"):
-        assert result["verdicts"][row] == {k: verdict(v, result["rows"]["full"][k], 1) for k, v in result["rows"][row].items()}
-    assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(result)) and (out / "table.md").read_text() == ablation_table(result)
+        verdicts = {k: verdict(v, full[k], 1) for k, v in result["rows"][row].items()}
+        assert result["verdicts"][row] == verdicts
+    assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(result))
+    assert (out / "table.md").read_text() == ablation_table(result)
     images = list(csv.DictReader((out / "per_image.csv").open()))
-    assert len(images) == 6 * 7 and {r["method"] for r in images} == {"Input", *(f"{r}-s{s}" for r, s in folders)}
+    methods = {"Input", *(f"{r}-s{s}" for r, s in folders)}
+    assert len(images) == 6 * 7 and {r["method"] for r in images} == methods
     sheet = ablation_grid(out, ("full", "l1"), seed=1, faces=3, scale=2)
     assert sheet.shape == (3 * 32, 4 * 32, 3) and sheet.dtype == np.uint8
-    assert np.array_equal(ablation_grid(out, ("full",), faces=1, scale=1), np.concatenate([lq["00"], read_image(out / "full-s0/restored/00.png"), gt["00"]], 1))
+    strip = np.concatenate([lq["00"], read_image(out / "full-s0/restored/00.png"), gt["00"]], 1)
+    assert np.array_equal(ablation_grid(out, ("full",), faces=1, scale=1), strip)
 
 
 def test_a_second_score_uses_the_same_set_and_refuses_another(clean, folder, scored, monkeypatch):
@@ -631,9 +792,10 @@ def test_a_second_score_uses_the_same_set_and_refuses_another(clean, folder, sco
     again = score_rows(folders, BASE, clean, (), out, ("psnr", "ssim", "niqe"), progress=False)
     assert again == result
     for valid, limit in ((clean, 3), (folder("others", 7), None)):
-        (valid / "zz.png").write_bytes(b"") if limit is None else None
-        for p in sorted(valid.glob("0[0-2].png")) if limit is None else ():
-            p.unlink()
+        if limit is None:
+            (valid / "zz.png").write_bytes(b"")
+            for p in sorted(valid.glob("0[0-2].png")):
+                p.unlink()
         with pytest.raises(ValueError, match="other faces or with other settings"):
             score_rows(folders, BASE, valid, (), out, ("psnr",), limit=limit, progress=False)
 
@@ -652,54 +814,73 @@ def test_a_set_that_was_broken_off_is_made_anew(clean, tmp_path, monkeypatch):
         score_rows({}, BASE, clean, (), tmp_path, ("psnr",), progress=False)
     assert not (tmp_path / "test").exists()
     result = score_rows({}, BASE, clean, (), tmp_path, ("psnr",), progress=False)
-    assert len(list((tmp_path / "test/lq").iterdir())) == 6 and result["rows"] == {} and "| input |" in ablation_table(result)
+    assert len(list((tmp_path / "test/lq").iterdir())) == 6
+    assert result["rows"] == {} and "| input |" in ablation_table(result)
 
 
 def test_a_reference_folder_is_brought_to_the_size_of_the_network(clean, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: asked.append(k["reference_size"]) or evaluate(*a, **k))
+
+    def spy(*args, **options):
+        asked.append(options["reference_size"])
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate", spy)
     score_rows({}, BASE, clean, clean, tmp_path, ("psnr",), progress=False)
     assert asked == [16]
 
 
 def test_the_text_of_an_ablation():
     columns = [["psnr", 1, 2], ["deg[x]", -1, 1]]
-    result = dict(rows=dict(full={"psnr": [20.0, 21.0], "deg[x]": [30.0, 31.0]}, b={"psnr": [22.0, 23.0], "deg[x]": [30.5, 40.0]}), input={"psnr": 19.0, "deg[x]": 35.0},
-                  verdicts=dict(b={"psnr": 1, "deg[x]": 0}), paper=PAPER_ORDER, table=dict(columns=columns, notes=["a note"]))
+    rows = dict(full={"psnr": [20.0, 21.0], "deg[x]": [30.0, 31.0]},
+                b={"psnr": [22.0, 23.0], "deg[x]": [30.5, 40.0]})
+    result = dict(rows=rows, input={"psnr": 19.0, "deg[x]": 35.0},
+                  verdicts=dict(b={"psnr": 1, "deg[x]": 0}), paper=PAPER_ORDER,
+                  table=dict(columns=columns, notes=["a note"]))
     text = ablation_table(result).splitlines()
-    assert text[0] == "| | psnr ↑ | deg[x] ↓ | paper |" and text[2] == "| input | 19.00 | 35.0 | |"
-    assert text[4] == "| b) SFT on all channels | 22.50 (22.00 … 23.00) ▲ | 35.2 (30.5 … 40.0) | LPIPS▼ FID▼ NIQE▼ Deg▲ |" and "33 % of cells" in text[6] and text[7] == "- a note"
-    assert [counterpart(k) for k in ("psnr", "lpips-vgg", "perceptual[efficientnet-lite1]", "frechet[x]", "fid", "deg[dlib]", "niqe[own]")] == [None, "LPIPS", "LPIPS", "FID", "FID", "Deg", "NIQE"]
+    assert text[0] == "| | psnr ↑ | deg[x] ↓ | paper |"
+    assert text[2] == "| input | 19.00 | 35.0 | |"
+    assert text[4] == ("| b) SFT on all channels | 22.50 (22.00 … 23.00) ▲ | 35.2 (30.5 … 40.0) "
+                       "| LPIPS▼ FID▼ NIQE▼ Deg▲ |")
+    assert "33 % of cells" in text[6] and text[7] == "- a note"
+    known = {"psnr": None, "lpips-vgg": "LPIPS", "perceptual[efficientnet-lite1]": "LPIPS",
+             "frechet[x]": "FID", "fid": "FID", "deg[dlib]": "Deg", "niqe[own]": "NIQE"}
+    assert {label: counterpart(label) for label in known} == known
 
 
 def test_shipped_results_have_the_form_that_the_book_reads():
-    stored = json.loads((Path(__file__).parent.parent / "figures/ablation/table4.json").read_text(encoding="utf-8"))
-    assert ablation_table(stored).count("\n| ") >= len(ROWS) and set(stored["rows"]) == set(ROWS) and stored["paper"] == PAPER_ORDER
+    path = Path(__file__).parent.parent / "figures/ablation/table4.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert ablation_table(stored).count("\n| ") >= len(ROWS)
+    assert set(stored["rows"]) == set(ROWS) and stored["paper"] == PAPER_ORDER
 
 
 # ---------------------------------------------------------------- memory
 
 def _peak(args, sender):
     evaluate(args[0], args[1], metrics=("psnr",), progress=False)
-    sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sender.send(peak * (1 if sys.platform == "darwin" else 1024))
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    write_image(tmp_path / "one.png", picture)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    write_image(tmp_path / "one.png", picture.repeat(8, 0).repeat(8, 1))
     data, peaks = (tmp_path / "one.png").read_bytes(), []
     for n in (20, 60):
-        for which in ("pred", "gt"):
-            (tmp_path / f"{which}{n}").mkdir()
+        folders = tmp_path / f"pred{n}", tmp_path / f"gt{n}"
+        for folder in folders:
+            folder.mkdir()
             for i in range(n):
-                (tmp_path / f"{which}{n}/{i:02}.png").write_bytes(data)
+                (folder / f"{i:02}.png").write_bytes(data)
         receiver, sender = CONTEXT.Pipe(False)
-        p = CONTEXT.Process(target=_peak, args=((tmp_path / f"pred{n}", tmp_path / f"gt{n}"), sender))
+        p = CONTEXT.Process(target=_peak, args=(folders, sender))
         p.start()
         assert receiver.poll(120)
         peaks.append(receiver.recv())
         p.join()
-    assert peaks[1] - peaks[0] < 20e6, f"40 more pairs of 1.6 MB took {(peaks[1] - peaks[0]) / 1e6:.0f} MB"
+    grown = peaks[1] - peaks[0]
+    assert grown < 20e6, f"40 more pairs of 1.6 MB took {grown / 1e6:.0f} MB"
 
 
 # ---------------------------------------------------------------- the command
@@ -714,62 +895,95 @@ def call(capsys, *args):
 
 def test_command_evaluate(capsys, folder, stubs, tmp_path):
     gt, pred = folder("gt"), folder("pred", noise=9)
-    code, out, err = call(capsys, "evaluate", "--pred", pred, f"Truth={gt}", "--gt", gt, "--reference", gt, "--metrics", "psnr", "fid", "--out", tmp_path / "t.md", tmp_path / "t.json", "--per-image", tmp_path / "i.csv")
-    assert code == 0 and out == (tmp_path / "t.md").read_text() and not err and "| Truth | " in out and set(json.loads((tmp_path / "t.json").read_text())["methods"]) == {"pred", "Truth"}
-    assert len((tmp_path / "i.csv").read_text().splitlines()) == 13
-    for there in ("--out", tmp_path / "new.md", tmp_path / "t.json"), ("--per-image", tmp_path / "i.csv"):               # nothing is replaced unasked, and nothing measured in vain
-        code, out, err = call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr", *there)
-        assert code == 2 and not out and len(err) == 1 and "exists; --force replaces it" in err[0] and not (tmp_path / "new.md").exists()
-    before = (tmp_path / "t.json").read_text()
-    assert call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr", "--out", tmp_path / "t.json", "--force")[0] == 0 and (tmp_path / "t.json").read_text() != before
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/fid.npz").touch()
-    code, out, err = call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--reference", gt, "--metrics", "fid", "--save-reference", tmp_path / "kept")
-    assert code == 2 and "holds statistics already" in err[0] and not (tmp_path / "kept/fid.npz").stat().st_size
+    text, table, images = (tmp_path / name for name in ("t.md", "t.json", "i.csv"))
+    code, out, err = call(capsys, "evaluate", "--pred", pred, f"Truth={gt}", "--gt", gt,
+                          "--reference", gt, "--metrics", "psnr", "fid", "--out", text, table,
+                          "--per-image", images)
+    assert code == 0 and out == text.read_text() and not err and "| Truth | " in out
+    assert set(json.loads(table.read_text())["methods"]) == {"pred", "Truth"}
+    assert len(images.read_text().splitlines()) == 13
+    line = ("evaluate", "--pred", pred, "--gt", gt)
+    # nothing is replaced unasked, and nothing measured in vain
+    for there in ("--out", tmp_path / "new.md", table), ("--per-image", images):
+        code, out, err = call(capsys, *line, "--metrics", "psnr", *there)
+        assert code == 2 and not out and len(err) == 1
+        assert "exists; --force replaces it" in err[0] and not (tmp_path / "new.md").exists()
+    before = table.read_text()
+    assert call(capsys, *line, "--metrics", "psnr", "--out", table, "--force")[0] == 0
+    assert table.read_text() != before
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "fid.npz").touch()
+    code, out, err = call(capsys, *line, "--reference", gt, "--metrics", "fid",
+                          "--save-reference", kept)
+    assert code == 2 and "holds statistics already" in err[0]
+    assert not (kept / "fid.npz").stat().st_size
     (pred / "00.png").unlink()
     (pred / "01.png").write_bytes(b"")
-    code, out, err = call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr", "niqe", "--protocol", "vqfr")
+    code, out, err = call(capsys, *line, "--metrics", "psnr", "niqe", "--protocol", "vqfr")
     assert code == 1 and "after matching" in out and "pred: N = 4, 1 failed, 1 missing" in out
-    assert len(err) == 3 and all(line.startswith("gfpgan-edu: ") for line in err) and any("niqe needs" in e for e in err) and any(e.endswith("01.png: is empty") for e in err) and "gfpgan-edu: pred: no result for 00" in err
+    assert len(err) == 3 and all(e.startswith("gfpgan-edu: ") for e in err)
+    assert any("niqe needs" in e for e in err) and any(e.endswith("01.png: is empty") for e in err)
+    assert "gfpgan-edu: pred: no result for 00" in err
     for p in pred.iterdir():
         p.write_bytes(b"")
-    assert call(capsys, "evaluate", "--pred", pred, "--gt", gt, "--metrics", "psnr")[0] == 2
-    for args, why in ((("--pred", tmp_path / "none"), "no such folder"), (("--pred", gt, "--out", "t.xls"), ".json, .csv or .md"), (("--pred", gt, gt), "the same name"),
-                      (("--pred", gt, "--metrics", "beauty"), "is no metric"), (("--pred", gt, "--reference", tmp_path / "r.npz"), "r.npz")):
+    assert call(capsys, *line, "--metrics", "psnr")[0] == 2
+    for args, why in ((("--pred", tmp_path / "none"), "no such folder"),
+                      (("--pred", gt, "--out", "t.xls"), ".json, .csv or .md"),
+                      (("--pred", gt, gt), "the same name"),
+                      (("--pred", gt, "--metrics", "beauty"), "is no metric"),
+                      (("--pred", gt, "--reference", tmp_path / "r.npz"), "r.npz")):
         code, out, err = call(capsys, "evaluate", "--gt", gt, *args)
         assert code == 2 and not out and len(err) == 1 and why in err[0]
 
 
 def test_command_testset_and_baseline(capsys, clean, tmp_path):
-    (tmp_path / "prior").mkdir()
-    save(StyleGAN2(32, 16, 2, narrow=1 / 32), tmp_path / "prior/p.safetensors")
-    code, out, _ = call(capsys, "testset", "blind", clean, "--out", tmp_path / "set", "--size", "32", "--ranges", "severe", "--limit", "3")
-    assert code == 0 and "3 pictures in" in out and len(lines(tmp_path / "set")) == 3
-    code, _, err = call(capsys, "testset", "sr", clean, "--out", tmp_path / "set", "--size", "32")
+    prior, made = tmp_path / "prior/p.safetensors", tmp_path / "set"
+    prior.parent.mkdir()
+    save(StyleGAN2(32, 16, 2, narrow=1 / 32), prior)
+    code, out, _ = call(capsys, "testset", "blind", clean, "--out", made, "--size", "32",
+                        "--ranges", "severe", "--limit", "3")
+    assert code == 0 and "3 pictures in" in out and len(lines(made)) == 3
+    code, _, err = call(capsys, "testset", "sr", clean, "--out", made, "--size", "32")
     assert code == 2 and "is not empty" in err[0] and len(err) == 1
-    line = ("baseline", "pulse", "--prior", tmp_path / "prior/p.safetensors", "--out", tmp_path / "pulse", "--device", "cpu", "--lq")
-    code, out, _ = call(capsys, *line, tmp_path / "set/lq", "--set", "steps=2", "factor=4")
-    assert code == 0 and "3 restored faces" in out and json.loads((tmp_path / "pulse/method.json").read_text())["settings"] == dict(steps=2, factor=4)
-    for args, why in ((("--set", "steps=3"), "holds results of"), (("--set", "stops=2"), "no setting stops"), (("--set", "steps=few"), "needs int"), (("--set", "device=cpu"), "there is --device")):
-        code, _, err = call(capsys, *line, tmp_path / "set/lq", *args)
+    line = ("baseline", "pulse", "--prior", prior, "--out", tmp_path / "pulse",
+            "--device", "cpu", "--lq", made / "lq", "--set")
+    code, out, _ = call(capsys, *line, "steps=2", "factor=4")
+    assert code == 0 and "3 restored faces" in out
+    kept = json.loads((tmp_path / "pulse/method.json").read_text())
+    assert kept["settings"] == dict(steps=2, factor=4)
+    for setting, why in (("steps=3", "holds results of"), ("stops=2", "no setting stops"),
+                         ("steps=few", "needs int"), ("device=cpu", "there is --device")):
+        code, _, err = call(capsys, *line, setting)
         assert code == 2 and len(err) == 1 and why in err[0]
-    (clean.parent / "mixed").mkdir()
-    write_image(clean.parent / "mixed/a.png", np.zeros((32, 32, 3), np.uint8))
-    (clean.parent / "mixed/b.png").write_bytes(b"")
-    code, _, err = call(capsys, "testset", "real", clean.parent / "mixed", "--out", tmp_path / "real", "--size", "32")
-    assert code == 1 and err == [f"gfpgan-edu: {clean.parent / 'mixed/b.png'}: is empty"]
+    mixed = clean.parent / "mixed"
+    mixed.mkdir()
+    write_image(mixed / "a.png", np.zeros((32, 32, 3), np.uint8))
+    (mixed / "b.png").write_bytes(b"")
+    code, _, err = call(capsys, "testset", "real", mixed, "--out", tmp_path / "real",
+                        "--size", "32")
+    assert code == 1 and err == [f"gfpgan-edu: {mixed / 'b.png'}: is empty"]
 
 
 def test_command_ablate(capsys, clean, tmp_path):
-    setting = ["model.size=16", "model.style_dim=16", "model.narrow=0.03125", "narrow_d=0.03125", "prior=random", "freeze_prior=false", "run.batch=2"]
-    line = ("ablate", "--preset", "tiny", "--data", clean, "--valid", clean, "--out", tmp_path / "run", "--seeds", "1", "--device", "cpu", "--metrics", "psnr", "--set", *setting)
-    code, out, _ = call(capsys, *line, "--iterations", "2", "--rows", "full", "d", "--minutes", "0")
-    assert code == 0 and out == "stopped: 0 of 2 runs are finished; the same command goes on\n" and not (tmp_path / "run/table.md").exists()
-    code, out, err = call(capsys, *line, "--iterations", "2", "--rows", "full", "d")
-    assert code == 0 and out.splitlines()[:2] == ["full-s0: 2 iterations", "d-s0: 2 iterations"] and (tmp_path / "run/table.md").read_text() in out
-    assert {"fig6.png", "fig7.png", "ablation.json", "per_image.csv"} <= {p.name for p in (tmp_path / "run").iterdir()} and read_image(tmp_path / "run/fig6.png").shape == (6 * 48, 4 * 48, 3)
-    code, out, _ = call(capsys, *line, "--rows", "full", "d")
+    setting = ["model.size=16", "model.style_dim=16", "model.narrow=0.03125", "narrow_d=0.03125",
+               "prior=random", "freeze_prior=false", "run.batch=2"]
+    made, rows = tmp_path / "run", ("--rows", "full", "d")
+    line = ("ablate", "--preset", "tiny", "--data", clean, "--valid", clean, "--out", made,
+            "--seeds", "1", "--device", "cpu", "--metrics", "psnr", "--set", *setting)
+    code, out, _ = call(capsys, *line, "--iterations", "2", *rows, "--minutes", "0")
+    assert code == 0 and not (made / "table.md").exists()
+    assert out == "stopped: 0 of 2 runs are finished; the same command goes on\n"
+    code, out, err = call(capsys, *line, "--iterations", "2", *rows)
+    assert code == 0 and (made / "table.md").read_text() in out
+    assert out.splitlines()[:2] == ["full-s0: 2 iterations", "d-s0: 2 iterations"]
+    written = {p.name for p in made.iterdir()}
+    assert {"fig6.png", "fig7.png", "ablation.json", "per_image.csv"} <= written
+    assert read_image(made / "fig6.png").shape == (6 * 48, 4 * 48, 3)
+    code, out, _ = call(capsys, *line, *rows)
     assert code == 0 and "iterations" not in out.splitlines()[0]
-    for args, why in ((("--rows", "x"), "no row x"), (("--iterations", "3"), "another config, budget"), (("--rows", "full", "--limit", "2"), "other faces")):
+    for args, why in ((("--rows", "x"), "no row x"),
+                      (("--iterations", "3"), "another config, budget"),
+                      (("--rows", "full", "--limit", "2"), "other faces")):
         code, _, err = call(capsys, *line, *args)
         assert code == 2 and len(err) == 1 and why in err[0]

@@ -11,17 +11,21 @@ from gfpgan_edu.pictures import Picture
 
 
 def test_a_thousand_damaged_files_are_read_or_refused():
-    run = subprocess.run([sys.executable, Path(fuzz.__file__), "--count", "1000"], capture_output=True, text=True)
+    command = [sys.executable, Path(fuzz.__file__), "--count", "1000"]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-1000:]}"
-    assert "0 faults" in run.stdout and not any(f"{what}: 0 read" in run.stdout for what in fuzz.SHARES)
+    assert "0 faults" in run.stdout
+    assert not any(f"{what}: 0 read" in run.stdout for what in fuzz.SHARES)
 
 
 def test_a_damaged_file_is_the_same_again_and_damaged():
     files = fuzz.pictures()
     whole = {data for _, data in files}
-    made = [fuzz.damaged(3, i, "picture", files) for i in range(200)]
-    assert made == [fuzz.damaged(3, i, "picture", files) for i in range(200)] and sum(data in whole for _, data in made) < 20
-    assert made != [fuzz.damaged(4, i, "picture", files) for i in range(200)] and {s for s, _ in made} == {s for s, _ in files}
+    made, again, other = ([fuzz.damaged(seed, i, "picture", files) for i in range(200)]
+                          for seed in (3, 3, 4))
+    assert made == again != other
+    assert sum(data in whole for _, data in made) < 20
+    assert {s for s, _ in made} == {s for s, _ in files}
 
 
 def wrong_kind(path):
@@ -54,8 +58,10 @@ def other_pixels(path):
     fuzz.check_pixels(path, Picture(255 - picture.pixels))
 
 
-@pytest.mark.parametrize("reader, said", [(swallows, "though Pillow alone says"), (other_pixels, "other pixels")])
-def test_an_error_that_is_swallowed_and_wrong_pixels_are_faults(tmp_path, reader, said, monkeypatch):
+@pytest.mark.parametrize("reader, said", [(swallows, "though Pillow alone says"),
+                                          (other_pixels, "other pixels")])
+def test_an_error_that_is_swallowed_and_wrong_pixels_are_faults(tmp_path, reader, said,
+                                                                monkeypatch):
     files, found = fuzz.pictures(), fuzz.Found()
     monkeypatch.setitem(fuzz.READERS, "picture", (reader, fuzz.PhotoError))
     for i in range(60):
@@ -65,10 +71,18 @@ def test_an_error_that_is_swallowed_and_wrong_pixels_are_faults(tmp_path, reader
     assert len(found.faults) > 1 and all(said in line for line in found.faults)
 
 
-@pytest.mark.parametrize("reader, said", [(wrong_kind, "KeyError"), (without_name, "something is wrong"), (of_two_lines, "second"), (too_long, "xxx")])
-def test_a_reader_with_a_fault_is_found_out_and_the_file_kept(tmp_path, monkeypatch, capsys, reader, said):
+@pytest.mark.parametrize("reader, said", [
+    (wrong_kind, "KeyError"), (without_name, "something is wrong"), (of_two_lines, "second"),
+    (too_long, "xxx")])
+def test_a_reader_with_a_fault_is_found_out_and_the_file_kept(tmp_path, monkeypatch, capsys,
+                                                              reader, said):
     whole, fallen = len(fuzz.pictures()), iter(range(10**6))
-    monkeypatch.setitem(fuzz.READERS, "picture", (lambda path: reader(path) if next(fallen) == whole + 2 else None, fuzz.PhotoError))       # the third damaged file
+
+    def read(path):
+        if next(fallen) == whole + 2:                      # the third damaged file
+            reader(path)
+
+    monkeypatch.setitem(fuzz.READERS, "picture", (read, fuzz.PhotoError))
     monkeypatch.setattr(fuzz.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     monkeypatch.setattr(fuzz.torch, "set_num_threads", lambda n: None)
     assert fuzz.main(["--count", "5", "--what", "picture"]) == 1
@@ -85,6 +99,9 @@ def test_too_much_memory_is_a_fault(tmp_path, monkeypatch):
 
 def test_the_peak_of_memory_is_this_process_own():
     "Not that of the one that started it, and it grows with what is used."
-    code = "import sys; sys.path.append(sys.argv[1]); from peak import peak; a = peak(); b = bytes(range(256)) * 1_200_000; print(peak() - a)"
-    held = bytes(range(256)) * 2_000_000                                    # 512 MB here
-    assert 250e6 < int(subprocess.run([sys.executable, "-c", code, Path(fuzz.__file__).parent], capture_output=True, text=True, check=True).stdout) < 400e6 < len(held)
+    code = ("import sys; sys.path.append(sys.argv[1]); from peak import peak; a = peak(); "
+            "b = bytes(range(256)) * 1_200_000; print(peak() - a)")
+    held = bytes(range(256)) * 2_000_000                   # 512 MB here
+    command = [sys.executable, "-c", code, Path(fuzz.__file__).parent]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 250e6 < int(run.stdout) < 400e6 < len(held)

@@ -20,11 +20,13 @@ from gfpgan_edu import photos
 from gfpgan_edu.examples import astronaut
 from gfpgan_edu.faces import Face, align, invert, similarity, template
 from gfpgan_edu.gfpgan import GFPGAN, GFPGANConfig
-from gfpgan_edu.photos import NoFace, RestoreResult, enlarge, face_mask, follow, match_colour, paste, pick_device, restore, restore_video, smooth, unalign
+from gfpgan_edu.photos import (NoFace, RestoreResult, enlarge, face_mask, follow, match_colour,
+                               paste, pick_device, restore, restore_video, smooth, unalign)
 from gfpgan_edu.pictures import PhotoError, read_image, write_image
 from gfpgan_edu.weights import WeightsError, save
 
-POINTS = np.array([[204.2, 100.8], [246.1, 102.9], [223.9, 127.9], [201.0, 138.9], [244.3, 141.3]])        # of the astronaut's face
+POINTS = np.array([[204.2, 100.8], [246.1, 102.9], [223.9, 127.9], [201.0, 138.9],
+                   [244.3, 141.3]])                             # of the astronaut's face
 
 
 def by_hand(*shifts):
@@ -33,11 +35,13 @@ def by_hand(*shifts):
 
 
 class Known(torch.nn.Module):
-    "Changes nothing, or adds `value`, in units of [-1, 1], to the middle half of the face or to all of it; counts its calls."
+    """Changes nothing, or adds `value`, in units of [-1, 1], to the middle half of the face or to
+    all of it; counts its calls."""
 
     def __init__(self, size, value=0.0, dtype=torch.float32, everywhere=False):
         super().__init__()
-        self.config, self.calls, self.weight = SimpleNamespace(size=size), 0, torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.config, self.calls = SimpleNamespace(size=size), 0
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
         self.bump = torch.full((size, size), value if everywhere else 0.0, dtype=dtype)
         self.bump[size // 4:-(size // 4), size // 4:-(size // 4)] = value
 
@@ -55,18 +59,22 @@ def photo():
 # ---------------------------------------------------------------- the way back
 
 def test_unalign_undoes_align(photo):
+    whole = 0, 0, 512, 512
     for size, most in ((170, 2.5), (256, 2), (512, 2)):
         crop, m = align(photo, POINTS, size)
-        inside = unalign(np.pad(np.ones((size - 20, size - 20)), 10), m, (0, 0, 512, 512)) > 0.999
-        assert np.abs(np.clip(unalign(crop, m, (0, 0, 512, 512)), 0, 255) - photo)[inside].mean() < most
+        inside = unalign(np.pad(np.ones((size - 20, size - 20)), 10), m, whole) > 0.999
+        back = np.clip(unalign(crop, m, whole), 0, 255)
+        assert np.abs(back - photo)[inside].mean() < most
 
 
 def test_unalign_averages_what_the_photo_cannot_hold(photo):
-    "A perfect restorer's face, put back into a photo that has a third of the pixels, gives that photo."
+    """A perfect restorer's face, put back into a photo that has a third of the pixels, gives that
+    photo."""
     tiny = photo[:510, :510].reshape(170, 3, 170, 3, 3).mean((1, 3))
     m = similarity((POINTS + 0.5) / 3 - 0.5, template(256))
     inside = unalign(np.pad(np.ones((204, 204)), 26), m, (0, 0, 170, 170)) > 0.99
-    assert np.abs(unalign(align(photo, POINTS, 256)[0], m, (0, 0, 170, 170)) - tiny)[inside].mean() < 1
+    back = unalign(align(photo, POINTS, 256)[0], m, (0, 0, 170, 170))
+    assert np.abs(back - tiny)[inside].mean() < 1
 
 
 def test_unalign_of_a_rectangle_is_a_part_of_the_whole(photo):
@@ -84,14 +92,17 @@ def test_mask_is_one_on_the_face_zero_outside_and_smooth(size):
     x, y = np.rint(template(size)).astype(int).T
     assert (m[y, x] == 1).all()
     t = (np.arange(size) + 0.5) / size
-    assert (m[t < 0.1] == 0).all() and (m[t > 0.98] == 0).all() and (m[:, abs(t - 0.5) > 0.38] == 0).all()
+    assert (m[t < 0.1] == 0).all() and (m[t > 0.98] == 0).all()
+    assert (m[:, abs(t - 0.5) > 0.38] == 0).all()
     assert (m[(np.abs(t - 0.54) < 0.28)][:, np.abs(t - 0.5) < 0.01] == 1).all()
     if size > 16:
-        assert np.abs(np.diff(m, axis=0)).max() < 2 / (0.13 * size) and np.abs(np.diff(m, 2, axis=0)).max() < 10 / (0.13 * size) ** 2
+        assert np.abs(np.diff(m, axis=0)).max() < 2 / (0.13 * size)
+        assert np.abs(np.diff(m, 2, axis=0)).max() < 10 / (0.13 * size) ** 2
 
 
 def turned(angle, width, x, y, size, about=(100, 75)):
-    "The matrix photo -> aligned face: an aligned pixel is `width` photo pixels wide, the middle of the face lies at `about` + (x, y)."
+    """The matrix photo -> aligned face: an aligned pixel is `width` photo pixels wide, the middle
+    of the face lies at `about` + (x, y)."""
     a, b, c = width * np.cos(angle), width * np.sin(angle), (size - 1) / 2
     shift = np.array(about) + (x, y) - np.array([[a, -b], [b, a]]) @ (c, c)
     return invert(np.array([[a, -b, shift[0]], [b, a, shift[1]]]))
@@ -105,34 +116,43 @@ ANGLES, WIDTHS, SHIFTS = st.floats(-3.1, 3.1), st.floats(0.05, 30), st.floats(-2
 def test_paste_touches_nothing_outside_and_adds_the_change_inside(angle, width, x, y, size):
     photo, m = astronaut()[:150, :200] // 2, turned(angle, width, x, y, size)
     paste(out := photo.copy(), photo, np.full((size, size, 3), 60.0), mask := face_mask(size), m)
-    assert out.shape == photo.shape and out.dtype == np.uint8 and (out >= photo).all() and (out <= photo + 60).all()
+    assert out.shape == photo.shape and out.dtype == np.uint8
+    assert (out >= photo).all() and (out <= photo + 60).all()
     q, p = np.mgrid[:150, :200]
     u = m[:, :2] @ np.stack([p.ravel(), q.ravel()]) + m[:, 2:]
-    reach = 3 + int(np.ceil(np.hypot(m[0, 0], m[1, 0])))                      # cubic interpolation reads 2 px; averaging as wide as a pixel of the photo
+    # cubic interpolation reads 2 px; averaging as wide as a pixel of the photo
+    reach = 3 + int(np.ceil(np.hypot(m[0, 0], m[1, 0])))
     i = np.clip(np.rint(u).astype(int), 0, size - 1)
     around = np.ones((2 * reach + 1,) * 2, np.uint8)
-    outside = (cv2.dilate(mask, around)[i[1], i[0]] == 0) | ((u < -reach) | (u > size - 1 + reach)).any(0)
-    assert_array_equal(out[outside.reshape(150, 200)], photo[outside.reshape(150, 200)])
-    inside = (cv2.erode(mask, around, borderValue=0)[i[1], i[0]] == 1) & ((u >= 0) & (u <= size - 1)).all(0)
+    far = ((u < -reach) | (u > size - 1 + reach)).any(0)
+    outside = ((cv2.dilate(mask, around)[i[1], i[0]] == 0) | far).reshape(150, 200)
+    assert_array_equal(out[outside], photo[outside])
+    near = ((u >= 0) & (u <= size - 1)).all(0)
+    inside = (cv2.erode(mask, around, borderValue=0)[i[1], i[0]] == 1) & near
     assert (out == photo + 60)[inside.reshape(150, 200)].all()
 
 
 @settings(max_examples=25, deadline=None)
-@given(ANGLES, st.floats(0.2, 2), st.floats(-40, 40), st.floats(-40, 40), st.sampled_from([33, 64, 128]), st.sampled_from([1, 2, 2.5]))
+@given(ANGLES, st.floats(0.2, 2), st.floats(-40, 40), st.floats(-40, 40),
+       st.sampled_from([33, 64, 128]), st.sampled_from([1, 2, 2.5]))
 def test_the_way_back_is_exact_to_a_fraction_of_a_pixel(angle, width, x, y, size, k):
-    "A change that rises steadily across the aligned face must rise steadily in the photo, at the places that the matrix says: half a pixel of either would show."
+    """A change that rises steadily across the aligned face must rise steadily in the photo, at the
+    places that the matrix says: half a pixel of either would show."""
     m, v = turned(angle, width, x, y, size), np.arange(size, dtype=float)
     change = np.stack(np.broadcast_arrays(v, v[:, None], 0.0), -1)
     shape = (round(150 * k), round(200 * k), 3)
     m_k = photos._enlarged(m, (150, 200), shape)
-    seen = unalign(change, m_k, (0, 0, shape[1], shape[0]), cv2.INTER_LINEAR)          # OpenCV's cubic bends a straight line a little
+    # OpenCV's cubic bends a straight line a little
+    seen = unalign(change, m_k, (0, 0, shape[1], shape[0]), cv2.INTER_LINEAR)
     q, p = np.mgrid[:shape[0], :shape[1]]
     scale = np.array([shape[1] / 200, shape[0] / 150])
-    u = m[:, :2] @ ((np.stack([p.ravel(), q.ravel()]) + 0.5) / scale[:, None] - 0.5) + m[:, 2:]
+    at = (np.stack([p.ravel(), q.ravel()]) + 0.5) / scale[:, None] - 0.5
+    u = m[:, :2] @ at + m[:, 2:]
     inside = ((u > 4) & (u < size - 5)).all(0)
     off = seen.reshape(-1, 3)[inside, :2] - u.T[inside]
-    if len(off):                                                              # half a pixel of the photo is 0.1 or more
-        assert np.abs(off).max() < 0.05 and np.abs(off.mean(0)).max() < 0.03  # some versions of OpenCV round positions to 1/32 px
+    # half a pixel of the photo is 0.1 or more; some versions of OpenCV round positions to 1/32 px
+    if len(off):
+        assert np.abs(off).max() < 0.05 and np.abs(off.mean(0)).max() < 0.03
 
 
 def test_strips_are_the_whole(photo):
@@ -151,7 +171,8 @@ def test_a_plane_of_colour_is_taken_back_and_nothing_else_is_added(coefficients,
     plane = np.stack([a + b * u + c * v for a, b, c in np.reshape(coefficients, (3, 3))], -1)
     assert_allclose(match_colour(crop, crop - plane, face_mask(size)), plane, atol=2e-3)
     assert (match_colour(crop, crop, face_mask(size)) == 0).all()
-    inner = (face_mask(size) == 1)[..., None] * 200.0                         # a change on the face alone does not count
+    # a change on the face alone does not count
+    inner = (face_mask(size) == 1)[..., None] * 200.0
     assert_allclose(match_colour(crop, crop - inner, face_mask(size)), 0, atol=1e-3)
     assert (match_colour(crop, crop - plane, np.ones((size, size), np.float32)) == 0).all()
 
@@ -164,18 +185,22 @@ def test_a_network_that_changes_nothing_gives_back_the_photo(angle, width, x, y,
     photo = astronaut()[60:210, 130:330]
     back = invert(turned(angle, width, x, y, 64))
     points = template(64) @ back[:, :2].T + back[:, 2]
-    result = restore(photo, Known(size), detector=lambda image: [Face((0.0, 0.0, 1.0, 1.0), 1.0, points)], upscale=k)
+    find = lambda image: [Face((0.0, 0.0, 1.0, 1.0), 1.0, points)]
+    result = restore(photo, Known(size), detector=find, upscale=k)
     (before, after), = result.faces
-    assert before.shape == (size, size, 3) and isinstance(result, RestoreResult) and result.image.dtype == np.uint8
+    assert isinstance(result, RestoreResult) and result.image.dtype == np.uint8
+    assert before.shape == (size, size, 3)
     assert_array_equal(before, after)
-    assert_array_equal(result.image, enlarge(photo, k))                       # to the last bit, whatever the model's size
+    # to the last bit, whatever the model's size
+    assert_array_equal(result.image, enlarge(photo, k))
     assert (len(result.notes) == 1) == (round(64 * width) > size)
 
 
 def test_every_face_is_restored_and_all_from_the_photo_as_it_came(photo):
-    net, shifts = Known(64, 0.3), [(0, 0), (30, 10), (200, 300)]              # the second overlaps the first
+    net, shifts = Known(64, 0.3), [(0, 0), (30, 10), (200, 300)]  # the second overlaps the first
     result = restore(photo, net, detector=by_hand(*shifts), batch=2)
-    assert net.calls == 2 and 3 == len(result.faces) == len(result.boxes) == len(result.landmarks) == len(result.notes)
+    assert net.calls == 2 and 3 == len(result.faces) == len(result.boxes)
+    assert 3 == len(result.landmarks) == len(result.notes)
     assert_array_equal(result.faces[1][0], align(photo, POINTS + (30, 10), 64)[0])
     assert_array_equal(restore(photo, net, detector=by_hand(*shifts), batch=8).image, result.image)
     assert net.calls == 3
@@ -185,9 +210,11 @@ def test_every_face_is_restored_and_all_from_the_photo_as_it_came(photo):
 
 def test_where_two_faces_overlap_the_change_is_made_once(photo):
     dark = photo // 2
-    once, twice = (restore(dark, Known(64, 0.3), detector=by_hand(*[(0, 0)] * n)).image.astype(int) for n in (1, 2))
+    once, twice = (restore(dark, Known(64, 0.3), detector=by_hand(*[(0, 0)] * n)).image.astype(int)
+                   for n in (1, 2))
     x, y = np.rint(POINTS.mean(0)).astype(int)
-    assert abs((once - dark)[y, x].max() - 38) < 4 and np.abs(once - twice)[y - 10:y + 10, x - 10:x + 10].max() <= 1
+    assert abs((once - dark)[y, x].max() - 38) < 4
+    assert np.abs(once - twice)[y - 10:y + 10, x - 10:x + 10].max() <= 1
 
 
 @pytest.mark.parametrize("shift", [(-200, 0), (270, 0), (0, -110), (0, 370), (3000, 0)])
@@ -195,14 +222,16 @@ def test_a_face_at_or_over_the_border(photo, shift):
     result = restore(photo, Known(64, -1.0), detector=by_hand(shift)).image.astype(int)
     x, y = np.rint(POINTS.mean(0) + shift).astype(int)
     if 0 <= x < 512 and 0 <= y < 512:
-        assert (result[y, x] - np.maximum(photo[y, x].astype(int) - 128, 0) < 30).all() and (result != photo).any()
+        darker = np.maximum(photo[y, x].astype(int) - 128, 0)
+        assert (result[y, x] - darker < 30).all() and (result != photo).any()
     else:
         assert_array_equal(result, photo)
 
 
 def test_fidelity_goes_from_the_network_to_the_photo(photo):
-    net, find = Known(64, 0.3), by_hand()
-    change = {f: restore(photo // 2, net, detector=find, fidelity=f).image.astype(int) - photo // 2 for f in (None, 0, 0.25, 1)}
+    net, find, dark, change = Known(64, 0.3), by_hand(), photo // 2, {}
+    for f in (None, 0, 0.25, 1):
+        change[f] = restore(dark, net, detector=find, fidelity=f).image.astype(int) - dark
     assert_array_equal(change[None], change[0])
     assert not change[1].any() and change[0].max() > 30
     assert np.abs(change[0.25] - 0.75 * change[0]).max() <= 1.5
@@ -214,18 +243,21 @@ def test_fidelity_goes_from_the_network_to_the_photo(photo):
 
 
 def test_only_the_face_in_the_middle(photo):
-    result = restore(photo, Known(64, 0.3), detector=by_hand((0, 0), (30, 140), (250, 300)), only_center=True)
+    find = by_hand((0, 0), (30, 140), (250, 300))
+    result = restore(photo, Known(64, 0.3), detector=find, only_center=True)
     assert len(result.faces) == len(result.boxes) == 1
     assert_allclose(result.landmarks[0], POINTS + (30, 140))
 
 
 @pytest.mark.parametrize("side, k", [(64, 1), (64, 2), (37, 1), (200, 1.5), (1, 1)])
 def test_an_aligned_face_is_restored_to_its_edges(photo, side, k):
-    face, forbidden = cv2.resize(photo[20:190, 140:310], (side, side), interpolation=cv2.INTER_AREA), lambda image: pytest.fail("searched")
-    assert_array_equal(restore(face, Known(64), detector=forbidden, aligned=True, upscale=k).image, enlarge(face, k))
-    half = restore(face // 2, Known(64, 0.3, everywhere=True), detector=forbidden, aligned=True, upscale=k).image
-    assert half.shape == (round(side * k),) * 2 + (3,) and np.abs(half.astype(int) - enlarge(face // 2, k) - 38).max() <= 1
-    if side == 64 and k == 1:                                                 # at the model's size it is the network's own picture
+    face = cv2.resize(photo[20:190, 140:310], (side, side), interpolation=cv2.INTER_AREA)
+    options = dict(detector=lambda image: pytest.fail("searched"), aligned=True, upscale=k)
+    assert_array_equal(restore(face, Known(64), **options).image, enlarge(face, k))
+    half = restore(face // 2, Known(64, 0.3, everywhere=True), **options).image
+    assert half.shape == (round(side * k),) * 2 + (3,)
+    assert np.abs(half.astype(int) - enlarge(face // 2, k) - 38).max() <= 1
+    if side == 64 and k == 1:                   # at the model's size it is the network's picture
         painted = restore(face, Known(64, 0.3, everywhere=True), aligned=True)
         assert_array_equal(painted.image, painted.faces[0][1])
     with pytest.raises(PhotoError, match="aligned faces are square"):
@@ -233,13 +265,15 @@ def test_an_aligned_face_is_restored_to_its_edges(photo, side, k):
 
 
 def test_enlarged_faces_land_where_the_photo_is(photo):
-    "A perfect restorer with three times the photo's pixels: the enlarged photo is the original where the face is."
+    """A perfect restorer with three times the photo's pixels: the enlarged photo is the original
+    where the face is."""
     truth, points = photo[:510, :510], (POINTS + 0.5) / 3 - 0.5
     tiny = np.rint(truth.reshape(170, 3, 170, 3, 3).mean((1, 3))).astype(np.uint8)
-    net = Known(256)
-    net.forward = lambda x: (photos.to_tensor(align(photo, POINTS, 256)[0]), [])
-    large = restore(tiny, net, detector=lambda image: [Face((0.0, 0.0, 1.0, 1.0), 1.0, points)], upscale=3).image
-    on_face = unalign(face_mask(256), align(photo, POINTS, 256)[1], (0, 0, 510, 510)) > 0.999
+    net, (crop, m) = Known(256), align(photo, POINTS, 256)
+    net.forward = lambda x: (photos.to_tensor(crop), [])
+    found = Face((0.0, 0.0, 1.0, 1.0), 1.0, points)
+    large = restore(tiny, net, detector=lambda image: [found], upscale=3).image
+    on_face = unalign(face_mask(256), m, (0, 0, 510, 510)) > 0.999
     errors = [np.abs(p.astype(int) - truth)[on_face].mean() for p in (large, enlarge(tiny, 3))]
     assert large.shape == truth.shape and errors[0] < errors[1] / 2 and errors[0] < 2.5
     assert_array_equal(large[300:], enlarge(tiny, 3)[300:])
@@ -253,15 +287,20 @@ def test_enlarged_faces_land_where_the_photo_is(photo):
 def test_a_large_face_is_named_with_the_weights_that_fit(photo):
     assert restore(photo, Known(256), detector=by_hand()).notes == ()
     note, = restore(photo, Known(64), detector=by_hand()).notes
-    assert note == "face of 168 px is larger than the model's 64 px: only what 64 px can hold is restored; weights v1.4 (512 px) fit"
+    assert note == ("face of 168 px is larger than the model's 64 px: only what 64 px can hold is "
+                    "restored; weights v1.4 (512 px) fit")
     large = cv2.resize(photo, None, fx=4, fy=4)
     find = by_hand(4 * (POINTS + 0.5) - 0.5 - POINTS)
-    assert [restore(large, Known(s), detector=find).notes[0].split("; ")[1] for s in (64, 512)] == ["weights v1.4 (512 px) come closer", "no known weights are larger"]
+    told = lambda s: restore(large, Known(s), detector=find).notes[0].split("; ")[1]
+    assert told(64) == "weights v1.4 (512 px) come closer"
+    assert told(512) == "no known weights are larger"
 
 
 def test_odd_pictures_and_networks(photo):
-    assert restore(np.full((1, 1, 3), 7, np.uint8), Known(16), detector=by_hand()).image.tolist() == [[[7, 7, 7]]]
-    assert restore(photo, Known(64, dtype=torch.float64), detector=by_hand()).image.shape == photo.shape
+    dot = restore(np.full((1, 1, 3), 7, np.uint8), Known(16), detector=by_hand()).image
+    assert dot.tolist() == [[[7, 7, 7]]]
+    double = Known(64, dtype=torch.float64)
+    assert restore(photo, double, detector=by_hand()).image.shape == photo.shape
     assert restore(photo[:, ::-1], Known(64), detector=by_hand()).image.shape == photo.shape
     before = photo.copy()
     restore(photo, Known(64, 1.0), detector=by_hand())
@@ -271,15 +310,32 @@ def test_odd_pictures_and_networks(photo):
 
 
 def test_path_string_picture_and_array_are_the_same(tmp_path, photo):
-    write_image(tmp_path / "a.png", photo)
-    results = [restore(i, Known(64, 0.3), detector=by_hand()).image for i in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(photo), photo)]
+    write_image(path := tmp_path / "a.png", photo)
+    results = [restore(i, Known(64, 0.3), detector=by_hand()).image
+               for i in (path, str(path), Image.fromarray(photo), photo)]
     for r in results[1:]:
         assert_array_equal(r, results[0])
 
 
-ODD = {"float": np.zeros((9, 9, 3)), "nan": np.full((9, 9, 3), np.nan, np.float32), "inf": np.full((9, 9, 3), np.inf), "grey": np.zeros((9, 9), np.uint8), "alpha": np.zeros((9, 9, 4), np.uint8),
-       "16 bits": np.zeros((9, 9, 3), np.uint16), "bool": np.zeros((9, 9, 3), bool), "objects": np.full((9, 9, 3), None), "empty": np.zeros((0, 9, 3), np.uint8), "batch": np.zeros((2, 9, 9, 3), np.uint8),
-       "channels first": np.zeros((3, 9, 9), np.uint8), "scalar": np.uint8(3), "none": None, "number": 3, "list": [[[1, 2, 3]]], "bytes": b"abc", "tensor": torch.zeros(3, 9, 9)}
+ODD = {
+    "float": np.zeros((9, 9, 3)),
+    "nan": np.full((9, 9, 3), np.nan, np.float32),
+    "inf": np.full((9, 9, 3), np.inf),
+    "grey": np.zeros((9, 9), np.uint8),
+    "alpha": np.zeros((9, 9, 4), np.uint8),
+    "16 bits": np.zeros((9, 9, 3), np.uint16),
+    "bool": np.zeros((9, 9, 3), bool),
+    "objects": np.full((9, 9, 3), None),
+    "empty": np.zeros((0, 9, 3), np.uint8),
+    "batch": np.zeros((2, 9, 9, 3), np.uint8),
+    "channels first": np.zeros((3, 9, 9), np.uint8),
+    "scalar": np.uint8(3),
+    "none": None,
+    "number": 3,
+    "list": [[[1, 2, 3]]],
+    "bytes": b"abc",
+    "tensor": torch.zeros(3, 9, 9),
+}
 
 
 @pytest.mark.parametrize("bad", ODD.values(), ids=ODD)
@@ -299,7 +355,8 @@ def test_pictures_too_thin_for_a_face_have_none(shape):
 def test_pillow_pictures_that_cannot_be_decoded_are_refused(tmp_path, photo):
     whole = io.BytesIO()
     Image.fromarray(photo[:50, :50]).save(whole, "JPEG")
-    for bad in (Image.open(io.BytesIO(whole.getvalue()[:-300])), Image.fromarray(np.ones((4, 4), np.float32))):
+    half = Image.open(io.BytesIO(whole.getvalue()[:-300]))
+    for bad in (half, Image.fromarray(np.ones((4, 4), np.float32))):
         with pytest.raises(PhotoError, match="image: cannot be read"):
             restore(bad, Known(16), detector=by_hand())
 
@@ -329,7 +386,10 @@ def test_one_rule_for_the_device(photo, monkeypatch):
         pick_device("toaster")
     with pytest.raises(ValueError, match="cuda:99"):
         restore(photo, Known(64), detector=by_hand(), device="cuda:99")
-    here = lambda cards, apple: (monkeypatch.setattr(torch.cuda, "device_count", lambda: cards), monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple))
+    def here(cards, apple):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+
     for cards, apple, wanted in ((2, True, "cuda"), (0, True, "mps"), (0, False, "cpu")):
         here(cards, apple)
         assert pick_device().type == pick_device("auto").type == wanted
@@ -351,15 +411,20 @@ def test_the_public_names_are_there_typed_and_imported_on_first_use():
     import gfpgan_edu
 
     tree = ast.parse(Path(gfpgan_edu.__file__).read_text())
-    typed = {a.asname or a.name for node in tree.body if isinstance(node, ast.If) for part in node.body for a in part.names}
-    assert typed == set(gfpgan_edu.__all__) >= {"restore", "load", "degrade", "evaluate"}                   # what editors see is what there is
+    parts = [part for node in tree.body if isinstance(node, ast.If) for part in node.body]
+    typed = {a.asname or a.name for part in parts for a in part.names}
+    # what editors see is what there is
+    assert typed == set(gfpgan_edu.__all__) >= {"restore", "load", "degrade", "evaluate"}
     assert all(callable(getattr(gfpgan_edu, name)) for name in gfpgan_edu.__all__)
     assert gfpgan_edu.load is gfpgan_edu.load_weights and gfpgan_edu.restore is restore
     assert Path(gfpgan_edu.__file__).with_name("py.typed").exists()
     for f in (restore, restore_video, pick_device, enlarge, paste, match_colour, follow, smooth):
-        missing = [p.name for p in inspect.signature(f).parameters.values() if p.annotation is p.empty and p.name != "name"]
-        assert not missing and inspect.signature(f).return_annotation is not inspect.Signature.empty, (f.__name__, missing)
-    code = "import sys, gfpgan_edu; assert not {'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules); gfpgan_edu.nothing"
+        s = inspect.signature(f)
+        untyped = [p.name for p in s.parameters.values() if p.annotation is p.empty]
+        missing = [name for name in untyped if name != "name"]
+        assert not missing and s.return_annotation is not s.empty, (f.__name__, missing)
+    code = ("import sys, gfpgan_edu; "
+            "assert not {'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules); gfpgan_edu.nothing")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "has no attribute 'nothing'" in done.stderr and "AssertionError" not in done.stderr
 
@@ -371,7 +436,8 @@ def boxed(x, y=0.0, size=60.0):
 
 
 def test_tracks_follow_faces_through_gaps_and_changes_of_order():
-    frames = [[boxed(5.0 * t), boxed(400 - 5.0 * t, 100.0)][::-1 if t % 3 else 1] for t in range(20)]        # they pass one another
+    frames = [[boxed(5.0 * t), boxed(400 - 5.0 * t, 100.0)][::-1 if t % 3 else 1]
+              for t in range(20)]                               # they pass one another
     frames[4], frames[9], frames[12] = [], frames[9][:1], [*frames[12], boxed(900.0)]
     tracks = follow(frames)
     assert sorted(map(len, tracks)) == [1, 18, 19] and tracks[-1] == {12: frames[12][2]}
@@ -393,17 +459,22 @@ def test_steady_motion_passes_the_smoothing_unchanged(gone, dx, dy, width):
 
 def test_smoothing_is_the_stated_average():
     rng = np.random.default_rng(0)
-    track = {t: Face((0.0, 0.0, 1.0, 1.0), 1.0, rng.normal(size=(5, 2))) for t in range(9) if t != 3}
-    w = np.exp(-np.array([4, 1, 0, 1, 4]) / (2 * 0.7**2))                     # frames 4 and 6 about 5; 3 is missing, so 7 does not count either
-    wanted = (w[1] * (track[4].landmarks + track[6].landmarks) + track[5].landmarks) / (1 + 2 * w[1])
-    assert_allclose(smooth(track, 0.7)[5].landmarks, wanted)
-    assert all(smooth(track, 0)[t] is not None and (smooth(track, 0)[t].landmarks == track[t].landmarks).all() for t in track)
-    assert_array_equal(smooth(track, 2)[0].landmarks, track[0].landmarks)     # no partner at the ends
+    track = {t: Face((0.0, 0.0, 1.0, 1.0), 1.0, rng.normal(size=(5, 2)))
+             for t in range(9) if t != 3}
+    # frames 4 and 6 about 5; 3 is missing, so 7 does not count either
+    w = np.exp(-np.array([4, 1, 0, 1, 4]) / (2 * 0.7**2))
+    wanted = w[1] * (track[4].landmarks + track[6].landmarks) + track[5].landmarks
+    assert_allclose(smooth(track, 0.7)[5].landmarks, wanted / (1 + 2 * w[1]))
+    same = smooth(track, 0)
+    assert all((same[t].landmarks == track[t].landmarks).all() for t in track)
+    # no partner at the ends
+    assert_array_equal(smooth(track, 2)[0].landmarks, track[0].landmarks)
 
 
 @pytest.fixture
 def clip(tmp_path, photo):
-    "Twelve frames, f0 to f11: 3 is broken, 5 has no face; a text file beside them. Each holds its number in its first pixel."
+    """Twelve frames, f0 to f11: 3 is broken, 5 has no face; a text file beside them. Each holds its
+    number in its first pixel."""
     for t in range(12):
         frame = photo[:200, 100:300].copy() if t != 5 else photo[310:510, 100:300].copy()
         frame[0, 0] = t
@@ -416,32 +487,50 @@ def clip(tmp_path, photo):
 def find(image):
     "The astronaut's face in a frame of the clip, trembling with the frame's number."
     t = int(image[0, 0, 0])
-    return [] if t == 5 else [Face((90.0, 60.0, 160.0, 160.0), 1.0, POINTS - (100, 0) + 0.5 * (-1) ** t)]
+    if t == 5:
+        return []
+    return [Face((90.0, 60.0, 160.0, 160.0), 1.0, POINTS - (100, 0) + 0.5 * (-1) ** t)]
 
 
 def test_a_film_is_restored_frame_by_frame(clip, tmp_path, photo):
-    result = restore_video(clip, tmp_path / "out", Known(64, 0.3), detector=find, upscale=2)
+    out = tmp_path / "out"
+    result = restore_video(clip, out, Known(64, 0.3), detector=find, upscale=2)
     names = [f"f{t}.png" for t in range(12)]
-    assert result.restored == [n for n in names if n not in ("f3.png", "f5.png")] and result.copied == ["f5.png"]
+    assert result.restored == [n for n in names if n not in ("f3.png", "f5.png")]
+    assert result.copied == ["f5.png"]
     (path, reason), = result.failures
     assert path == clip / "f3.png" and str(path) in reason
-    assert len(result.tracks) == 1 and list(result.tracks[0]) == [0, 1, 2, 4, 6, 7, 8, 9, 10, 11]           # in the order of numbers
-    assert "1 of 12 frames without a face, copied: f5.png" in result.notes[0] and "larger than the model's 64 px" in result.notes[1]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(n for n in names if n != "f3.png")
-    assert_array_equal(read_image(tmp_path / "out" / "f5.png"), enlarge(read_image(clip / "f5.png"), 2))
-    still = restore(clip / "f8.png", Known(64, 0.3), detector=lambda image: [result.tracks[0][8]], upscale=2).image
-    assert_array_equal(read_image(tmp_path / "out" / "f8.png"), still)
-    tremble = {w: np.std([f.landmarks for f in restore_video(clip, tmp_path / "out", Known(8), detector=find, width=w).tracks[0].values()], axis=0).max() for w in (0, 2)}
-    assert tremble[0] > 0.48 and tremble[2] < 0.35
+    track, = result.tracks
+    assert list(track) == [0, 1, 2, 4, 6, 7, 8, 9, 10, 11]      # in the order of numbers
+    assert "1 of 12 frames without a face, copied: f5.png" in result.notes[0]
+    assert "larger than the model's 64 px" in result.notes[1]
+    assert sorted(p.name for p in out.iterdir()) == sorted(n for n in names if n != "f3.png")
+    assert_array_equal(read_image(out / "f5.png"), enlarge(read_image(clip / "f5.png"), 2))
+    still = restore(clip / "f8.png", Known(64, 0.3), detector=lambda image: [track[8]], upscale=2)
+    assert_array_equal(read_image(out / "f8.png"), still.image)
+
+    def tremble(width):
+        film = restore_video(clip, out, Known(8), detector=find, width=width)
+        return np.std([f.landmarks for f in film.tracks[0].values()], axis=0).max()
+
+    assert tremble(0) > 0.48 and tremble(2) < 0.35
 
 
 def test_a_film_that_cannot_be_made_is_one_clear_error(clip, tmp_path):
     (tmp_path / "empty").mkdir()
-    for frames, out, reason in ((tmp_path / "empty", tmp_path / "out", "no frames in this folder"), (tmp_path / "gone", tmp_path / "out", "no such file"), (clip / "f0.png", tmp_path / "out", "not a directory"),
-                                (clip, clip, "overwrite the frames"), (clip, clip / ".." / "clip", "overwrite the frames")):
+    made = tmp_path / "out"
+    for frames, out, reason in (
+        (tmp_path / "empty", made, "no frames in this folder"),
+        (tmp_path / "gone", made, "no such file"),
+        (clip / "f0.png", made, "not a directory"),
+        (clip, clip, "overwrite the frames"),
+        (clip, clip / ".." / "clip", "overwrite the frames"),
+    ):
         with pytest.raises(PhotoError, match=reason) as e:
             restore_video(frames, out, Known(8), detector=find)
-        assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
-    (tmp_path / "out" / "f2.png").mkdir(parents=True)                        # a folder where a frame should go: that frame fails, the others do not
-    result = restore_video(clip, tmp_path / "out", Known(8), detector=find)
-    assert [path.name for path, _ in result.failures] == ["f3.png", "f2.png"] and len(result.restored) == 9
+        assert "\n" not in str(e.value) and not made.exists()
+    # a folder where a frame should go: that frame fails, the others do not
+    (made / "f2.png").mkdir(parents=True)
+    result = restore_video(clip, made, Known(8), detector=find)
+    assert [path.name for path, _ in result.failures] == ["f3.png", "f2.png"]
+    assert len(result.restored) == 9

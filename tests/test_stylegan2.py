@@ -1,4 +1,5 @@
-"""The prior: widths, modulated convolution, noise, codes, truncation, mixing, the hook. Contracts that restorer and trainer rely on."""
+"""The prior: widths, modulated convolution, noise, codes, truncation, mixing, the hook. Contracts
+that restorer and trainer rely on."""
 import math
 import re
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from gfpgan_edu.layers import SQRT2, fir_kernel, upfirdn
-from gfpgan_edu.stylegan2 import Mapping, ModulatedConv2d, StyleConv, StyleGAN2, ToRGB, layer_noise, mix, truncate, widths
+from gfpgan_edu.stylegan2 import (Mapping, ModulatedConv2d, StyleConv, StyleGAN2, ToRGB,
+                                  layer_noise, mix, truncate, widths)
 from gfpgan_edu.weights import load_prior
 
 EXACT = dict(rtol=0, atol=0)
@@ -18,9 +20,11 @@ quick = settings(max_examples=25, deadline=None)
 
 
 def prior(size=32, seed=0, **kwargs):
-    "A small untrained generator in float64 in which noise and biases are not zero, as they would hide mistakes."
+    """A small untrained generator in float64 in which noise and biases are not zero, as they would
+    hide mistakes."""
     torch.manual_seed(seed)
-    net = StyleGAN2(size, 16, 2, narrow=1 / 32 if size <= 256 else 1 / 8, **kwargs).double().requires_grad_(False)
+    narrow = 1 / 32 if size <= 256 else 1 / 8
+    net = StyleGAN2(size, 16, 2, narrow=narrow, **kwargs).double().requires_grad_(False)
     for name, p in net.named_parameters():
         if p.ndim == 1:
             p += 0.1 * torch.randn_like(p)
@@ -34,7 +38,8 @@ def randn(*shape, seed=1):
 # ---------------------------------------------------------------- widths
 
 @quick
-@given(st.sampled_from([8, 16, 32, 64, 128, 256, 512]), st.sampled_from([0.5, 1, 2]), st.floats(1 / 64, 2))
+@given(st.sampled_from([8, 16, 32, 64, 128, 256, 512]), st.sampled_from([0.5, 1, 2]),
+       st.floats(1 / 64, 2))
 def test_widths_do_not_depend_on_the_final_size(size, multiplier, narrow):
     try:
         larger = widths(2 * size, multiplier, narrow)
@@ -67,7 +72,7 @@ def test_widths_names_the_resolution_that_is_too_narrow():
 # ---------------------------------------------------------------- modulated convolution
 
 def grouped(layer, x, w):
-    "One kernel per sample, convolved one sample at a time: the definition of the modulated convolution."
+    "One kernel per sample, convolved one sample at a time: what a modulated convolution is."
     out = []
     for x1, s in zip(x, layer.modulation(w)):
         kernel = layer.weight * layer.weight_gain * s[None, :, None, None]
@@ -75,9 +80,11 @@ def grouped(layer, x, w):
             kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
         x1, k = x1[None], kernel.shape[-1]
         if layer.up and layer.resample.mode == "fir":
-            y = upfirdn(F.conv_transpose2d(x1, kernel.transpose(0, 1), stride=2), 4 * fir_kernel(), pad=(1, 1))
+            y = F.conv_transpose2d(x1, kernel.transpose(0, 1), stride=2)
+            y = upfirdn(y, 4 * fir_kernel(), pad=(1, 1))
         else:
-            x1 = F.interpolate(x1, scale_factor=2, mode="bilinear", align_corners=False) if layer.up else x1
+            if layer.up:
+                x1 = F.interpolate(x1, scale_factor=2, mode="bilinear", align_corners=False)
             y = F.conv2d(x1, kernel, padding=k // 2)
         out.append(y * layer.gain)
     return torch.cat(out)
@@ -89,10 +96,11 @@ def grouped(layer, x, w):
 @pytest.mark.parametrize("b", [1, 2, 5])
 def test_modulated_conv_is_one_kernel_per_sample(up, mode, demodulate, equalized, b):
     torch.manual_seed(0)
-    layer = ModulatedConv2d(6, 4, 3, 8, demodulate=demodulate, up=up, resample=mode, gain=SQRT2, equalized=equalized).double()
+    layer = ModulatedConv2d(6, 4, 3, 8, demodulate=demodulate, up=up, resample=mode, gain=SQRT2,
+                            equalized=equalized).double()
     x, w = randn(b, 6, 7, 9), randn(b, 8, seed=2)
     got = layer(x, w)
-    assert got.shape == (b, 4, 14, 18) if up else (b, 4, 7, 9)
+    assert got.shape == ((b, 4, 14, 18) if up else (b, 4, 7, 9))
     assert_close(got, grouped(layer, x, w), rtol=0, atol=1e-10)
 
 
@@ -100,7 +108,8 @@ def test_style_starts_at_one():
     "An empty code leaves the kernel as it is."
     layer = ModulatedConv2d(4, 3, 3, 8, demodulate=False).double()
     x = randn(2, 4, 5, 5)
-    assert_close(layer(x, torch.zeros(2, 8).double()), F.conv2d(x, layer.weight / 6, padding=1), rtol=0, atol=1e-12)
+    plain = F.conv2d(x, layer.weight / 6, padding=1)
+    assert_close(layer(x, torch.zeros(2, 8).double()), plain, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -127,19 +136,23 @@ def test_demodulation_forgets_the_strength_of_the_style(strength):
 def test_demodulation_keeps_unit_variance():
     torch.manual_seed(0)
     layer = ModulatedConv2d(32, 16, 3, 8).double()
-    y = layer(randn(4, 32, 48, 48), 5 * randn(4, 8))[..., 1:-1, 1:-1]     # the zero padding weakens the border
+    y = layer(randn(4, 32, 48, 48), 5 * randn(4, 8))
+    y = y[..., 1:-1, 1:-1]                              # the zero padding weakens the border
     assert_close(y.std((2, 3)), torch.ones(4, 16, dtype=torch.float64), rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize("mode", ["fir", "bilinear"])
 def test_folding_the_scales_gives_the_same_layer(mode):
     torch.manual_seed(0)
-    scaled, plain = (StyleConv(6, 4, 8, up=True, resample=mode, equalized=e).double() for e in (True, False))
+    scaled, plain = (StyleConv(6, 4, 8, up=True, resample=mode, equalized=e).double()
+                     for e in (True, False))
     scaled.bias.data.normal_(), scaled.noise_strength.data.fill_(0.3)
     plain.conv.weight.data = scaled.conv.weight.data * scaled.conv.weight_gain
-    plain.conv.modulation.weight.data = scaled.conv.modulation.weight.data * scaled.conv.modulation.weight_gain
-    plain.conv.modulation.bias.data = scaled.conv.modulation.bias.data * scaled.conv.modulation.bias_gain
-    plain.bias.data, plain.noise_strength.data = scaled.bias.data * scaled.bias_gain, scaled.noise_strength.data * scaled.bias_gain
+    old, new = scaled.conv.modulation, plain.conv.modulation
+    new.weight.data = old.weight.data * old.weight_gain
+    new.bias.data = old.bias.data * old.bias_gain
+    plain.bias.data = scaled.bias.data * scaled.bias_gain
+    plain.noise_strength.data = scaled.noise_strength.data * scaled.bias_gain
     args = randn(2, 6, 4, 4), randn(2, 8), randn(1, 1, 8, 8)
     assert_close(scaled(*args), plain(*args), rtol=0, atol=1e-12)
 
@@ -160,7 +173,8 @@ def test_activation_gain_may_move_inside():
     layer = StyleConv(6, 4, 8).double()
     layer.bias.data.normal_(), layer.noise_strength.data.fill_(0.25)
     x, w, n = randn(2, 6, 5, 5), randn(2, 8), randn(1, 1, 5, 5)
-    outside = SQRT2 * F.leaky_relu(layer.conv(x, w) / SQRT2 + 0.25 * n + layer.bias[:, None, None], 0.2)
+    inside = layer.conv(x, w) / SQRT2 + 0.25 * n + layer.bias[:, None, None]
+    outside = SQRT2 * F.leaky_relu(inside, 0.2)
     assert_close(layer(x, w, n), outside, rtol=0, atol=1e-12)
     assert_close(layer(x, w), layer(x, w, torch.zeros_like(n)), **EXACT)
 
@@ -222,10 +236,15 @@ def test_picture_is_the_sum_of_the_levels(mode):
 
 def test_each_layer_reads_one_code_and_neighbours_share():
     net, read = prior(64).synthesis, {}
-    w = torch.arange(10.0, dtype=torch.float64)[None, :, None].expand(1, 10, 16)      # code i is filled with i
+    # code i is filled with i
+    w = torch.arange(10.0, dtype=torch.float64)[None, :, None].expand(1, 10, 16)
+
+    def note(*key):
+        return lambda m, args: read.update({key: args[0].unique().tolist()})
+
     for kind in ("convs", "to_rgbs"):
         for i, m in enumerate(getattr(net, kind)):
-            m.conv.modulation.register_forward_pre_hook(lambda m, args, key=(kind, i): read.update({key: args[0].unique().tolist()}))
+            m.conv.modulation.register_forward_pre_hook(note(kind, i))
     net(w)
     assert [read["convs", i] for i in range(9)] == [[i] for i in range(9)]
     assert [read["to_rgbs", k] for k in range(5)] == [[2 * k + 1] for k in range(5)]
@@ -244,14 +263,18 @@ def test_wrong_codes_are_refused(shape):
         prior().synthesis(randn(*shape))
 
 
-@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256, 512, 1024])
+COUNTS = {8: 10_505_225, 16: 16_014_350, 32: 21_523_475, 64: 23_819_544, 128: 24_525_213,
+          256: 24_767_458, 512: 24_860_935, 1024: 24_900_764}
+
+
+@pytest.mark.parametrize("size", COUNTS)
 def test_every_size_builds(size):
     with torch.device("meta"):
         net = StyleGAN2(size)
         assert net(torch.empty(2, 512)).shape == (2, 3, size, size)
     assert net.synthesis.n_codes == 2 * math.log2(size) - 2
     count = sum(p.numel() for p in net.parameters())
-    assert count == {8: 10_505_225, 16: 16_014_350, 32: 21_523_475, 64: 23_819_544, 128: 24_525_213, 256: 24_767_458, 512: 24_860_935, 1024: 24_900_764}[size]
+    assert count == COUNTS[size]
 
 
 def test_smaller_prior_is_the_beginning_of_a_larger_one():
@@ -266,7 +289,8 @@ def test_smaller_prior_is_the_beginning_of_a_larger_one():
 
 def test_exports_with_any_batch():
     net = prior(16).synthesis
-    program = torch.export.export(net, (randn(2, 6, 16),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(net, (randn(2, 6, 16),), dynamic_shapes=shapes)
     w = randn(5, 6, 16)
     assert_close(program.module()(w), net(w), rtol=0, atol=1e-10)
 
@@ -349,7 +373,8 @@ def test_truncation_limits():
 def test_mixing_takes_coarse_codes_from_the_first(crossover):
     w1, w2 = randn(2, 8, 16), randn(2, 8, 16, seed=5)
     mixed = mix(w1, w2, crossover)
-    assert torch.equal(mixed[:, :crossover], w1[:, :crossover]) and torch.equal(mixed[:, crossover:], w2[:, crossover:])
+    assert torch.equal(mixed[:, :crossover], w1[:, :crossover])
+    assert torch.equal(mixed[:, crossover:], w2[:, crossover:])
 
 
 def test_mixing_limits():
@@ -375,35 +400,43 @@ def shares(net, w):
 
 @pytest.mark.parametrize("crossover", range(9))
 def test_codes_from_the_crossover_on_do_not_reach_coarser_shares(crossover):
-    "The share of level k reads codes 0 … 2k + 1: it stays to the last bit while the crossover lies behind them, and changes otherwise."
+    """The share of level k reads codes 0 … 2k + 1: it stays to the last bit while the crossover
+    lies behind them, and changes otherwise."""
     net, w1, w2 = prior().synthesis, randn(2, 8, 16), randn(2, 8, 16, seed=5)
-    kept = [torch.equal(a, b) for a, b in zip(shares(net, w1), shares(net, mix(w1, w2, crossover)), strict=True)]
+    before, after = shares(net, w1), shares(net, mix(w1, w2, crossover))
+    kept = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert kept == [2 * k + 1 < crossover for k in range(4)]
 
 
 @quick
 @given(st.floats(0, 1), st.floats(-1, 1))
 def test_truncation_commutes_with_the_line_in_w_and_with_mixing(t, psi):
-    "So a truncated film is the film between truncated faces, and a mixture of truncated faces a truncated mixture."
+    """So a truncated film is the film between truncated faces, and a mixture of truncated faces a
+    truncated mixture."""
     w1, w2, mean = randn(3, 16), randn(3, 16, seed=5), randn(1, 16, seed=9)
     short = [truncate(w, mean, psi) for w in (w1, w2)]
-    assert_close(truncate(torch.lerp(w1, w2, t), mean, psi), torch.lerp(*short, t), rtol=0, atol=1e-12)
+    between = truncate(torch.lerp(w1, w2, t), mean, psi)
+    assert_close(between, torch.lerp(*short, t), rtol=0, atol=1e-12)
     codes = lambda w: w[:, None].expand(-1, 8, -1)
-    assert_close(mix(*map(codes, short), 3), truncate(mix(codes(w1), codes(w2), 3), mean, psi), **EXACT)
+    mixture = truncate(mix(codes(w1), codes(w2), 3), mean, psi)
+    assert_close(mix(*map(codes, short), 3), mixture, **EXACT)
 
 
 def test_the_bundled_prior_draws_many_faces():
     "Not one picture for every code; and truncation makes them more alike."
     net = load_prior().requires_grad_(False)
-    z = torch.randn(16, net.config["style_dim"], generator=torch.Generator().manual_seed(0))
+    size, width = net.config["size"], net.config["style_dim"]
+    z = torch.randn(16, width, generator=torch.Generator().manual_seed(0))
     mean = net.mean_w(generator=torch.Generator().manual_seed(0))
-    apart = {psi: torch.pdist(net(z, truncation=psi, w_mean=mean).flatten(1), p=1) / (3 * net.config["size"] ** 2) for psi in (1, 0.5, 0)}
+    faces = {psi: net(z, truncation=psi, w_mean=mean).flatten(1) for psi in (1, 0.5, 0)}
+    apart = {psi: torch.pdist(f, p=1) / (3 * size ** 2) for psi, f in faces.items()}
     assert apart[1].min() > 0.05
     assert apart[1].mean() > apart[0.5].mean() > 0.1 and apart[0].max() < 1e-4
 
 
 def test_generator_learns():
-    "A few steps of gradient descent on one picture must lower the error: every parameter takes part."
+    """A few steps of gradient descent on one picture must lower the error: every parameter takes
+    part."""
     net = prior(16).requires_grad_(True)
     z, target = randn(1, 16), 0.5 * randn(1, 3, 16, 16, seed=8)
     optimiser = torch.optim.Adam(net.parameters(), lr=0.01)

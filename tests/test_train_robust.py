@@ -1,4 +1,7 @@
-"""Training as real processes: killed, out of disk, with loading processes that die, and shared by two."""
+"""Training as real processes.
+
+Killed, out of disk, with loading processes that die, and shared by two.
+"""
 import os
 import resource
 import signal
@@ -12,10 +15,12 @@ import pytest
 import torch
 
 from gfpgan_edu.cli import DONE, INTERRUPTED, NOTHING_DONE, SOME_FAILED
-from gfpgan_edu.engine import NonFinite, Stream, TrainingError, checkpoints, override, write_checkpoint
+from gfpgan_edu.engine import (NonFinite, Stream, TrainingError, checkpoints, override,
+                               write_checkpoint)
 from gfpgan_edu.train_prior import PriorConfig, PriorTrainer
 from gfpgan_edu.train_restorer import RestorerConfig, RestorerTrainer
-from train_runs import SMALL, Points, Toy, command, differences, ended, faces, kill_all, kill_often, metrics, newest, small, start, start_ranks, toy_run, wait_for
+from train_runs import (SMALL, Points, Toy, command, differences, ended, faces, kill_all,
+                        kill_often, metrics, newest, small, start, start_ranks, toy_run, wait_for)
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +43,22 @@ def has(folder, iteration):
 
 @pytest.mark.parametrize("what", SMALL)
 def test_a_run_killed_once_ends_as_if_it_had_not_been(what, data, tmp_path):
-    "All terms, noise, mixing, augmentation, path length, R1 at every second; once loading in the process itself, once in two others."
+    """All terms, noise, mixing, augmentation, path length, R1 at every second.
+
+    Once loading in the process itself, once in two others.
+    """
     code, log = run(tmp_path, *small(what, data, tmp_path / "straight"))
     assert code == DONE and "done at iteration 8 of 8" in log
     state, rows = newest(tmp_path / "straight"), metrics(tmp_path / "straight")
-    terms = {"restorer": {"adversarial", "identity", "component_mouth", "feature_style", "r1", "d_mouth"}, "prior": {"g", "path", "d", "r1"}}[what]
-    assert terms <= set().union(*rows) and [r["iteration"] for r in rows if "lr" in r] == list(range(1, 9))
+    terms = {"restorer": {"adversarial", "identity", "component_mouth", "feature_style", "r1",
+                          "d_mouth"},
+             "prior": {"g", "path", "d", "r1"}}[what]
+    assert terms <= set().union(*rows)
+    assert [r["iteration"] for r in rows if "lr" in r] == list(range(1, 9))
     assert what == "restorer" or state["extra"]["path_mean"] > 0
     for workers in (0, 2):
-        words, out = small(what, data, tmp_path / f"w{workers}", f"run.workers={workers}"), tmp_path / f"w{workers}"
+        out = tmp_path / f"w{workers}"
+        words = small(what, data, out, f"run.workers={workers}")
         p = start(command, *words, log=tmp_path / "log.txt")
         wait_for(has(out, 3))
         kill_all(p)
@@ -54,8 +66,11 @@ def test_a_run_killed_once_ends_as_if_it_had_not_been(what, data, tmp_path):
         code, log = run(tmp_path, *words)
         assert code == DONE, log
         again = newest(out)
-        assert again["config"]["run"].pop("workers") == workers and state["config"]["run"] | {"workers": 0} == again["config"]["run"] | {"workers": 0}
-        assert not differences(state | {"config": 0}, again | {"config": 0}) and metrics(out) == rows
+        before, after = (s["config"]["run"] for s in (state, again))
+        assert after.pop("workers") == workers
+        assert before | {"workers": 0} == after | {"workers": 0}
+        assert not differences(state | {"config": 0}, again | {"config": 0})
+        assert metrics(out) == rows
 
 
 def test_killed_at_random_moments_nothing_is_lost(data, tmp_path):
@@ -63,7 +78,7 @@ def test_killed_at_random_moments_nothing_is_lost(data, tmp_path):
 
 
 def _killed_inside(folder, call, at):
-    "A checkpoint is written until the `at`-th call of os.<call> (or Path.unlink); there the process dies."
+    "A checkpoint is written until the `at`-th os.<call> (or Path.unlink); there the process dies."
     home = Path if call == "unlink" else os
     real, left = getattr(home, call), [at]
 
@@ -83,13 +98,14 @@ def test_a_kill_at_any_step_of_saving_leaves_whole_checkpoints(tmp_path):
             write_checkpoint(folder, i, {"iteration": i, "x": torch.ones(1000)}, 2)
         p = start(_killed_inside, folder, call, at, log=tmp_path / "log.txt")
         assert ended(p) == [-signal.SIGKILL], (tmp_path / "log.txt").read_text()
-        assert newest(folder)["iteration"] == (2 if n < 2 else 3) and len(checkpoints(folder)) == (2 if n < 2 else 3)
+        left = 2 if n < 2 else 3
+        assert newest(folder)["iteration"] == left and len(checkpoints(folder)) == left
 
 
 # ---------------------------------------------------------------- what the command says
 
 def _limited(size, *words):
-    "The command in a process whose files may not grow beyond `size` bytes: what a full disk is like."
+    "The command in a process whose files may not grow beyond `size` bytes, as on a full disk."
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     command(*words)
 
@@ -102,17 +118,21 @@ def test_a_full_disk_ends_with_one_line_and_code_1(data, tmp_path):
     code, log = run(tmp_path, size // 2, *small("prior", data, out), target=_limited)
     lines = [line for line in log.splitlines() if line.strip()]
     assert code == SOME_FAILED and len(lines) == 1 and lines[0].startswith("gfpgan-edu: ")
-    assert "state-00000003.pt: not written" in lines[0] and "File too large" in lines[0] and f"last good checkpoint: {last}" in lines[0]
-    assert last.read_bytes() == kept and newest(out)["iteration"] == 2 and not list(out.glob("*.part"))
+    assert "state-00000003.pt: not written" in lines[0] and "File too large" in lines[0]
+    assert f"last good checkpoint: {last}" in lines[0]
+    assert last.read_bytes() == kept and newest(out)["iteration"] == 2
+    assert not list(out.glob("*.part"))
     code, log = run(tmp_path, *small("prior", data, out, "run.batch=4"))
-    assert code in (SOME_FAILED, NOTHING_DONE) and "run.batch was 2, is 4" in log and log.count("\n") == 1
-    assert run(tmp_path, *small("prior", data, out))[0] == DONE                         # there is room again
+    assert code in (SOME_FAILED, NOTHING_DONE)
+    assert "run.batch was 2, is 4" in log and log.count("\n") == 1
+    assert run(tmp_path, *small("prior", data, out))[0] == DONE     # there is room again
 
 
 def test_time_limit_and_sigterm_to_the_whole_group(data, tmp_path):
     "A batch system sends SIGTERM to every process of a job, those that load pictures too."
     out = tmp_path / "run"
-    words = small("restorer", data, out, "run.workers=2", "run.save_every=1000", "run.iterations=500")
+    words = small("restorer", data, out, "run.workers=2", "run.save_every=1000",
+                  "run.iterations=500")
     timed = words[:words.index("--set")] + ["--minutes", "0"] + words[words.index("--set"):]
     code, log = run(tmp_path, *timed)
     assert code == DONE and "stopped at iteration 1 of 500" in log and newest(out)["iteration"] == 1
@@ -134,14 +154,18 @@ def test_loading_processes_that_fail_or_die(data, tmp_path):
     (bad / "05.png").write_bytes((bad / "05.png").read_bytes()[:60])
     code, log = run(tmp_path, *small("prior", bad, tmp_path / "a", "run.workers=2"))
     lines = [line for line in log.splitlines() if line.strip()]
-    assert code in (SOME_FAILED, NOTHING_DONE) and len(lines) == 1 and str(bad / "05.png") in lines[0], log
-    p = start(command, *small("prior", data, tmp_path / "b", "run.workers=2", "run.iterations=100000", "run.save_every=1000"), log=tmp_path / "log.txt")
+    assert code in (SOME_FAILED, NOTHING_DONE) and len(lines) == 1, log
+    assert str(bad / "05.png") in lines[0], log
+    words = small("prior", data, tmp_path / "b", "run.workers=2", "run.iterations=100000",
+                  "run.save_every=1000")
+    p = start(command, *words, log=tmp_path / "log.txt")
     wait_for(lambda: (tmp_path / "b/metrics.jsonl").exists() and len(metrics(tmp_path / "b")) > 2)
     children = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     assert ended(p, 60) == [SOME_FAILED]
     log = (tmp_path / "log.txt").read_text()
-    assert "DataLoader worker" in log and "Traceback" not in log and newest(tmp_path / "b")["iteration"] == 0
+    assert "DataLoader worker" in log and "Traceback" not in log
+    assert newest(tmp_path / "b")["iteration"] == 0
 
 
 # ---------------------------------------------------------------- several processes
@@ -151,8 +175,10 @@ class Doubles:
 
     def __init__(self, degraded, n=24, size=16):
         g = torch.Generator().manual_seed(0)
-        self.gt = torch.nn.functional.interpolate(torch.rand(n, 3, 4, 4, generator=g, dtype=torch.float64) * 2 - 1, size=size, mode="bilinear")
-        self.lq = (self.gt + 0.1 * torch.randn(self.gt.shape, generator=g, dtype=torch.float64)).clamp(-1, 1)
+        coarse = torch.rand(n, 3, 4, 4, generator=g, dtype=torch.float64) * 2 - 1
+        self.gt = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+        noise = torch.randn(self.gt.shape, generator=g, dtype=torch.float64)
+        self.lq = (self.gt + 0.1 * noise).clamp(-1, 1)
         self.degraded = degraded
 
     def __len__(self):
@@ -160,11 +186,15 @@ class Doubles:
 
     def __getitem__(self, key):
         boxes = torch.tensor([[2.0, 4, 7, 8], [9, 4, 14, 8], [4, 9, 12, 14]], dtype=torch.float64)
-        return {"gt": self.gt[key[1]]} | ({"lq": self.lq[key[1]], "boxes": boxes + key[1] / 8} if self.degraded else {})
+        more = {"lq": self.lq[key[1]], "boxes": boxes + key[1] / 8} if self.degraded else {}
+        return {"gt": self.gt[key[1]]} | more
 
 
 def shared(what, accumulate, out, spoil=False):
-    "Three iterations in float64 of as many processes as there are; the main one writes the state. Draws that belong to a process are off."
+    """Three iterations in float64 of as many processes as there are.
+
+    The main one writes the state. Draws that belong to a process are off.
+    """
     run = toy_run(iterations=3, batch=16, accumulate=accumulate, save_every=3)
     no_report = dict(validate=lambda self: ({}, None))
     if what == "restorer":
@@ -172,13 +202,15 @@ def shared(what, accumulate, out, spoil=False):
         c = replace(c, run=run, noise="fixed")
         t = type("Quiet", (RestorerTrainer,), no_report)(c, Doubles(True), out, device="cpu")
         with torch.no_grad():
-            strengths = [p for name, p in t.nets["g"].named_parameters() if name.endswith("noise_strength")]
+            named = t.nets["g"].named_parameters()
+            strengths = [p for name, p in named if name.endswith("noise_strength")]
             assert strengths
             for p in strengths:
                 p.fill_(0.3)
         t.ema.load_state_dict(t.nets["g"].state_dict())
     else:
-        c = replace(override(PriorConfig.tiny(), SMALL["prior"]), run=run, noise="fixed", augment=(), path=0.0)
+        c = override(PriorConfig.tiny(), SMALL["prior"])
+        c = replace(c, run=run, noise="fixed", augment=(), path=0.0)
         t = type("Quiet", (PriorTrainer,), no_report)(c, Doubles(False), out, device="cpu")
     for net in (*t.nets.values(), *t.frozen.values(), t.ema):
         net.double()
@@ -193,28 +225,40 @@ def shared(what, accumulate, out, spoil=False):
 
 @pytest.mark.parametrize("what", SMALL)
 def test_processes_and_micro_batches_share_one_batch(what, tmp_path):
-    "World × accumulate = 1×1, 1×2, 2×1, 2×2: the same training, the statistic of the minibatch (groups of 4) and R1 included."
+    """World × accumulate = 1×1, 1×2, 2×1, 2×2: the same training.
+
+    The statistic of the minibatch (groups of 4) and R1 included.
+    """
     states = {}
     ways = [(1, 1), (1, 2), (2, 1), (2, 2)]
     for world, k in ways:
-        log = tmp_path / f"log{world}{k}"
-        assert ended(start_ranks(shared, what, k, tmp_path / f"{world}{k}", world=world, log=log) if world > 1 else start(shared, what, k, tmp_path / f"{world}{k}", log=log)) == [0] * world
+        call, log = (shared, what, k, tmp_path / f"{world}{k}"), tmp_path / f"log{world}{k}"
+        p = start_ranks(*call, world=world, log=log) if world > 1 else start(*call, log=log)
+        assert ended(p) == [0] * world
         states[world, k] = newest(tmp_path / f"{world}{k}") | {"config": 0}
     rows = {way: metrics(tmp_path / f"{way[0]}{way[1]}") for way in ways}
-    assert states[1, 1]["nets"]["d"]["first.weight"].dtype == torch.float64 and "r1" in rows[1, 1][1]
+    assert states[1, 1]["nets"]["d"]["first.weight"].dtype == torch.float64
+    assert "r1" in rows[1, 1][1]
     for way in ways[1:]:
         assert not differences(states[1, 1], states[way], rtol=1e-7), way
         assert [r.keys() for r in rows[way]] == [r.keys() for r in rows[1, 1]]
-        assert all(abs(r[k] - v) <= 1e-7 * abs(v) + 1e-12 for r, s in zip(rows[way], rows[1, 1]) for k, v in s.items()), way
+        pairs = [(r[k], v) for r, s in zip(rows[way], rows[1, 1]) for k, v in s.items()]
+        assert all(abs(x - v) <= 1e-7 * abs(v) + 1e-12 for x, v in pairs), way
 
 
 def test_processes_with_different_weights_do_not_start(tmp_path):
-    assert ended(start_ranks(shared, "prior", 1, tmp_path / "run", True, world=2, log=tmp_path / "log"), 60) == [3, 3]
-    assert all("the processes start from different weights" in (tmp_path / f"log.{r}").read_text() for r in (0, 1)) and not checkpoints(tmp_path / "run")
+    ranks = start_ranks(shared, "prior", 1, tmp_path / "run", True, world=2, log=tmp_path / "log")
+    assert ended(ranks, 60) == [3, 3]
+    says = "the processes start from different weights"
+    assert all(says in (tmp_path / f"log.{r}").read_text() for r in (0, 1))
+    assert not checkpoints(tmp_path / "run")
 
 
 def _accident(out, on_nonfinite):
-    "A toy on as many processes as there are; picture 17 of the run is NaN, and belongs to one process."
+    """A toy on as many processes as there are.
+
+    Picture 17 of the run is NaN, and belongs to one process.
+    """
     bad = [key for b, _ in zip(Stream(10, 4), range(8)) for key in b][17]
     t = Toy(toy_run(on_nonfinite=on_nonfinite, save_every=3), out, Points(bad=bad))
     try:
@@ -227,23 +271,35 @@ def _accident(out, on_nonfinite):
 def test_all_processes_see_the_accident_of_one(tmp_path):
     for choice, code in (("stop", 15), ("rollback", 18)):
         out, log = tmp_path / choice, tmp_path / f"log-{choice}"
-        assert ended(start_ranks(_accident, out, choice, world=2, log=log), 60) == [code] * 2, [Path(f"{log}.{r}").read_text() for r in (0, 1)]
-        assert all(f"loss near, fool is not finite at iteration 5; last good checkpoint: {out}/state-00000003.pt" in Path(f"{log}.{r}").read_text() for r in (0, 1))
-        assert len([r for r in metrics(out) if "rollback" in r]) == newest(out)["rollbacks"] == (3 if choice == "rollback" else 0)
+        codes = ended(start_ranks(_accident, out, choice, world=2, log=log), 60)
+        said = [Path(f"{log}.{r}").read_text() for r in (0, 1)]
+        assert codes == [code] * 2, said
+        want = (f"loss near, fool is not finite at iteration 5; "
+                f"last good checkpoint: {out}/state-00000003.pt")
+        assert all(want in s for s in said)
+        rollbacks = [r for r in metrics(out) if "rollback" in r]
+        assert len(rollbacks) == newest(out)["rollbacks"] == (3 if choice == "rollback" else 0)
 
 
 def test_two_processes_stop_together_and_only_one_writes(data, tmp_path):
-    "SIGINT to one of them, and at once SIGTERM, as torchrun passes Ctrl-C on; then the run is ended by one process alone. Nobody tells them --device cpu."
+    """SIGINT to one of them, and at once SIGTERM, as torchrun passes Ctrl-C on.
+
+    Then the run is ended by one process alone. Nobody tells them --device cpu.
+    """
     out = tmp_path / "run"
-    words = small("restorer", data, out, "run.iterations=100000", "run.save_every=1000", "run.workers=1", "run.batch=2")
-    ranks = start_ranks(command, *(w for w in words if w not in ("--device", "cpu")), world=2, log=tmp_path / "log", CUDA_VISIBLE_DEVICES="")
+    words = small("restorer", data, out, "run.iterations=100000", "run.save_every=1000",
+                  "run.workers=1", "run.batch=2")
+    untold = [w for w in words if w not in ("--device", "cpu")]
+    ranks = start_ranks(command, *untold, world=2, log=tmp_path / "log", CUDA_VISIBLE_DEVICES="")
     wait_for(lambda: (out / "metrics.jsonl").exists() and len(metrics(out)) > 3)
     os.kill(ranks[1].pid, signal.SIGINT), os.kill(ranks[1].pid, signal.SIGTERM)
     codes = ended(ranks, 60)
     log = [(tmp_path / f"log.{r}").read_text() for r in (0, 1)]
-    assert codes[1] == INTERRUPTED and codes[0] in (DONE, INTERRUPTED) and "Traceback" not in log[0] + log[1], log
+    assert codes[1] == INTERRUPTED and codes[0] in (DONE, INTERRUPTED), log
+    assert "Traceback" not in log[0] + log[1], log
     at, rows = newest(out)["iteration"], metrics(out)
-    assert [r["iteration"] for r in rows if "lr" in r] == list(range(1, at + 1)) and len(list((out / "tensorboard").iterdir())) == 1
+    assert [r["iteration"] for r in rows if "lr" in r] == list(range(1, at + 1))
+    assert len(list((out / "tensorboard").iterdir())) == 1
     assert "at iteration" in log[0] and "at iteration" not in log[1]
     words[words.index("run.iterations=100000")] = f"run.iterations={at + 2}"
     assert run(tmp_path, *words)[0] == DONE and newest(out)["iteration"] == at + 2
@@ -252,9 +308,12 @@ def test_two_processes_stop_together_and_only_one_writes(data, tmp_path):
 def test_torchrun_ends_when_one_process_is_killed(data, tmp_path):
     out, env = tmp_path / "run", os.environ | dict(OMP_NUM_THREADS="1")
     words = small("prior", data, out, "run.iterations=100000", "run.save_every=2", "run.workers=1")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", "2", str(Path(sys.executable).with_name("gfpgan-edu"))]
+    tool = str(Path(sys.executable).with_name("gfpgan-edu"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python",
+                "--nproc-per-node", "2", tool]
     with open(tmp_path / "log.txt", "wb") as log:
-        p = subprocess.Popen([*torchrun, *map(str, words)], stdout=log, stderr=log, env=env, start_new_session=True)
+        p = subprocess.Popen([*torchrun, *map(str, words)], stdout=log, stderr=log, env=env,
+                             start_new_session=True)
     try:
         wait_for(has(out, 2), 120)
         children = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()

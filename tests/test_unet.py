@@ -1,4 +1,5 @@
-"""The U-Net: blocks against written-out ones, shapes, official parameter counts, wiring, learning."""
+"""The U-Net: blocks against written-out ones, shapes, official parameter counts, wiring,
+learning."""
 import math
 
 import pytest
@@ -34,14 +35,16 @@ def randomise(block):
 def test_fir_down_block(cin, cout, h, w):
     b, x = randomise(DownBlock(cin, cout)), torch.randn(2, cin, 2 * h, 2 * w, dtype=torch.float64)
     y = act(F.conv2d(x, scaled(b.conv1, True), b.conv1.bias, padding=1))
-    y = act(F.conv2d(upfirdn(y, fir_kernel(), pad=(2, 2)), scaled(b.conv2, True), b.conv2.bias, stride=2))
+    y = upfirdn(y, fir_kernel(), pad=(2, 2))
+    y = act(F.conv2d(y, scaled(b.conv2, True), b.conv2.bias, stride=2))
     short = F.conv2d(upfirdn(x, fir_kernel(), pad=(1, 1)), scaled(b.skip, True), stride=2)
     assert_close(b(x), (y + short) / math.sqrt(2), rtol=1e-10, atol=1e-10)
 
 
 def test_baked_bilinear_down_block():
     "The form of the released models: plain convolutions and leaky ReLUs, no constants at all."
-    b, x = randomise(DownBlock(4, 6, resample="bilinear", equalized=False)), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    b = randomise(DownBlock(4, 6, resample="bilinear", equalized=False))
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     y = F.leaky_relu(F.conv2d(x, b.conv1.weight, b.conv1.bias, padding=1), 0.2)
     y = F.leaky_relu(F.conv2d(F.avg_pool2d(y, 2), b.conv2.weight, b.conv2.bias, padding=1), 0.2)
     assert_close(b(x), y + F.conv2d(F.avg_pool2d(x, 2), b.skip.weight), rtol=1e-10, atol=1e-10)
@@ -52,8 +55,10 @@ def test_baked_bilinear_down_block():
 def test_up_block_in_the_official_order(cin, cout, h, w):
     b, x = randomise(UpBlock(cin, cout)), torch.randn(2, cin, h, w, dtype=torch.float64)
     double = lambda z: F.interpolate(z, scale_factor=2, mode="bilinear")
-    y = act(F.conv2d(double(act(F.conv2d(x, scaled(b.conv1, True), b.conv1.bias, padding=1))), scaled(b.conv2, True), b.conv2.bias, padding=1))
-    assert_close(b(x), (y + F.conv2d(double(x), scaled(b.skip, True))) / math.sqrt(2), rtol=1e-10, atol=1e-10)
+    y = act(F.conv2d(x, scaled(b.conv1, True), b.conv1.bias, padding=1))
+    y = act(F.conv2d(double(y), scaled(b.conv2, True), b.conv2.bias, padding=1))
+    short = F.conv2d(double(x), scaled(b.skip, True))
+    assert_close(b(x), (y + short) / math.sqrt(2), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [8, 16, 64, 256, 512, 1024])
@@ -69,18 +74,23 @@ def test_shapes_and_depth(size, resample, equalized):
     assert latent.shape == (3, channels[4], 4, 4)
     assert [f.shape for f in spatial] == [(3, channels[s], s, s) for s in levels]
     assert [p.shape for p in pyramid] == [(3, 3, s, s) for s in levels]
-    assert {b.resample.mode for b in net.down} == {resample} and {b.resample.mode for b in net.up} == {"bilinear"}
+    assert {b.resample.mode for b in net.down} == {resample}
+    assert {b.resample.mode for b in net.up} == {"bilinear"}
     gains = {m.weight_gain for m in net.modules() if isinstance(m, EqualizedConv2d)}
     assert (gains == {1.0}) != equalized
 
 
 @pytest.mark.parametrize("multiplier,counts", [
-    (1, dict(first=64, down=4_368_848, last=590_080, up=4_956_368, to_rgb=3_045)),       # GFPGANv1
-    (2, dict(first=128, down=5_607_072, last=590_080, up=6_187_680, to_rgb=3_765))])     # GFPGANBilinear, GFPGANv1Clean
+    # GFPGANv1
+    (1, dict(first=64, down=4_368_848, last=590_080, up=4_956_368, to_rgb=3_045)),
+    # GFPGANBilinear, GFPGANv1Clean
+    (2, dict(first=128, down=5_607_072, last=590_080, up=6_187_680, to_rgb=3_765)),
+])
 def test_official_parameter_counts(multiplier, counts):
     with torch.device("meta"):
         net = UNet({s: n // 2 for s, n in widths(512, multiplier).items()})
-    assert {name: sum(p.numel() for p in getattr(net, name).parameters()) for name in counts} == counts
+    parts = {name: getattr(net, name) for name in counts}
+    assert {n: sum(p.numel() for p in part.parameters()) for n, part in parts.items()} == counts
     assert sum(p.numel() for p in net.parameters()) == sum(counts.values())
 
 
@@ -124,10 +134,13 @@ def test_faces_of_a_batch_do_not_mix_and_features_keep_their_size(resample):
 
 
 def test_it_learns():
-    "Twenty steps on two smooth pictures lower the loss of every level, and every parameter takes part."
+    """Twenty steps on two smooth pictures lower the loss of every level, and every parameter takes
+    part."""
     torch.manual_seed(0)
-    net, y = UNet({4: 16, 8: 16, 16: 16}), F.interpolate(torch.rand(2, 3, 3, 3) * 2 - 1, size=16, mode="bilinear")
-    targets, opt, losses = [F.avg_pool2d(y, 2), y], torch.optim.Adam(net.parameters(), lr=0.01), []
+    net = UNet({4: 16, 8: 16, 16: 16})
+    y = F.interpolate(torch.rand(2, 3, 3, 3) * 2 - 1, size=16, mode="bilinear")
+    targets, losses = [F.avg_pool2d(y, 2), y], []
+    opt = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(20):
         opt.zero_grad()
         each = [(p - t).abs().mean() for p, t in zip(net(y)[2], targets, strict=True)]

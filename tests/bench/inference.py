@@ -1,12 +1,15 @@
-"""How fast one face is restored on a CPU: the official networks, ours as written, ours fused, and our ONNX file, in turns in one process.
+"""How fast one face is restored on a CPU: the official networks, ours as written, ours fused, and
+our ONNX file, in turns in one process.
 
     python tests/bench/inference.py [--only FAMILY …] [--part time memory compile] [--rounds 5]
 
-512 px, one picture, two threads, random weights (what a pass costs does not depend on what was learned), the same in every network. Times are
-medians over the rounds. The convolution rate is that of the network's own convolutions through F.conv2d, channels last, in the same process.
-Peak memory is that of a process that loads the weights and restores one face; each has a process of its own. Needs the official packages
-(tests/peer/README.md) and gfpgan_edu[onnx] with onnxruntime. What is measured is merged into figures/bench/inference.json.
-`--tiny` runs the same on networks of a few channels (for the tests; its numbers mean nothing).
+512 px, one picture, two threads, random weights (what a pass costs does not depend on what was
+learned), the same in every network. Times are medians over the rounds. The convolution rate is that
+of the network's own convolutions through F.conv2d, channels last, in the same process. Peak memory
+is that of a process that loads the weights and restores one face; each has a process of its own.
+Needs the official packages (tests/peer/README.md) and gfpgan_edu[onnx] with onnxruntime. What is
+measured is merged into figures/bench/inference.json. `--tiny` runs the same on networks of a few
+channels (for the tests; its numbers mean nothing).
 """
 import argparse
 import datetime
@@ -39,7 +42,11 @@ from gfpgan_edu.weights import from_official, save  # noqa: E402
 
 OUT = ROOT / "figures" / "bench" / "inference.json"
 PAPER, CLEAN = GFPGANConfig.paper(), GFPGANConfig.clean_v1_4()
-FAMILIES = {"GFPGANv1": ("v1", PAPER), "Clean, cm 1": ("clean", CLEAN.replace(channel_multiplier=1)), "Clean, cm 2": ("clean", CLEAN)}
+FAMILIES = {
+    "GFPGANv1": ("v1", PAPER),
+    "Clean, cm 1": ("clean", CLEAN.replace(channel_multiplier=1)),
+    "Clean, cm 2": ("clean", CLEAN),
+}
 MEMORY = ("import only", "plain", "fused fp32", "fused bf16", "onnxruntime", "official")
 PARTS, THREADS = ("time", "memory", "compile"), 2
 
@@ -68,7 +75,7 @@ def clock(work):
 
 
 def alternately(works, rounds):
-    "{name: function} -> {name: seconds, the median over `rounds`}, each in turn, after one turn that warms up."
+    "{name: function} -> {name: seconds, the median over `rounds`}, in turn; the first warms up."
     took = defaultdict(list)
     for _ in range(rounds + 1):
         for name, work in works.items():
@@ -91,7 +98,8 @@ def flops(work, x):
 
 
 class Convolutions(TorchDispatchMode):
-    "Counts the ungrouped convolutions that run within it, by shape: found[x's shape, weight's shape, stride, padding, transposed]."
+    """Counts the ungrouped convolutions that run within it, by shape: found[x's shape, weight's
+    shape, stride, padding, transposed]."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +107,9 @@ class Convolutions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._overloadpacket is torch.ops.aten.convolution and args[8] == 1:
-            self.found[tuple(args[0].shape), tuple(args[1].shape), tuple(args[3]), tuple(args[4]), args[6]] += 1
+            x, w, _, stride, padding, _, transposed = args[:7]
+            key = *(tuple(v) for v in (x.shape, w.shape, stride, padding)), transposed
+            self.found[key] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -109,21 +119,30 @@ def convolution_rate(found, dtype, rounds):
     for (x, w, stride, padding, transposed), n in found.items():
         x, w = (torch.randn(s).to(dtype, memory_format=torch.channels_last) for s in (x, w))
         conv = F.conv_transpose2d if transposed else F.conv2d
-        y = conv(x, w, None, stride, padding)
+        one = lambda: conv(x, w, None, stride, padding)
+        y = one()
         work += n * conv_flop_count(x.shape, w.shape, y.shape, transposed)
-        seconds += n * min(clock(lambda: conv(x, w, None, stride, padding)) for _ in range(rounds + 1))
+        seconds += n * min(clock(one) for _ in range(rounds + 1))
     return work / seconds
 
 
-KINDS = {"resizing": ("upsample", "avg_pool", "interpolate"), "activations": ("leaky_relu",), "convolutions": ("conv",)}
+KINDS = {
+    "resizing": ("upsample", "avg_pool", "interpolate"),
+    "activations": ("leaky_relu",),
+    "convolutions": ("conv",),
+}
 
 
 def kind_of(event):
-    "Convolution, resizing (the FIR filters too: one input channel, 4×4), activation, or the rest: sums, products, copies, small things."
+    """Convolution, resizing (the FIR filters too: one input channel, 4×4), activation, or the rest:
+    sums, products, copies, small things."""
     weight = (event.input_shapes[1:2] or [[]])[0]
     if "conv" in event.key and weight[1:] == [1, 4, 4]:
         return "resizing"
-    return next((kind for kind, words in KINDS.items() if any(word in event.key for word in words)), "the rest")
+    for kind, words in KINDS.items():
+        if any(word in event.key for word in words):
+            return kind
+    return "the rest"
 
 
 def shares(work):
@@ -135,7 +154,8 @@ def shares(work):
     spent = defaultdict(float)
     for event in p.key_averages(group_by_input_shape=True):
         spent[kind_of(event)] += event.self_cpu_time_total
-    return {kind: places(spent[kind] / sum(spent.values())) for kind in (*reversed(KINDS), "the rest")}
+    whole = sum(spent.values())
+    return {kind: places(spent[kind] / whole) for kind in (*reversed(KINDS), "the rest")}
 
 
 # ---------------------------------------------------------------- time
@@ -157,33 +177,54 @@ def measure_time(family, config, rounds):
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(net, f"{folder}/net.onnx")
         onnx = session(f"{folder}/net.onnx")
-    x = torch.rand(1, 3, config.size, config.size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    g = torch.Generator().manual_seed(1)
+    x = torch.rand(1, 3, config.size, config.size, generator=g) * 2 - 1
+
+    def theirs(x):
+        return official(x, return_rgb=False, randomize_noise=False)
 
     def autocast():
         with torch.autocast("cpu", torch.bfloat16):
-            return official(x, return_rgb=False, randomize_noise=False)
+            return theirs(x)
 
-    works = {"official": lambda: official(x, return_rgb=False, randomize_noise=False), "official, autocast bf16": autocast, "plain": lambda: net(x), "fused fp32": lambda: fused(x), "fused bf16": lambda: half(x),
-             "onnxruntime": lambda: onnx.run(None, {"face": x.numpy()})}
+    works = {
+        "official": lambda: theirs(x),
+        "official, autocast bf16": autocast,
+        "plain": lambda: net(x),
+        "fused fp32": lambda: fused(x),
+        "fused bf16": lambda: half(x),
+        "onnxruntime": lambda: onnx.run(None, {"face": x.numpy()}),
+    }
     with torch.no_grad(), Convolutions() as convolutions:
         unwrapped(fused)(x)
-    operations = {"official": flops(lambda x: official(x, return_rgb=False, randomize_noise=False), x), "plain": flops(net, x), "fused": flops(unwrapped(fused), x)}
+    operations = {"official": flops(theirs, x), "plain": flops(net, x),
+                  "fused": flops(unwrapped(fused), x)}
+    dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16)
+    profiled = "official", "plain", "fused fp32", "fused bf16"
     with torch.inference_mode():
         seconds = alternately(works, rounds)
-        rates = {k: convolution_rate(convolutions.found, d, rounds) for k, d in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+        rates = {k: convolution_rate(convolutions.found, d, rounds) for k, d in dtypes.items()}
         pictures = {name: torch.as_tensor(works[name]()[0]).float() for name in works}
-        time_by_kind = {name: shares(works[name]) for name in ("official", "plain", "fused fp32", "fused bf16")}
+        time_by_kind = {name: shares(works[name]) for name in profiled}
     wanted = pictures["plain"]
-    scale, mse = wanted.max() - wanted.min(), lambda name: (pictures[name] - wanted).square().mean().item()
-    return dict(seconds={k: places(v) for k, v in seconds.items()}, ratio={k: places(seconds["official"] / v) for k, v in seconds.items()},
-                flops={k: places(v, 4) for k, v in operations.items()}, convolution_rate={k: places(v) for k, v in rates.items()},
-                share_of_rate={k: places(operations["fused"] / seconds[f"fused {k}"] / rates[k]) for k in rates}, time_by_kind=time_by_kind,
-                range=places(scale.item()), largest_difference={k: places((pictures[k] - wanted).abs().max().item(), 2) for k in ("official", "fused fp32", "onnxruntime")},
-                psnr={k: places(10 * math.log10(scale.item() ** 2 / mse(k))) for k in ("official, autocast bf16", "fused bf16")})
+    off = {k: picture - wanted for k, picture in pictures.items()}
+    scale = (wanted.max() - wanted.min()).item()
+    psnr = lambda k: 10 * math.log10(scale ** 2 / off[k].square().mean().item())
+    reached = {k: operations["fused"] / seconds[f"fused {k}"] / rates[k] for k in rates}
+    exact = "official", "fused fp32", "onnxruntime"
+    return dict(seconds={k: places(v) for k, v in seconds.items()},
+                ratio={k: places(seconds["official"] / v) for k, v in seconds.items()},
+                flops={k: places(v, 4) for k, v in operations.items()},
+                convolution_rate={k: places(v) for k, v in rates.items()},
+                share_of_rate={k: places(v) for k, v in reached.items()},
+                time_by_kind=time_by_kind, range=places(scale),
+                largest_difference={k: places(off[k].abs().max().item(), 2) for k in exact},
+                psnr={k: places(psnr(k)) for k in ("official, autocast bf16", "fused bf16")})
 
 
 def measure_compile(family, config, rounds, limit=180):
-    "torch.compile of the network as written: seconds until the first picture, and its time beside the plain one; in a process of its own, which may be stopped."
+    """torch.compile of the network as written: seconds until the first picture, and its time beside
+    the plain one; in a process of its own, which may be stopped."""
     code = f"""
 import json, sys, time, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -198,13 +239,15 @@ with torch.no_grad():
 print(json.dumps(dict(first_picture=first, **took)))
 """
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              timeout=limit)
     except subprocess.TimeoutExpired:
         return dict(error=f"no picture after {limit} s")
     if done.returncode:
         return dict(error=(done.stderr.strip().splitlines() or ["?"])[-1][:200])
     found = json.loads(done.stdout.splitlines()[-1])
-    return {k: places(v) for k, v in found.items()} | dict(speedup=places(found["plain"] / found["compiled"]))
+    speedup = places(found["plain"] / found["compiled"])
+    return {k: places(v) for k, v in found.items()} | dict(speedup=speedup)
 
 
 # ---------------------------------------------------------------- memory
@@ -212,7 +255,7 @@ print(json.dumps(dict(first_picture=first, **took)))
 SAY = """
 import json
 from pathlib import Path
-def peak():                                                                 # of memory in use, since it was asked last
+def peak():                                     # of memory in use, since it was asked last
     lines = Path("/proc/self/status").read_text().splitlines()
     Path("/proc/self/clear_refs").write_text("5")
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -222,11 +265,22 @@ import torch
 torch.set_num_threads({THREADS})
 x = torch.rand(1, 3, size, size) * 2 - 1
 """
+FUSE = """
+from gfpgan_edu.weights import load_weights
+from gfpgan_edu.inference import fuse
+net = load_weights(file)
+before = peak()
+"""
 CHILDREN = {
     "import only": TORCH + "before = peak()",
-    "plain": TORCH + "from gfpgan_edu.weights import load_weights; net = load_weights(file); before = peak(); net.requires_grad_(False)(x)",
-    "fused fp32": TORCH + "from gfpgan_edu.weights import load_weights; from gfpgan_edu.inference import fuse; net = load_weights(file); before = peak(); net = fuse(net, consume=True); net(x)",
-    "fused bf16": TORCH + "from gfpgan_edu.weights import load_weights; from gfpgan_edu.inference import fuse; net = load_weights(file); before = peak(); net = fuse(net, torch.bfloat16, consume=True); net(x)",
+    "plain": TORCH + """
+from gfpgan_edu.weights import load_weights
+net = load_weights(file)
+before = peak()
+net.requires_grad_(False)(x)
+""",
+    "fused fp32": TORCH + FUSE + "net = fuse(net, consume=True); net(x)",
+    "fused bf16": TORCH + FUSE + "net = fuse(net, torch.bfloat16, consume=True); net(x)",
     "onnxruntime": f"""
 import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
@@ -238,7 +292,8 @@ net.run(None, {{"face": numpy.zeros((1, 3, size, size), "float32")}})
     "official": TORCH + """
 from gfpgan_edu.gfpgan import GFPGANConfig
 from official import build_like, load_official
-net = build_like(load_official(), family, GFPGANConfig.from_dict(json.loads(Path(file + ".json").read_text())))
+config = GFPGANConfig.from_dict(json.loads(Path(file + ".json").read_text()))
+net = build_like(load_official(), family, config)
 net.load_state_dict(torch.load(file + ".pth", weights_only=True))
 before = peak()
 with torch.inference_mode():
@@ -248,7 +303,8 @@ with torch.inference_mode():
 
 
 def measure_memory(family, config):
-    "{kind: bytes at the peak of a process of its own}, and of its second part, after the weights are loaded (fusing and restoring), of one family."
+    """{kind: bytes at the peak of a process of its own}, and of its second part, after the weights
+    are loaded (fusing and restoring), of one family."""
     whole, after = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.safetensors")
@@ -262,11 +318,15 @@ def measure_memory(family, config):
         size = file.stat().st_size
         del official, net
         gc.collect()
+        env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests/peer"))))
         for kind in MEMORY:
-            code = f"file, family, size = {str(file)!r}, {family!r}, {config.size}\n" + SAY + CHILDREN[kind] + "\nlater = peak()\nprint(json.dumps([max(before, later), later]))"
-            env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests/peer"))))
-            done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-            whole[kind], after[kind] = (int(places(v)) for v in json.loads(done.stdout.splitlines()[-1]))
+            code = (f"file, family, size = {str(file)!r}, {family!r}, {config.size}\n"
+                    + SAY + CHILDREN[kind]
+                    + "\nlater = peak()\nprint(json.dumps([max(before, later), later]))")
+            done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True,
+                                  text=True, check=True)
+            numbers = json.loads(done.stdout.splitlines()[-1])
+            whole[kind], after[kind] = (int(places(v)) for v in numbers)
     return dict(weights_bytes=size, peak_bytes=whole, peak_bytes_after_loading=after)
 
 
@@ -275,16 +335,21 @@ def measure_memory(family, config):
 def about():
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    first = lambda key: next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
-    has = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in first("flags").split()]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime", "numpy")}
-    return dict(machine=f"{first('model name') or platform.machine()}, {os.cpu_count()} cores, {THREADS} threads used", instructions=has, python=platform.python_version(), **versions,
+    told = lambda key: (line.split(":")[1].strip() for line in lines if line.startswith(key))
+    model, flags = (next(told(key), "") for key in ("model name", "flags"))
+    extensions = "avx2", "avx512f", "avx512_bf16", "amx_bf16"
+    has = [f for f in extensions if f in flags.split()]
+    packages = "torch", "onnxruntime", "numpy"
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    cpu = f"{model or platform.machine()}, {os.cpu_count()} cores, {THREADS} threads used"
+    return dict(machine=cpu, instructions=has, python=platform.python_version(), **versions,
                 date=datetime.date.today().isoformat())
 
 
 def main(args=None):
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="FAMILY", help=", ".join(FAMILIES))
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    ap.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES),
+                    metavar="FAMILY", help=", ".join(FAMILIES))
     ap.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--tiny", action="store_true")
@@ -292,16 +357,18 @@ def main(args=None):
     a = ap.parse_args(args)
     small = lambda c: c.replace(size=32, narrow=1 / 16, style_dim=32, n_mlp=2) if a.tiny else c
     found = json.loads(a.out.read_text()) if a.out.exists() else dict(families={})
-    found |= dict(**about(), command="python tests/bench/inference.py", size=small(PAPER).size, batch=1, rounds=a.rounds)
+    found |= dict(**about(), command="python tests/bench/inference.py", size=small(PAPER).size,
+                  batch=1, rounds=a.rounds)
     for name in a.only:
-        row = found["families"].setdefault(name, {})
+        row, (family, config) = found["families"].setdefault(name, {}), FAMILIES[name]
         try:
-            measure(FAMILIES[name][0], small(FAMILIES[name][1]), a, found, row)
+            measure(family, small(config), a, found, row)
         except ImportError as e:
-            print(f"the official packages or those of gfpgan_edu[onnx] and onnxruntime are missing; tests/peer/README.md tells how ({e})", file=sys.stderr)
+            print("the official packages or those of gfpgan_edu[onnx] and onnxruntime are "
+                  f"missing; tests/peer/README.md tells how ({e})", file=sys.stderr)
             sys.exit(1)
         print(name, json.dumps(row), flush=True)
-        write(found, a)                                                     # after each, for a run may be broken off
+        write(found, a)                         # after each, for a run may be broken off
 
 
 def measure(family, config, a, found, row):
@@ -320,7 +387,8 @@ def write(found, a):
     a.out.parent.mkdir(parents=True, exist_ok=True)
     a.out.write_text(neat(found))
     if a.out.resolve().is_relative_to(ROOT / "figures") and not a.tiny:
-        record(a.out.resolve().relative_to(ROOT / "figures"), found["command"], dict(size=found["size"], batch=1, rounds=a.rounds, threads=THREADS))
+        settings = dict(size=found["size"], batch=1, rounds=a.rounds, threads=THREADS)
+        record(a.out.resolve().relative_to(ROOT / "figures"), found["command"], settings)
 
 
 if __name__ == "__main__":

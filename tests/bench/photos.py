@@ -1,4 +1,5 @@
-"""Memory and time of whole photos: 50 million pixels, each case from file to file in a process of its own.
+"""Memory and time of whole photos: 50 million pixels, each case from file to file in a process of
+its own.
 
 python tests/bench/photos.py        # two minutes; writes figures/bench/photos.json
 """
@@ -25,7 +26,7 @@ from gfpgan_edu.examples import astronaut  # noqa: E402
 from gfpgan_edu.pictures import write_image  # noqa: E402
 
 OUT = ROOT / "figures/bench/photos.json"
-LIMIT = 2e9                                                                 # bytes that a photo may take
+LIMIT = 2e9                                                     # bytes that a photo may take
 CHILD = """
 import json, sys, time
 from pathlib import Path
@@ -34,11 +35,12 @@ torch.set_num_threads(1)
 from gfpgan_edu import load, restore
 from gfpgan_edu.inference import fuse
 from gfpgan_edu.pictures import read_image, write_image
-def peak():                                                                 # bytes of memory in use at the worst moment
-    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+def peak():                                                     # bytes in use at the worst moment
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 source, target, upscale = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 net, clock = fuse(load()), [time.process_time()]
-restore(read_image(sys.argv[4]), net)                                       # everything is loaded, by a small photo
+restore(read_image(sys.argv[4]), net)                           # loads everything, by a small photo
 small = peak()
 clock = [time.process_time()]
 photo = read_image(source)
@@ -48,8 +50,11 @@ clock.append(time.process_time())
 write_image(target, result.image)
 clock.append(time.process_time())
 changed = 0 if upscale > 1 else float((result.image[::4, ::4] != photo[::4, ::4]).any(-1).mean())
-print(json.dumps(dict(pixels=photo.shape[0] * photo.shape[1], upscale=upscale, faces=len(result.faces), share_changed=round(changed, 4), peak_bytes=peak(), peak_bytes_small_photo=small,
-                      seconds=dict(zip(("read", "restore", "write"), (round(b - a, 2) for a, b in zip(clock, clock[1:])))))))
+took = [round(b - a, 2) for a, b in zip(clock, clock[1:])]
+print(json.dumps(dict(pixels=photo.shape[0] * photo.shape[1], upscale=upscale,
+                      faces=len(result.faces), share_changed=round(changed, 4),
+                      peak_bytes=peak(), peak_bytes_small_photo=small,
+                      seconds=dict(zip(("read", "restore", "write"), took)))))
 """
 
 
@@ -65,11 +70,13 @@ def pictures(pixels):
         part = cv2.resize(photo, (round(0.35 * side),) * 2, interpolation=cv2.INTER_CUBIC)
         group[y:y + len(part), x:x + len(part)] = part
     quarter = cv2.resize(group, (side // 2, side // 2), interpolation=cv2.INTER_AREA)
-    return {"36 small faces": (crowd, 1), "3 faces": (group, 1), "one face fills the photo": (portrait, 1), "a quarter of the pixels, enlarged twice": (quarter, 2)}
+    return {"36 small faces": (crowd, 1), "3 faces": (group, 1),
+            "one face fills the photo": (portrait, 1),
+            "a quarter of the pixels, enlarged twice": (quarter, 2)}
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     ap.add_argument("--megapixels", type=float, default=50)
     ap.add_argument("--out", type=Path, default=OUT)
     a = ap.parse_args()
@@ -79,15 +86,20 @@ def main():
         write_image(folder / "small.png", astronaut()[:250, 100:350])
         for name, (picture, upscale) in pictures(a.megapixels * 1e6).items():
             write_image(folder / "photo.jpg", picture)
-            words = [sys.executable, "-c", CHILD, str(folder / "photo.jpg"), str(folder / "result.jpg"), str(upscale), str(folder / "small.png")]
+            words = [sys.executable, "-c", CHILD, folder / "photo.jpg", folder / "result.jpg",
+                     str(upscale), folder / "small.png"]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{name}: {done.stderr}")
             cases[name] = json.loads(done.stdout.splitlines()[-1])
             print(name, cases[name], flush=True)
     worst = max(case["peak_bytes"] for case in cases.values())
-    found = dict(command="python tests/bench/photos.py", weights="bundled", limit_bytes=int(LIMIT), worst_peak_bytes=worst, seconds="of one processor", cases=cases,
-                 hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}, 1 thread", python=platform.python_version(), torch=version("torch"), date=datetime.date.today().isoformat())
+    found = dict(command="python tests/bench/photos.py", weights="bundled",
+                 limit_bytes=int(LIMIT), worst_peak_bytes=worst, seconds="of one processor",
+                 cases=cases,
+                 hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}, 1 thread",
+                 python=platform.python_version(), torch=version("torch"),
+                 date=datetime.date.today().isoformat())
     a.out.write_text(neat(found))
     if a.out == OUT:
         record("bench/photos.json", found["command"], dict(megapixels=a.megapixels))

@@ -1,10 +1,10 @@
-"""How long a user waits before anything happens: the command's help and the imports, each in a new process.
+"""How long a user waits before anything happens: the command's help and the imports, each in a new
+process.
 
 python tests/bench/startup.py        # a minute; writes figures/bench/startup.json
 """
 import argparse
 import datetime
-import json
 import os
 import platform
 import statistics
@@ -20,13 +20,15 @@ sys.path.insert(0, str(ROOT / "figures"))
 from manifest import neat, record  # noqa: E402
 
 COMMAND = Path(sys.executable).with_name("gfpgan-edu")
-CASES = {                                                                   # name: words of a process; seconds allowed, where there is a budget
+# name: words of a process; seconds allowed, where there is a budget
+CASES = {
     "gfpgan-edu --help": ([str(COMMAND), "--help"], 0.5),
     "gfpgan-edu restore --help": ([str(COMMAND), "restore", "--help"], 0.5),
     "python": ([sys.executable, "-c", ""], None),
     "import gfpgan_edu": ([sys.executable, "-c", "import gfpgan_edu"], 0.3),
     "import torch": ([sys.executable, "-c", "import torch"], None),
-    "import torch; from gfpgan_edu import restore": ([sys.executable, "-c", "import torch; from gfpgan_edu import restore"], None),
+    "import torch; from gfpgan_edu import restore": (
+        [sys.executable, "-c", "import torch; from gfpgan_edu import restore"], None),
 }
 
 
@@ -37,16 +39,22 @@ def seconds(words):
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     ap.add_argument("--rounds", type=int, default=7)
     ap.add_argument("--out", type=Path, default=ROOT / "figures/bench/startup.json")
     a = ap.parse_args()
-    rounds = [{name: seconds(words) for name, (words, _) in CASES.items()} for _ in range(a.rounds + 1)][1:]      # the first fills the disk's cache
+    rounds = [{name: seconds(words) for name, (words, _) in CASES.items()}
+              for _ in range(a.rounds + 1)][1:]                 # the first fills the disk's cache
     medians = {name: round(statistics.median(r[name] for r in rounds), 3) for name in CASES}
-    over = round(medians["import torch; from gfpgan_edu import restore"] - medians["import torch"], 3)
+    budget = {name: limit for name, (_, limit) in CASES.items() if limit}
+    both, alone = medians["import torch; from gfpgan_edu import restore"], medians["import torch"]
     command = "python tests/bench/startup.py"
-    result = dict(command=command, seconds=medians, budget={name: limit for name, (_, limit) in CASES.items() if limit}, restore_over_torch=over, rounds=a.rounds,
-                  hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}", python=platform.python_version(), torch=version("torch"), date=datetime.date.today().isoformat())
+    result = dict(command=command, seconds=medians, budget=budget,
+                  restore_over_torch=round(both - alone, 3), rounds=a.rounds,
+                  hardware=f"{os.cpu_count()} CPU cores, {platform.machine()}",
+                  python=platform.python_version(), torch=version("torch"),
+                  date=datetime.date.today().isoformat())
     a.out.write_text(neat(result))
     if a.out.resolve().parent == (ROOT / "figures/bench").resolve():
         record("bench/startup.json", command, dict(rounds=a.rounds))

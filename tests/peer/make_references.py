@@ -1,8 +1,10 @@
-"""Write tests/data/reference_*.safetensors: what the official code returns for made weights and a fixed input, at 64 px and 1/16 of the width.
+"""Write tests/data/reference_*.safetensors: what the official code returns for made weights and a
+fixed input, at 64 px and 1/16 of the width.
 
-The ordinary tests (tests/test_weights.py) compare with these files, without the official code. Run once:
-python tests/peer/make_references.py
-A file holds the input, the outputs (computed in float64, stored in float32) and, as JSON in its header, the official names and shapes.
+The ordinary tests (tests/test_weights.py) compare with these files, without the official code.
+Run once: python tests/peer/make_references.py
+A file holds the input, the outputs (computed in float64, stored in float32) and, as JSON in its
+header, the official names and shapes.
 """
 import json
 import sys
@@ -18,8 +20,12 @@ from made_weights import made_state, uniform  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SMALL = dict(out_size=64, num_style_feat=32, num_mlp=2, narrow=1 / 16)
-GENERATORS = {                                             # name: family, channel multiplier, SFT on half of the channels, a code for each layer
-    "v1": ("v1", 1, True, True), "bilinear": ("bilinear", 2, True, True), "clean": ("clean", 2, True, True), "v1_full_one": ("v1", 1, False, False),
+# name: family, channel multiplier, SFT on half of the channels, a code for each layer
+GENERATORS = {
+    "v1": ("v1", 1, True, True),
+    "bilinear": ("bilinear", 2, True, True),
+    "clean": ("clean", 2, True, True),
+    "v1_full_one": ("v1", 1, False, False),
 }
 
 
@@ -31,9 +37,11 @@ def filled(net, equalized):
 
 
 def write(name, tensors, **facts):
-    header = {k: json.dumps(v) for k, v in facts.items()} | {"by": f"gfpgan {version('gfpgan')}, basicsr {version('basicsr')}"}
+    header = {k: json.dumps(v) for k, v in facts.items()}
+    header["by"] = f"gfpgan {version('gfpgan')}, basicsr {version('basicsr')}"
     path = DATA / f"reference_{name}.safetensors"
-    save_file({k: v.float().contiguous() for k, v in tensors.items()}, path, metadata=header)
+    tensors = {k: v.float().contiguous() for k, v in tensors.items()}
+    save_file(tensors, path, metadata=header)
     path.chmod(0o644)
     print(f"{path.name}: {path.stat().st_size // 1000} kB")
 
@@ -43,10 +51,13 @@ def main():
     classes = load_official()
     x = uniform("input", (1, 3, 64, 64)).double()
     for name, (family, multiplier, half, different) in GENERATORS.items():
-        net = classes[family](**SMALL, channel_multiplier=multiplier, decoder_load_path=None, fix_decoder=False, input_is_latent=True, different_w=different, sft_half=half)
+        net = classes[family](
+            **SMALL, channel_multiplier=multiplier, decoder_load_path=None, fix_decoder=False,
+            input_is_latent=True, different_w=different, sft_half=half)
         net, shapes = filled(net, family != "clean")
         image, rgbs = net(x, return_rgb=True, randomize_noise=False)
-        write(name, {"image": image} | {f"rgb{i}": v for i, v in enumerate(rgbs)}, family=family, shapes=shapes)
+        pictures = {"image": image} | {f"rgb{i}": v for i, v in enumerate(rgbs)}
+        write(name, pictures, family=family, shapes=shapes)
     net, shapes = filled(classes["prior"](**SMALL, channel_multiplier=2), True)
     z, w = uniform("z", (2, 32)).double(), uniform("w", (1, 10, 32)).double()
     from_z, _ = net([z], randomize_noise=False)

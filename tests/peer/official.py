@@ -1,10 +1,12 @@
-"""The official classes, patched so that gfpgan 1.3.8 and basicsr 1.4.2 run on a current torch without CUDA extensions. Nothing numerical changes."""
+"""The official classes, patched so that gfpgan 1.3.8 and basicsr 1.4.2 run on a current torch
+without CUDA extensions. Nothing numerical changes."""
 import sys
 from pathlib import Path
 
 import torch
 
-HOW = "the official code is not installed; tests/peer/README.md tells how (pip install, three lines)"
+HOW = ("the official code is not installed; tests/peer/README.md tells how "
+       "(pip install, three lines)")
 PEER = Path(__file__).resolve().parents[2] / ".peer"
 
 
@@ -14,7 +16,10 @@ def leaky_relu_with_bias(x, bias, slope, scale):
 
 
 def load_official():
-    "The official generator classes by family, and StyleGAN2's as `prior`. ImportError where they are not installed."
+    """The official generator classes by family, and StyleGAN2's as `prior`.
+
+    ImportError where they are not installed.
+    """
     if PEER.is_dir() and str(PEER) not in sys.path:
         sys.path.append(str(PEER))
     import torchvision.transforms._functional_tensor as tensor_ops
@@ -33,13 +38,18 @@ def load_official():
 
 def build_like(classes, family, config):
     "The official generator of `family` in the shape of our `config`, random weights, eval mode."
-    return classes[family](config.size, num_style_feat=config.style_dim, channel_multiplier=config.channel_multiplier, decoder_load_path=None,
-                           fix_decoder=False, num_mlp=config.n_mlp, input_is_latent=True, different_w=config.w == "per_layer", narrow=config.narrow,
-                           sft_half=config.sft == "half").eval()
+    net = classes[family](
+        config.size, num_style_feat=config.style_dim, channel_multiplier=config.channel_multiplier,
+        decoder_load_path=None, fix_decoder=False, num_mlp=config.n_mlp, input_is_latent=True,
+        different_w=config.w == "per_layer", narrow=config.narrow, sft_half=config.sft == "half")
+    return net.eval()
 
 
 def load_official_trainer(vgg_seed=19):
-    "The official `GFPGANModel` on CPU, its VGG-19 random instead of downloaded. ImportError where it is not installed."
+    """The official `GFPGANModel` on CPU, its VGG-19 random instead of downloaded.
+
+    ImportError where it is not installed.
+    """
     load_official()
     import cv2
     from basicsr.models.base_model import BaseModel
@@ -53,12 +63,16 @@ def load_official_trainer(vgg_seed=19):
             net = real(weights=None)
             for m in net.features:
                 if isinstance(m, torch.nn.Conv2d):
-                    torch.nn.init.kaiming_normal_(m.weight, nonlinearity="relu")     # unit scale through all layers
+                    # unit scale through all layers
+                    torch.nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
         return net
+
+    def get_optimizer(self, kind, params, lr, betas=(0.9, 0.999), **kw):
+        return optimizer(self, kind, params, lr, betas=tuple(map(float, betas)), **kw)
 
     if getattr(BaseModel, "patched", None) is None:
         vgg.vgg19 = random_vgg19
-        BaseModel.get_optimizer = lambda self, kind, params, lr, betas=(0.9, 0.999), **kw: optimizer(self, kind, params, lr, betas=tuple(map(float, betas)), **kw)
+        BaseModel.get_optimizer = get_optimizer
         BaseModel.patched = encode
     from gfpgan.archs import arcface_arch  # noqa: F401  (registers the network)
     from gfpgan.models.gfpgan_model import GFPGANModel

@@ -1,6 +1,8 @@
-"""The official ArcFace network, random weights, against ours. `python -m pytest -m peer tests/peer/test_identity_peer.py`"""
+"""The official ArcFace network, random weights, against ours.
+`python -m pytest -m peer tests/peer/test_identity_peer.py`"""
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gfpgan_edu.identity import ArcFaceResNet, GrayEmbedder, load_embedder
 
@@ -9,7 +11,8 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture(scope="module")
 def theirs(official):
-    "ResNetArcFace as the official training builds it, with weights and statistics that hide nothing."
+    """ResNetArcFace as the official training builds it, with weights and statistics that hide
+    nothing."""
     from gfpgan.archs.arcface_arch import ResNetArcFace
 
     torch.manual_seed(0)
@@ -25,21 +28,23 @@ def theirs(official):
 def official_gray(x):
     "As `gray_resize_for_identity` of the official model."
     gray = 0.2989 * x[:, 0] + 0.5870 * x[:, 1] + 0.1140 * x[:, 2]
-    return torch.nn.functional.interpolate(gray[:, None], (128, 128), mode="bilinear", align_corners=False)
+    return F.interpolate(gray[:, None], (128, 128), mode="bilinear", align_corners=False)
 
 
 @pytest.mark.parametrize("size", [128, 256, 512])
 def test_embeddings_and_gradients_agree(theirs, size):
     net = ArcFaceResNet().double()
     net.load_state_dict(theirs.state_dict())
-    x, y = (torch.rand(2, 2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * 2 - 1)
+    rng = torch.Generator().manual_seed(size)
+    x, y = torch.rand(2, 2, 3, size, size, dtype=torch.float64, generator=rng) * 2 - 1
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     want, got = theirs(official_gray(a)), GrayEmbedder(net)(b)
     assert want.std() > 0.01
     torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
     with torch.no_grad():
         truth = theirs(official_gray(y))
-    torch.nn.functional.l1_loss(want, truth).backward(), torch.nn.functional.l1_loss(got, truth).backward()
+    F.l1_loss(want, truth).backward()
+    F.l1_loss(got, truth).backward()
     assert a.grad.abs().max() > 1e-6
     torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=1e-9)
 
@@ -49,4 +54,5 @@ def test_a_file_of_the_official_class_loads(theirs, tmp_path):
     torch.save({f"module.{k}": v for k, v in theirs.state_dict().items()}, path)
     embedder, x = load_embedder(path).double(), torch.rand(1, 3, 128, 128, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(embedder(x), theirs(official_gray(x)), rtol=0, atol=1e-4)      # read in single precision
+        # read in single precision
+        torch.testing.assert_close(embedder(x), theirs(official_gray(x)), rtol=0, atol=1e-4)

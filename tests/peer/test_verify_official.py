@@ -16,23 +16,27 @@ SMALL = GFPGANConfig(size=64, style_dim=32, n_mlp=2, narrow=1 / 8)
 
 @pytest.fixture
 def releases(official, tmp_path, monkeypatch):
-    "The registry with two made files behind file:// addresses, one of them without a published hash."
+    """The registry with two made files behind file:// addresses, one of them without a published
+    hash."""
     monkeypatch.setenv("GFPGAN_EDU_CACHE", str(tmp_path / "cache"))
     for name in list(RELEASES):
         monkeypatch.delitem(RELEASES, name)
-    for name, family, key, published in (("made v1", "v1", "params_ema", False), ("made clean", "clean", "params", True)):
+    made = [("made v1", "v1", "params_ema", False), ("made clean", "clean", "params", True)]
+    for name, family, key, published in made:
         torch.manual_seed(0)
         net = shake(build_like(official, family, SMALL.replace(**FAMILIES[family])))
         path = tmp_path / f"{family}.pth"
         torch.save({key: net.state_dict()}, path)
-        monkeypatch.setitem(RELEASES, name, Release(name, path.as_uri(), family, sha256_of(path) if published else None))
+        digest = sha256_of(path) if published else None
+        monkeypatch.setitem(RELEASES, name, Release(name, path.as_uri(), family, digest))
     return tmp_path
 
 
 def test_equal_networks_pass(releases, capsys):
     assert verify_official.main() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("made v1") and "none published" in lines[1] and lines[2].startswith("made clean") and "agrees" in lines[2]
+    assert lines[1].startswith("made v1") and "none published" in lines[1]
+    assert lines[2].startswith("made clean") and "agrees" in lines[2]
     assert lines[3] == "all within 0.0001" and len(lines) == 4
 
 
@@ -43,7 +47,8 @@ def test_only_the_named_ones_are_compared(releases, capsys):
 
 
 def test_another_network_fails(releases, capsys, monkeypatch, official):
-    monkeypatch.setattr(verify_official, "load_official", lambda: official | {"v1": official["bilinear"]})
+    swapped = official | {"v1": official["bilinear"]}
+    monkeypatch.setattr(verify_official, "load_official", lambda: swapped)
     assert verify_official.main() == 1
     out = capsys.readouterr().out
     assert out.count("NOT EQUAL") == 1 and "1 failed" in out

@@ -1,10 +1,12 @@
-"""Compare this package with the official code on the official weights. For a machine with a network and the official code installed.
+"""Compare this package with the official code on the official weights.
+For a machine with a network and the official code installed.
 
     make verify-official        or        python tests/peer/verify_official.py [v1 v1.2 v1.3 v1.4]
 
-Downloads the named releases (all by default, about 1.3 GB, once), loads each in both implementations, runs both on a degraded face and on
-noise, and prints a table. Exit code 0: every difference is at most 1e-4; 1: some are not, or a file could not be had; 2: the official code
-is not installed, so nothing was compared.
+Downloads the named releases (all by default, about 1.3 GB, once), loads each in both
+implementations, runs both on a degraded face and on noise, and prints a table. Exit code 0: every
+difference is at most 1e-4; 1: some are not, or a file could not be had; 2: the official code is not
+installed, so nothing was compared.
 """
 import sys
 
@@ -21,7 +23,8 @@ LIMIT = 1e-4
 
 def inputs(size):
     "A degraded portrait and uniform noise, (2, 3, size, size) in [-1, 1]; the same on every run."
-    face = degrade(example_faces(1, size)[0], sample_params(np.random.default_rng(0), PAPER.at(size)))
+    params = sample_params(np.random.default_rng(0), PAPER.at(size))
+    face = degrade(example_faces(1, size)[0], params)
     noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
     return torch.stack([torch.from_numpy(face).permute(2, 0, 1) / 255, noise]) * 2 - 1
 
@@ -41,13 +44,21 @@ def compare(classes, release):
     theirs = build_like(classes, release.family, ours.config)
     theirs.load_state_dict(state, strict=True)
     image, pyramid = differences(ours, theirs, inputs(ours.config.size))
-    return "agrees" if digest == release.sha256 else f"{digest[:12]}…, none published" if release.sha256 is None else "DIFFERS", image, pyramid
+    if digest == release.sha256:
+        told = "agrees"
+    elif release.sha256 is None:
+        told = f"{digest[:12]}…, none published"
+    else:
+        told = "DIFFERS"
+    return told, image, pyramid
 
 
 def differences(ours, theirs, x):
     want, want_rgbs = theirs(x, return_rgb=True, randomize_noise=False)
     got, got_rgbs = ours(x, noise="fixed")
-    return (got - want).abs().max().item(), max((a - b).abs().max().item() for a, b in zip(got_rgbs, want_rgbs, strict=True))
+    image = (got - want).abs().max().item()
+    pairs = zip(got_rgbs, want_rgbs, strict=True)
+    return image, max((a - b).abs().max().item() for a, b in pairs)
 
 
 def main(names=()):
@@ -71,7 +82,8 @@ def main(names=()):
             continue
         good = max(image, pyramid) <= LIMIT and told != "DIFFERS"            # false for NaN
         failed += not good
-        print(f"{release.name:8}{told:34}{image:20.1e}{pyramid:12.1e}{'' if good else '   NOT EQUAL'}")
+        verdict = "" if good else "   NOT EQUAL"
+        print(f"{release.name:8}{told:34}{image:20.1e}{pyramid:12.1e}{verdict}")
     print(f"{failed} failed" if failed else f"all within {LIMIT:g}")
     return int(failed > 0)
 

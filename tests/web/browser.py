@@ -1,4 +1,5 @@
-"""The page of `gfpgan-edu web` in a real browser. `make test-web` runs it; plain pytest does not, as it needs gradio and Chromium."""
+"""The page of `gfpgan-edu web` in a real browser. `make test-web` runs it; plain pytest does not,
+as it needs gradio and Chromium."""
 import io
 import json
 import re
@@ -27,7 +28,8 @@ MAX_MB = 1
 def photos(tmp_path_factory):
     "The astronaut, damaged, and files that are refused."
     folder = tmp_path_factory.mktemp("photos")
-    damaged = degrade(astronaut(), DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1))
+    params = DegradationParams(sigma_x=1.2, sigma_y=1.2, r=2.5, delta=10.0, q=60, noise_seed=1)
+    damaged = degrade(astronaut(), params)
     Image.fromarray(damaged).save(folder / "astronaut.jpg", quality=95)
     Image.fromarray(damaged[:, ::-1]).save(folder / "mirrored.jpg", quality=95)
     Image.fromarray(damaged[300:]).save(folder / "suit.png")
@@ -58,15 +60,21 @@ def chrome(trap):
 
 @pytest.fixture
 def visit(server, chrome):
-    "A function that opens the page as a new visitor; every address that visitors ask for must be this server's."
+    """A function that opens the page as a new visitor; every address that visitors ask for must be
+    this server's."""
     asked, contexts, complaints = [], [], []
 
+    def complain(message):
+        if "Content Security Policy" in message.text:
+            complaints.append(message.text)
+
     def visit():
-        contexts.append(context := chrome.new_context(viewport=dict(width=1100, height=760), accept_downloads=True))
-        context.set_default_timeout(120_000)                                # the machine may be busy
+        context = chrome.new_context(viewport=dict(width=1100, height=760), accept_downloads=True)
+        contexts.append(context)
+        context.set_default_timeout(120_000)                            # the machine may be busy
         context.on("request", lambda request: asked.append(request.url))
         page = context.new_page()
-        page.on("console", lambda m: complaints.append(m.text) if "Content Security Policy" in m.text else None)
+        page.on("console", complain)
         page.goto(server.url)
         page.locator("#photo input[type=file]").wait_for(state="attached")
         return page
@@ -74,7 +82,9 @@ def visit(server, chrome):
     yield visit
     for context in contexts:
         context.close()
-    elsewhere = [url for url in asked if urllib.parse.urlsplit(url).netloc != f"127.0.0.1:{server.port}" and not url.startswith(("data:", "blob:"))]
+    place = f"127.0.0.1:{server.port}"
+    sent = [url for url in asked if not url.startswith(("data:", "blob:"))]
+    elsewhere = [url for url in sent if urllib.parse.urlsplit(url).netloc != place]
     assert asked and elsewhere == [] and complaints == []
 
 
@@ -84,15 +94,20 @@ def upload(page, path):
 
 def message(page, holding):
     "The text of the result field, once it holds `holding`."
-    page.wait_for_function("text => document.querySelector('#message textarea').value.includes(text)", arg=holding)
+    page.wait_for_function(
+        "text => document.querySelector('#message textarea').value.includes(text)", arg=holding)
     return page.input_value("#message textarea")
 
 
 def shown(page):
     "The two pictures of the slider as arrays, (before, after)."
-    page.wait_for_function("document.querySelectorAll('#slider img').length == 2 && [...document.querySelectorAll('#slider img')].every(i => i.complete && i.naturalWidth)")
+    page.wait_for_function("""() => {
+        const images = [...document.querySelectorAll("#slider img")];
+        return images.length == 2 && images.every(i => i.complete && i.naturalWidth);
+    }""")
     sources = page.eval_on_selector_all("#slider img", "images => images.map(i => i.src)")
-    return {Path(s).stem: np.array(Image.open(io.BytesIO(page.request.get(s).body())).convert("RGB")) for s in sources}
+    read = lambda s: Image.open(io.BytesIO(page.request.get(s).body())).convert("RGB")
+    return {Path(s).stem: np.array(read(s)) for s in sources}
 
 
 def download(page):
@@ -116,9 +131,12 @@ def test_a_photo_is_restored_compared_and_downloaded(visit, photos, server):
     sent, pictures = np.array(Image.open(photos / "astronaut.jpg")), shown(page)
     np.testing.assert_array_equal(pictures["before"], sent)
     changed = np.abs(pictures["after"].astype(int) - pictures["before"]).max(2)
-    assert changed[60:160, 170:280].mean() > 3 and changed[300:].max() == 0                          # the face, not the suit
-    assert page.evaluate("indexedDB.databases().then(all => all.map(one => one.name))") == []       # the browser keeps nothing
-    assert not any("astronaut" in kept for kept in page.evaluate("[...Object.values(localStorage), ...Object.values(sessionStorage)]"))
+    # the face, not the suit
+    assert changed[60:160, 170:280].mean() > 3 and changed[300:].max() == 0
+    # the browser keeps nothing
+    assert page.evaluate("indexedDB.databases().then(all => all.map(one => one.name))") == []
+    kept = page.evaluate("[...Object.values(localStorage), ...Object.values(sessionStorage)]")
+    assert not any("astronaut" in k for k in kept)
     saved = download(page)
     assert saved.suggested_filename == "astronaut-restored.jpg"
     result = np.array(Image.open(saved.path()))
@@ -131,11 +149,13 @@ def test_the_slider_moves(visit, photos):
     page = visit()
     upload(page, photos / "astronaut.jpg")
     shown(page)
-    look = lambda: np.array(Image.open(io.BytesIO(page.locator("#slider").screenshot())).convert("RGB"), int)
-    centre, frame = page.locator("#slider [data-testid=slider] .inner").bounding_box(), page.locator("#slider").bounding_box()
+    slider = page.locator("#slider")
+    look = lambda: np.array(Image.open(io.BytesIO(slider.screenshot())).convert("RGB"), int)
+    centre = slider.locator("[data-testid=slider] .inner").bounding_box()
+    frame = slider.bounding_box()
     x, y = centre["x"] + centre["width"] / 2, centre["y"] + centre["height"] / 2
     views = {}
-    for share in (0.1, 0.9):                                                # nearly all "after", nearly all "before"
+    for share in (0.1, 0.9):                        # nearly all "after", nearly all "before"
         page.mouse.move(x, y)
         page.mouse.down()
         x = frame["x"] + share * frame["width"]
@@ -151,12 +171,17 @@ def test_the_slider_moves(visit, photos):
     assert np.abs(views[0.1][corner] - views[0.9][corner]).max() == 0       # the suit does not
 
 
-@pytest.mark.parametrize("name, reason", [("letter.jpg", "not a picture"), ("cut.jpg", "cut.jpg: "), ("suit.png", "no face")])
+@pytest.mark.parametrize("name, reason", [
+    ("letter.jpg", "not a picture"),
+    ("cut.jpg", "cut.jpg: "),
+    ("suit.png", "no face"),
+])
 def test_what_cannot_be_restored_is_told_in_a_sentence(visit, photos, name, reason):
     page = visit()
     upload(page, photos / name)
     told = message(page, reason)
-    assert told.startswith(f"{name}: ") and len(told) < 200 and "/" not in told and "Traceback" not in told
+    assert told.startswith(f"{name}: ") and len(told) < 200
+    assert "/" not in told and "Traceback" not in told
     assert page.locator("#slider img").count() == 0
     upload_again(page, photos / "astronaut.jpg")                            # and the page goes on
     message(page, "1 face restored")
@@ -174,9 +199,13 @@ def test_an_upload_over_the_cap_is_refused(visit, photos, server):
     toast = page.get_by_text("exceed the maximum allowed size")
     toast.wait_for()
     assert "1.0 Mb" in toast.inner_text() and "large.png" in toast.inner_text()
-    boundary, body = "b", (photos / "large.png").read_bytes()               # and by the server itself, whatever the page's script does
-    data = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'.encode() + body + f"\r\n--{boundary}--\r\n".encode()
-    request = urllib.request.Request(f"{server.url}/gradio_api/upload", data, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+    # and by the server itself, whatever the page's script does
+    boundary, body = "b", (photos / "large.png").read_bytes()
+    head = (f"--{boundary}\r\n"
+            'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n')
+    data = head.encode() + body + f"\r\n--{boundary}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    request = urllib.request.Request(f"{server.url}/gradio_api/upload", data, kind)
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
     assert refused.value.code == 413
@@ -191,7 +220,10 @@ def test_fidelity_one_gives_the_photo_back(visit, photos):
     number = page.locator("#fidelity input[type=number]")
     number.fill("1")
     number.press("Tab")
-    page.wait_for_function("old => document.querySelector('#slider img') && document.querySelector('#slider img').src != old", arg=first)
+    page.wait_for_function("""old => {
+        const image = document.querySelector("#slider img");
+        return image && image.src != old;
+    }""", arg=first)
     own = shown(page)
     difference = lambda a, b: np.abs(a[60:160, 170:280].astype(int) - b[60:160, 170:280]).mean()
     assert difference(own["after"], own["before"]) < 2 < difference(network, own["before"])
@@ -205,12 +237,15 @@ def test_two_visitors_at_once(visit, photos, server):
         message(page, "1 face restored")
         saved = download(page)
         assert saved.suggested_filename == f"{name}-restored.jpg"
-        off = np.abs(np.array(Image.open(saved.path()), int)[300:] - np.array(Image.open(photos / f"{name}.jpg"), int)[300:])
-        assert off.mean() < 3                                               # each got their own
+        files = saved.path(), photos / f"{name}.jpg"
+        got, sent = (np.array(Image.open(file), int)[300:] for file in files)
+        assert np.abs(got - sent).mean() < 3                            # each got their own
     kept = server.files()
     pages[0].context.close()
-    gone(server, [p for p in kept if "astronaut" not in p.name and p.parent not in {q.parent for q in kept if "astronaut" in q.name}])
-    assert any(p.name == "mirrored-restored.jpg" for p in server.files())   # the other one's stay
+    closed = {p.parent for p in kept if "astronaut" in p.name}
+    gone(server, [p for p in kept if "astronaut" not in p.name and p.parent not in closed])
+    # the other one's stay
+    assert any(p.name == "mirrored-restored.jpg" for p in server.files())
     shown(pages[1])
 
 
@@ -225,8 +260,10 @@ def test_a_name_is_text_and_not_markup(visit, photos):
 # ---------------------------------------------------------------- without a browser
 
 def ask(server, path, **headers):
+    headers = {k.replace("_", "-"): v for k, v in headers.items()}
+    request = urllib.request.Request(server.url + path, headers=headers)
     try:
-        with urllib.request.urlopen(urllib.request.Request(server.url + path, headers={k.replace("_", "-"): v for k, v in headers.items()})) as answer:
+        with urllib.request.urlopen(request) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as e:
         return e.code, e.headers, e.read()
@@ -234,27 +271,42 @@ def ask(server, path, **headers):
 
 def test_strangers_get_nothing(server, photos):
     assert ask(server, "/")[0] == 200
-    for stranger in (dict(Host="evil.example"), dict(Host="127.0.0.1.evil.example"), dict(Origin="https://evil.example"), dict(Origin="null")):
-        status, headers, _ = ask(server, "/", **stranger)                   # a name that was made to point here; another page's script
-        assert status == 403 and headers.get("Access-Control-Allow-Origin", "") in ("", "null", "https://evil.example")[:1], stranger
-    for path in ("/etc/passwd", str(photos / "astronaut.jpg"), str(ROOT / "settings.ini"), "settings.ini", str(server.temporary / "../addresses.txt")):
-        assert ask(server, "/gradio_api/file=" + urllib.parse.quote(path))[0] in (403, 404), path
+    # a name that was made to point here; another page's script
+    for stranger in (dict(Host="evil.example"), dict(Host="127.0.0.1.evil.example"),
+                     dict(Origin="https://evil.example"), dict(Origin="null")):
+        status, headers, _ = ask(server, "/", **stranger)
+        assert status == 403, stranger
+        assert headers.get("Access-Control-Allow-Origin", "") == "", stranger
+    for path in ("/etc/passwd", str(photos / "astronaut.jpg"), str(ROOT / "settings.ini"),
+                 "settings.ini", str(server.temporary / "../addresses.txt")):
+        answer = ask(server, "/gradio_api/file=" + urllib.parse.quote(path))
+        assert answer[0] in (403, 404), path
     headers = ask(server, "/")[1]
-    assert headers["Cache-Control"] == "no-store" and "default-src 'self'" in headers["Content-Security-Policy"]
+    assert headers["Cache-Control"] == "no-store"
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
 
 
-@pytest.mark.parametrize("photo, weights", [(dict(path="/etc/passwd"), "bundled"), (None, "bundled"), (dict(path="https://evil.example/a.png"), "bundled"), (None, "/etc/passwd")])
+@pytest.mark.parametrize("photo, weights", [
+    (dict(path="/etc/passwd"), "bundled"),
+    (None, "bundled"),
+    (dict(path="https://evil.example/a.png"), "bundled"),
+    (None, "/etc/passwd"),
+])
 def test_the_api_takes_no_paths_from_strangers(server, photo, weights):
     photo = photo and photo | {"meta": {"_type": "gradio.FileData"}}
-    request = urllib.request.Request(f"{server.url}/gradio_api/call/restore", json.dumps({"data": [photo, weights, 0]}).encode(), {"Content-Type": "application/json"})
-    event = json.load(urllib.request.urlopen(request))["event_id"]
-    answer = urllib.request.urlopen(f"{server.url}/gradio_api/call/restore/{event}").read().decode()
-    assert "root:" not in answer and ("event: error" in answer or "event: complete" in answer and photo is None and weights == "bundled")
+    url, kind = f"{server.url}/gradio_api/call/restore", {"Content-Type": "application/json"}
+    data = json.dumps({"data": [photo, weights, 0]}).encode()
+    event = json.load(urllib.request.urlopen(urllib.request.Request(url, data, kind)))["event_id"]
+    answer = urllib.request.urlopen(f"{url}/{event}").read().decode()
+    empty = "event: complete" in answer and photo is None and weights == "bundled"
+    assert "root:" not in answer and ("event: error" in answer or empty)
     assert "evil.example" not in server.spoken_to()
 
 
 def test_nothing_left_the_machine(server, trap, chrome):
-    own = r"(CONNECT |POST http://)(update\.googleapis|accounts\.google|content-autofill\.googleapis)\.com[:/]"    # Chromium asks its maker: on an empty page, and where it sees fields
+    # Chromium asks its maker: on an empty page, and where it sees fields
+    own = (r"(CONNECT |POST http://)"
+           r"(update\.googleapis|accounts\.google|content-autofill\.googleapis)\.com[:/]")
     assert server.spoken_to() <= {"127.0.0.1", "::1"}
     assert [line for line in trap.seen if not re.match(own, line)] == []
     page = chrome.new_page()                                                # the trap does snap
@@ -274,10 +326,11 @@ def test_the_end_leaves_no_file(tmp_path, how, photos, chrome):
     page.goto(server.url)
     upload(page, photos / "astronaut.jpg")
     shown(page)
-    assert len(server.files()) == 4                                         # upload, before, after, download
+    assert len(server.files()) == 4                     # upload, before, after, download
     assert server.stop(how) == 0
     page.close()
-    assert list(server.temporary.glob("gfpgan_edu-web-*")) == [] and not [p for p in server.temporary.rglob("*") if p.is_file()]
+    assert list(server.temporary.glob("gfpgan_edu-web-*")) == []
+    assert not [p for p in server.temporary.rglob("*") if p.is_file()]
     assert "Traceback" not in server.said()
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-# What the server does to the network is written down by Python itself: an audit hook sees every connection and look-up of a name.
+# What the server does to the network is written down by Python itself: an audit hook sees every
+# connection and look-up of a name.
 SERVER = """
 import sys
 port, max_mb, log = int(sys.argv[1]), float(sys.argv[2]), open(sys.argv[3], "a", buffering=1)
@@ -22,7 +23,7 @@ def hook(event, args):
     elif event in ("socket.connect", "socket.sendto", "socket.bind"):
         print(args[1][0] if isinstance(args[1], tuple) else f"unix:{args[1]}", file=log)
 from gfpgan_edu.web import launch, only_this_machine
-with only_this_machine():                  # its hook comes first: what it refuses is not written down
+with only_this_machine():           # its hook comes first: what it refuses is not written down
     sys.addaudithook(hook)
     launch(port=port, max_mb=max_mb, open_browser=False)
 """
@@ -36,21 +37,29 @@ def free_port():
 
 def chromium():
     "Path of the browser: $CHROMIUM, or the first of the usual names."
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    path = os.environ.get("CHROMIUM") or next(filter(None, found), None)
     if not path:
-        sys.exit("no Chromium on this machine: sudo apt-get install chromium, or CHROMIUM=/path/to/it make test-web")
+        sys.exit("no Chromium on this machine: sudo apt-get install chromium, "
+                 "or CHROMIUM=/path/to/it make test-web")
     return path
 
 
 class Server:
-    "The page at `url`; `temporary` is its $TMPDIR, `spoken_to` the addresses that its process named."
+    "The page at `url`; `temporary` is its $TMPDIR, `spoken_to` the addresses its process named."
 
     def __init__(self, folder, max_mb=20):
-        self.temporary, self.log, self.port = Path(folder) / "tmp", Path(folder) / "addresses.txt", free_port()
+        folder = Path(folder)
+        self.temporary, self.log = folder / "tmp", folder / "addresses.txt"
+        self.port = free_port()
         self.temporary.mkdir()
-        self.url, self.output = f"http://127.0.0.1:{self.port}", open(Path(folder) / "output.txt", "w+")
-        env = {k: v for k, v in os.environ.items() if not k.startswith("GRADIO")} | {"TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER, str(self.port), str(max_mb), str(self.log)], env=env, stdout=self.output, stderr=subprocess.STDOUT)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.output = open(folder / "output.txt", "w+")
+        env = {k: v for k, v in os.environ.items() if not k.startswith("GRADIO")}
+        env |= dict(TMPDIR=str(self.temporary), PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+        words = [sys.executable, "-c", SERVER, str(self.port), str(max_mb), str(self.log)]
+        self.process = subprocess.Popen(words, env=env, stdout=self.output,
+                                        stderr=subprocess.STDOUT)
         while True:
             try:
                 urllib.request.urlopen(self.url).close()
@@ -68,7 +77,8 @@ class Server:
 
     def files(self):
         "What lies in the folder of the page, empty files left out: gradio makes some."
-        return sorted(p for p in self.temporary.glob("gfpgan_edu-web-*/**/*") if p.is_file() and p.stat().st_size)
+        found = self.temporary.glob("gfpgan_edu-web-*/**/*")
+        return sorted(p for p in found if p.is_file() and p.stat().st_size)
 
     def stop(self, how=signal.SIGINT):
         "Interrupt the server and wait for its end -> exit code."
@@ -78,7 +88,8 @@ class Server:
 
 
 class Trap:
-    "A proxy that lets nothing through and notes who was asked for. Browsers do not use a proxy for 127.0.0.1, so it must stay empty."
+    """A proxy that lets nothing through and notes who was asked for. Browsers do not use a proxy
+    for 127.0.0.1, so it must stay empty."""
 
     def __init__(self):
         self.seen, self.socket = [], socket.create_server(("127.0.0.1", 0))
@@ -96,7 +107,9 @@ def browser(trap=None):
     "Headless Chromium from the system, driven by playwright."
     from playwright.sync_api import sync_playwright
 
-    args = [*(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []), *([f"--proxy-server=http://{trap.address}"] if trap else [])]
+    args = [f"--proxy-server=http://{trap.address}"] if trap else []
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        args.insert(0, "--no-sandbox")
     with sync_playwright() as p:
         chrome = p.chromium.launch(executable_path=chromium(), args=args)
         yield chrome
