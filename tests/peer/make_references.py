@@ -3,8 +3,8 @@ fixed input, at 64 px and 1/16 of the width.
 
 The ordinary tests (tests/test_weights.py) compare with these files, without the official code.
 Run once: python tests/peer/make_references.py
-A file holds the input, the outputs (computed in float64, stored in float32) and, as JSON in its
-header, the official names and shapes.
+A file holds the outputs (computed in float64, stored in float32), the prior's its codes too, and,
+as JSON in its header, the official names and shapes.
 """
 import json
 import sys

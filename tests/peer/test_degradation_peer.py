@@ -166,7 +166,7 @@ def test_jitter_by_torchvision(peer, photo, monkeypatch):
 
 
 def test_ranges_are_the_official_ones(peer):
-    "Thousand official draws of each number lie in our range and reach both ends of it."
+    "Thousand official kernels have widths in our range and reach both ends of it."
     np.random.seed(0)
     random.seed(0)
     widths = []

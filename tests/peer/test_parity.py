@@ -48,7 +48,7 @@ def assert_equal(theirs, ours, size, dtype):
 def test_generator(official, family, cm, size, dtype):
     theirs, config = build(official, family, size, cm, dtype)
     ours = from_official(theirs.state_dict(), family)
-    assert ours.config == (config if size >= 64 else config.replace(channel_multiplier=1))
+    assert ours.config == config
     assert_equal(theirs, ours, size, dtype)
     back = to_official(ours)
     assert back.keys() == theirs.state_dict().keys()

@@ -72,3 +72,17 @@ def test_a_cached_file_that_was_changed_later_fails(releases, capsys):
     torch.save({"params_ema": state["params"]}, cached)
     assert verify_official.main(["made clean"]) == 1
     assert "DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("image, pyramid", [(0.0, float("nan")), (float("nan"), 0.0)])
+def test_a_result_that_is_no_number_fails(releases, capsys, monkeypatch, image, pyramid):
+    monkeypatch.setattr(verify_official, "differences", lambda *nets: (image, pyramid))
+    assert verify_official.main() == 1
+    assert capsys.readouterr().out.count("NOT EQUAL") == 2
+
+
+def test_no_nan_is_lost_among_the_levels_of_the_pyramid():
+    levels = [torch.zeros(1), torch.full((1,), float("nan")), torch.zeros(1)]
+    theirs = lambda x, **options: (x, [torch.zeros(1)] * 3)
+    _, pyramid = verify_official.differences(lambda x, noise: (x, levels), theirs, torch.zeros(1))
+    assert pyramid != pyramid
