@@ -90,7 +90,7 @@ def trap():
     return Trap()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chrome(trap):
     with browser(trap) as chrome:
         yield chrome
