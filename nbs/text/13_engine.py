@@ -1502,7 +1502,7 @@ assert round(trained / 1e6, 1) == 51.3                        # the number of th
 #
 # : Starting a run {#tbl-engine-commands}
 #
-# In @tbl-engine-commands `batch` stays the number of pictures of *all* processes. So going from four GPUs to one needs no new learning rate, only `run.accumulate=4` where memory is short, and a run may change its number of processes between two sessions. If a process dies, the others end too, with an error, not a silence. Ctrl-C under `torchrun` leaves a checkpoint as well; the launcher itself then complains and ends with code 1.
+# In @tbl-engine-commands `batch` stays the number of pictures of *all* processes. So going from four GPUs to one needs no new learning rate, only `run.accumulate=4` where memory is short, and a run may change its number of processes between two starts. If a process dies, the others end too, with an error, not a silence. Ctrl-C under `torchrun` leaves a checkpoint as well; the launcher itself then complains and ends with code 1.
 
 # %% [markdown]
 # ## Half precision

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from served import ROOT, Server, Trap, browser  # noqa: E402
+from served import ROOT, Server  # noqa: E402
 
 from gfpgan_edu.degradation import DegradationParams, degrade  # noqa: E402
 from gfpgan_edu.examples import astronaut  # noqa: E402
@@ -45,17 +45,6 @@ def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server"), MAX_MB)
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def trap():
-    return Trap()
-
-
-@pytest.fixture(scope="module")
-def chrome(trap):
-    with browser(trap) as chrome:
-        yield chrome
 
 
 @pytest.fixture

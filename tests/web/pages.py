@@ -15,7 +15,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import preview  # noqa: E402
-from served import Trap, browser  # noqa: E402
 
 PHONE, DESK = (390, 844), (1280, 800)
 # What of a page reaches beyond the window and lies in no box that scrolls.
@@ -83,17 +82,6 @@ def book(tmp_path_factory):
     folder = tmp_path_factory.mktemp("book").resolve()
     preview.write(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def trap():
-    return Trap()
-
-
-@pytest.fixture(scope="module")
-def chrome(trap):
-    with browser(trap) as chrome:
-        yield chrome
 
 
 @pytest.fixture
